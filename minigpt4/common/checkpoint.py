@@ -1,0 +1,104 @@
+"""Reading and writing weight files: never half written, never executing what they contain."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from minigpt4.common.errors import CheckpointError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+
+    A kill at any moment leaves either the old file or the whole new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Save tensors and plain values, readable with `weights_only=True`."""
+    write_atomically(path, lambda temporary: torch.save(dict(content), temporary))
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a .pth or .safetensors file, on the CPU, memory-mapped where the format allows.
+
+    Raises:
+        CheckpointError: The file is missing, truncated, no checkpoint, or a pickle that would run code.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise CheckpointError(f"checkpoint {file} does not exist")
+    if file.suffix == ".safetensors":
+        return _read_safetensors(file)
+    content = _read_torch(file)
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{file}: a mapping of names to tensors is expected, found {type(content).__name__}"
+        )
+    return content
+
+
+def _read_safetensors(file: Path) -> dict[str, Any]:
+    try:
+        return dict(load_file(file))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} is truncated or no safetensors file ({error}); copy it again"
+        ) from error
+
+
+def _read_torch(file: Path) -> Any:
+    with file.open("rb") as stream:
+        zipped = stream.read(4) == b"PK\x03\x04"
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+            raise CheckpointError(
+                f"{file} holds Python objects that would run code when loaded; it is refused. "
+                "Only tensors and plain values are read: save it again as {'model': state_dict}"
+            ) from error
+        raise CheckpointError(f"{file} is no checkpoint ({_first_line(error)}); copy it again") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{file} is truncated or no checkpoint ({_first_line(error)}); copy or download it again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def model_state(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of a checkpoint: its "model" (or "state_dict") where it has one, wrappers' `module.` removed."""
+    for key in ("model", "state_dict"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    state = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    while state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state

@@ -1,0 +1,258 @@
+"""Layers of YAML -> one typed `Config`; OmegaConf stops here.
+
+The layers, later ones winning: the schema's defaults, `configs/default.yaml`, the model card, the dataset cards,
+the user's YAML, `--options`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from minigpt4.common.errors import ConfigError, did_you_mean
+from minigpt4.common.paths import CONFIGS, asset, project_file
+from minigpt4.common.schema import Config
+
+REMOVED_KEYS = {
+    "run.dist_url": "torchrun decides it: delete the line",
+    "run.world_size": "torchrun decides it: delete the line",
+    "run.distributed": "torchrun decides it: delete the line",
+    "run.wandb_log": "write run.trackers: [wandb]",
+    "run.evaluate": "run eval_scripts/eval_flickr30k.py: delete the line",
+    "run.batch_size_train": "write datasets.NAME.batch_size",
+    "run.batch_size_eval": "write datasets.NAME.eval_batch_size",
+    "model.img_size": "write model.image_size",
+    "model.vit_precision": "write model.precision",
+    "model.freeze_vit": "the vision encoder is always frozen: delete the line",
+    "model.freeze_qformer": "the Q-Former is always frozen: delete the line",
+    "model.has_qformer": "this architecture has one: delete the line",
+    "model.drop_path_rate": "a frozen encoder drops nothing: delete the line",
+    "model.use_grad_checkpoint": "nothing before the projection is differentiated: delete the line",
+    "model.chat_template": "the template is always applied: delete the line",
+    "model.device_8bit": "each process loads on its own device: delete the line",
+}
+SWITCHES = {"run.amp": {True: "auto", False: "off"}, "model.low_resource": {True: "8bit", False: "off"}}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One source of configuration values, called `name` in messages."""
+
+    name: str
+    values: DictConfig
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """The configuration, its plain form for files, and the layer that set each value."""
+
+    config: Config
+    resolved: dict[str, Any]
+    origins: dict[str, str]
+
+    def rows(self) -> Iterator[tuple[str, Any, str]]:
+        """(dotted key, value, layer) of every value, in the schema's order."""
+        for key, value in _leaves(self.resolved):
+            yield key, value, self.origins.get(key, "schema default")
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--cfg-path`, `--options` and `--print-config` to a script's parser."""
+    parser.add_argument("--cfg-path", required=True, help="YAML file of the run")
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        default=[],
+        action="extend",
+        metavar="KEY=VALUE",
+        help="override values, e.g. run.seed=1",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="show every value with the layer that set it, and stop"
+    )
+
+
+def load_config(path: str | Path, options: Sequence[str] = ()) -> LoadedConfig:
+    """Read `path` and everything it builds on.
+
+    Args:
+        path: The user's YAML file.
+        options: `a.b=c` strings, as given to `--options`.
+
+    Raises:
+        ConfigError: A file that cannot be read, an unknown key (with the nearest known one), a wrong type, a
+            mandatory value that is not set; the message names file and key.
+    """
+    _register_resolvers()
+    user = Layer(str(path), _read_yaml(Path(path)))
+    overrides = Layer("--options", _read_options(options))
+    peek = OmegaConf.merge(user.values, overrides.values)
+    assert isinstance(peek, DictConfig)
+    default = CONFIGS / "default.yaml"
+    layers = [Layer("configs/default.yaml", _read_yaml(default)), _model_card(peek), *_dataset_cards(peek)]
+    return _merge([*layers, user, overrides])
+
+
+def _register_resolvers() -> None:
+    OmegaConf.register_resolver("project", project_file, replace=True)
+    OmegaConf.register_resolver("asset", asset, replace=True)
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise ConfigError(f"configuration file {path} does not exist")
+    try:
+        values = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {_one_line(error)}") from error
+    if isinstance(values, ListConfig):
+        raise ConfigError(f"{path}: a mapping of keys to values is expected at the top, not a list")
+    return values
+
+
+def _read_options(options: Sequence[str]) -> DictConfig:
+    for option in options:
+        if "=" not in option:
+            raise ConfigError(
+                f"--options: '{option}' has no '='; write KEY=VALUE, for example run.max_epoch=3"
+            )
+    try:
+        return OmegaConf.from_dotlist(list(options))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"--options: {_one_line(error)}") from error
+
+
+def _card_path(name: str, folder: str, prefix: str = "") -> Path | None:
+    """A card by a path of the user's, or by the name of a shipped one; None: there is none of this name."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    shipped = CONFIGS / folder / f"{prefix}{name}.yaml"
+    return shipped if shipped.is_file() else None
+
+
+def _shipped_cards(folder: str, prefix: str = "") -> list[str]:
+    return [path.stem.removeprefix(prefix) for path in (CONFIGS / folder).glob(f"{prefix}*.yaml")]
+
+
+def _model_card(peek: DictConfig) -> Layer:
+    schema = Config().model
+    arch = OmegaConf.select(peek, "model.arch") or schema.arch
+    model_type = OmegaConf.select(peek, "model.model_type") or schema.model_type
+    path = _card_path(str(model_type), "models", prefix=f"{arch}_")
+    if path is None:
+        hint = did_you_mean(str(model_type), _shipped_cards("models", f"{arch}_"))
+        raise ConfigError(f"model.model_type: no card '{model_type}' for model.arch '{arch}'; {hint}")
+    return Layer(_layer_name(path), OmegaConf.create({"model": _read_yaml(path)}))
+
+
+def _dataset_cards(peek: DictConfig) -> Iterator[Layer]:
+    datasets = OmegaConf.select(peek, "datasets")
+    if not isinstance(datasets, DictConfig):
+        return
+    for name in datasets:
+        card = OmegaConf.select(datasets, f"{name}.card")
+        path = _card_path(str(card or name), "datasets")
+        if path is not None:
+            yield Layer(_layer_name(path), OmegaConf.create({"datasets": {name: _read_yaml(path)}}))
+        elif card is not None:
+            hint = did_you_mean(str(card), _shipped_cards("datasets"))
+            raise ConfigError(f"datasets.{name}.card: no card '{card}'; {hint}")
+
+
+def _layer_name(path: Path) -> str:
+    return f"configs/{path.relative_to(CONFIGS)}" if path.is_relative_to(CONFIGS) else str(path)
+
+
+def _merge(layers: Sequence[Layer]) -> LoadedConfig:
+    merged = OmegaConf.structured(Config)
+    origins: dict[str, str] = {}
+    for layer in layers:
+        values = _normalised(layer)
+        try:
+            merged = OmegaConf.merge(merged, values)
+        except (OmegaConfBaseException, ConfigError) as error:
+            raise _explained(error, layer.name, values) from error
+        plain = OmegaConf.to_container(values, resolve=False)
+        assert isinstance(plain, dict)
+        origins.update({key: layer.name for key, _ in _leaves(plain)})
+    try:
+        resolved = OmegaConf.to_container(merged, resolve=True, enum_to_str=True, throw_on_missing=True)
+        config = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, ConfigError) as error:
+        key = getattr(error, "full_key", None) or ""
+        raise _explained(error, origins.get(key, layers[-2].name), None) from error
+    assert isinstance(resolved, dict) and isinstance(config, Config)
+    return LoadedConfig(config=config, resolved=_with_enum_values(config, resolved), origins=origins)
+
+
+def _normalised(layer: Layer) -> DictConfig:
+    """The layer with on/off switches spelled out, empty dataset entries filled in and removed keys refused."""
+    values = layer.values.copy()
+    for key, advice in REMOVED_KEYS.items():
+        if OmegaConf.select(values, key, default=None, throw_on_missing=False) is not None:
+            raise ConfigError(f"{layer.name}: {key}: this key is gone; {advice}")
+    for key, words in SWITCHES.items():
+        value = OmegaConf.select(values, key)
+        if isinstance(value, bool):
+            OmegaConf.update(values, key, words[value])
+    datasets = OmegaConf.select(values, "datasets")
+    if isinstance(datasets, DictConfig):
+        for name in [name for name in datasets if datasets[name] is None]:
+            datasets[name] = {}
+    return values
+
+
+def _explained(error: Exception, layer: str, values: DictConfig | None) -> ConfigError:
+    """An OmegaConf error as one sentence with file, key and the nearest known key."""
+    if isinstance(error, ConfigError):
+        return ConfigError(f"{layer}: {error}")
+    key = getattr(error, "full_key", None) or ""
+    reason = _one_line(error)
+    if type(error).__name__ == "MissingMandatoryValue":
+        reason = "this value is mandatory; set it in your YAML or by --options"
+    elif type(error).__name__ == "ConfigKeyError" or "not in '" in reason:
+        owner = getattr(error, "object_type", None)
+        fields = getattr(owner, "__dataclass_fields__", {})
+        reason = f"unknown key; {did_you_mean(key.rpartition('.')[2], fields)}"
+    elif values is not None and key and OmegaConf.select(values, key, default=None) is not None:
+        reason = f"wrong value {OmegaConf.select(values, key)!r}: {reason}"
+    return ConfigError(f"{layer}: {key}: {reason}" if key else f"{layer}: {reason}")
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("full_key:", "reference_type=", "object_type="))]
+    return "; ".join(lines)
+
+
+def _leaves(values: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _with_enum_values(config: Any, resolved: dict[str, Any]) -> dict[str, Any]:
+    """`resolved` with each enum written as users write it (its value; OmegaConf writes its name)."""
+    from enum import Enum
+
+    def convert(typed: Any, plain: Any) -> Any:
+        if isinstance(typed, Enum):
+            return typed.value
+        if isinstance(plain, dict):
+            get = typed.__getitem__ if isinstance(typed, dict) else lambda name: getattr(typed, name)
+            return {name: convert(get(name), value) for name, value in plain.items()}
+        return plain
+
+    converted = convert(config, resolved)
+    assert isinstance(converted, dict)
+    return converted

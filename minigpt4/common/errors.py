@@ -1,0 +1,35 @@
+"""The project's errors: each says what is wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MiniGPT4Error(ValueError):
+    """Base of every error that a user can cause and mend."""
+
+
+class ConfigError(MiniGPT4Error):
+    """A configuration file, key, value or path that cannot be used."""
+
+
+class DataError(MiniGPT4Error):
+    """An annotation file, row or image that cannot be used."""
+
+
+class CheckpointError(MiniGPT4Error):
+    """A weight or checkpoint file that cannot be read or does not fit the model."""
+
+
+class MetricError(MiniGPT4Error):
+    """A metric that cannot be computed here, or whose inputs do not fit together."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint naming the nearest known name, or all of them where none is near."""
+    candidates = sorted(known)
+    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return "known: " + (", ".join(candidates) or "none")

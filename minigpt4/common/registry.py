@@ -1,0 +1,71 @@
+"""Names in a configuration -> classes of the package."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from minigpt4.common.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+class Registry(Generic[T]):
+    """A table of named classes (or functions) of one kind.
+
+    The package that owns the entries is imported on the first look-up, so that importing a registry costs
+    nothing and no `import *` is needed for its side effects. It holds classes only, never paths or state.
+
+    Args:
+        kind: What an entry is, as error messages call it ("model").
+        package: The package whose import registers every entry.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self._package = package
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[C], C]:
+        """A decorator that enters what it decorates under `name`.
+
+        Raises:
+            ValueError: The name is taken (a mistake in the code, not in a configuration).
+        """
+
+        def enter(entry: C) -> C:
+            if name in self._entries:
+                raise ValueError(
+                    f"{self.kind} '{name}' is registered twice: {self._entries[name]} and {entry}"
+                )
+            self._entries[name] = entry  # type: ignore[assignment]
+            return entry
+
+        return enter
+
+    def get(self, name: str) -> T:
+        """The entry called `name`.
+
+        Raises:
+            ConfigError: There is none; the message names the nearest.
+        """
+        importlib.import_module(self._package)
+        if name not in self._entries:
+            raise ConfigError(f"unknown {self.kind} '{name}'; {did_you_mean(name, self._entries)}")
+        return self._entries[name]
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        importlib.import_module(self._package)
+        return sorted(self._entries)
+
+
+builders: Registry[Any] = Registry("dataset builder", "minigpt4.datasets")
+readers: Registry[Any] = Registry("annotation reader", "minigpt4.datasets.readers")
+processors: Registry[Any] = Registry("processor", "minigpt4.processors")
+models: Registry[Any] = Registry("model", "minigpt4.models")
+tasks: Registry[Any] = Registry("task", "minigpt4.tasks")
+runners: Registry[Any] = Registry("runner", "minigpt4.runners")
+schedules: Registry[Any] = Registry("learning-rate schedule", "minigpt4.runners")

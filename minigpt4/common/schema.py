@@ -1,0 +1,268 @@
+"""The configuration, typed: every key that a YAML file or `--options` may set, with its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from minigpt4.common.errors import ConfigError
+
+
+class Precision(str, Enum):
+    """Number format of frozen weights and of autocast."""
+
+    auto = "auto"  # bfloat16 where the device computes it natively, else float32 on CPU and float16 on a GPU
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class LowResource(str, Enum):
+    """How the language model is quantised when it is loaded."""
+
+    off = "off"
+    int8 = "8bit"
+    nf4 = "4bit"
+
+
+class Amp(str, Enum):
+    """Mixed precision of the training step."""
+
+    auto = "auto"  # bfloat16 where the device computes it natively, else float16 on a GPU, else off
+    bf16 = "bf16"
+    fp16 = "fp16"
+    off = "off"
+
+
+class Target(str, Enum):
+    """Which answer a record with several trains on."""
+
+    joined = "joined"  # all of them joined by a space
+    one = "one"  # one, drawn for each sample and epoch
+
+
+@dataclass(kw_only=True, slots=True)
+class PathsConfig:
+    """Where data, weights and results live; relative paths start at the current folder."""
+
+    data_root: str = "data"
+    weights_root: str = "weights"
+    output_root: str = "output"
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """The alignment model."""
+
+    arch: str = "minigpt4"
+    """Registered name of the model class."""
+    model_type: str = "vicuna0_7b"
+    """Model card: `configs/models/{arch}_{model_type}.yaml`, or a path of a YAML file of yours."""
+    image_size: int = 224
+    """Side of the square picture in pixels."""
+    vit_model: str = "eva_giant_patch14_224"
+    """Backbone's name in timm."""
+    vit_weights: str | None = None
+    """File with the backbone's weights; null: the backbone is left untrained (tests only)."""
+    vit_blocks: int = 39
+    """Transformer blocks used; a file that holds more of them is fine."""
+    vit_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of timm's constructor (sizes, for a backbone that is not the published one)."""
+    q_former_model: str | None = None
+    """File with query tokens, ln_vision and Q-Former weights, in BLIP-2's layout."""
+    num_query_token: int = 32
+    """Learned queries, so image tokens in the prompt."""
+    q_former_args: dict[str, Any] = field(default_factory=dict)
+    """Further fields of transformers' `Blip2QFormerConfig`."""
+    llama_model: str | None = None
+    """Folder of the language model in Hugging Face's layout."""
+    low_resource: LowResource = LowResource.off
+    """Load the language model in 8 or 4 bit (bitsandbytes), on this process's own device."""
+    precision: Precision = Precision.auto
+    """Number format of the frozen weights."""
+    ckpt: str | None = None
+    """Checkpoint with the projection to start from; null: a fresh one."""
+    prompt_path: str | None = None
+    """Text file of instructions, one a line, used where a record has no question of its own."""
+    prompt_template: str = "###Human: {} ###Assistant: "
+    """Dialogue template around an instruction; `{}` marks its place."""
+    end_sym: str = "###"
+    """Ends an answer in training, and stops generation."""
+    max_txt_len: int = 160
+    """Tokens of an answer (with its end) kept in training."""
+    max_context_len: int = 3800
+    """Tokens of a prompt with its images; a longer one is an error."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompt_template, str) and self.prompt_template.count("{}") != 1:
+            raise ConfigError(
+                f"model.prompt_template: {self.prompt_template!r} must contain '{{}}' once, where the instruction goes"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class ProcessorConfig:
+    """One processor by name, with what it takes."""
+
+    name: str = "???"
+    image_size: int | None = None
+    """Side in pixels; null: the model's."""
+    prompt: str = ""
+    """Text in front of a caption (text processors)."""
+    max_words: int | None = None
+    """Words of a caption kept (text processors); null: all."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SplitProcessors:
+    """Processors for training and for evaluation."""
+
+    train: ProcessorConfig = field(default_factory=ProcessorConfig)
+    eval: ProcessorConfig = field(default_factory=ProcessorConfig)
+
+
+def _vis_processors() -> SplitProcessors:
+    return SplitProcessors(
+        train=ProcessorConfig(name="blip2_image_train"), eval=ProcessorConfig(name="blip2_image_eval")
+    )
+
+
+def _text_processors() -> SplitProcessors:
+    return SplitProcessors(train=ProcessorConfig(name="plain_text"), eval=ProcessorConfig(name="plain_text"))
+
+
+@dataclass(kw_only=True, slots=True)
+class DatasetConfig:
+    """One dataset: a card (`configs/datasets/NAME.yaml`), your YAML, or both, the latter winning."""
+
+    card: str | None = None
+    """Card to start from: a shipped card's name or a path; null: the card of the dataset's own name, if any."""
+    builder: str = "instruction"
+    """Registered kind of dataset."""
+    reader: str = "???"
+    """Registered reader of the annotations: flickr30k, jsonl, csv or folder."""
+    annotations: str | None = None
+    """Annotation file (or folder, for the reader `folder`)."""
+    images: str | None = None
+    """Folder that relative image paths start at; null: the annotation file's own folder."""
+    prompts: str | None = None
+    """Text file of instructions, one a line; null: `model.prompt_path`."""
+    answer: str = "{answer}"
+    """Template of the text to learn; `{answer}` marks the record's answer."""
+    target: Target = Target.one
+    """What a record with several answers trains on."""
+    val_fraction: float = 0.0
+    """Share of rows without a split of their own that goes to the split `val`, chosen by a hash of the image."""
+    batch_size: int = 8
+    """Samples a process and micro-batch."""
+    eval_batch_size: int = 16
+    """Samples a process and batch of validation."""
+    sample_ratio: float = 1.0
+    """Weight among the datasets trained on together."""
+    vis_processor: SplitProcessors = field(default_factory=_vis_processors)
+    text_processor: SplitProcessors = field(default_factory=_text_processors)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.answer, str) and "{answer}" not in self.answer:
+            raise ConfigError(f"datasets: answer template {self.answer!r} must contain '{{answer}}'")
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """Training."""
+
+    task: str = "image_text_pretrain"
+    runner: str = "epochs"
+    job_name: str = "minigpt4"
+    """First part of the run folder's name, and the run's name in trackers."""
+    output_dir: str = "${paths.output_root}"
+    """A unique run folder is made below it."""
+    run_dir: str | None = None
+    """The run folder itself, for a fixed place; null: a new one below output_dir."""
+    seed: int = 42
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    amp: Amp = Amp.auto
+    lr_sched: str = "linear_warmup_cosine_lr"
+    init_lr: float = 3e-5
+    min_lr: float = 1e-5
+    warmup_lr: float = 1e-6
+    warmup_steps: int = 200
+    """Optimizer steps of linear warm-up, counted over the whole run."""
+    lr_decay_rate: float = 0.9
+    """Factor an epoch, for linear_warmup_step_lr."""
+    weight_decay: float = 0.05
+    beta2: float = 0.999
+    max_grad_norm: float | None = 1.0
+    """Gradients are clipped to this norm; null: not at all."""
+    accum_grad_iters: int = 1
+    """Micro-batches an optimizer step."""
+    max_epoch: int = 5
+    iters_per_epoch: int | None = None
+    """Optimizer steps an epoch; null: once through the data."""
+    num_workers: int = 4
+    """Loader processes a training process."""
+    train_splits: list[str] = field(default_factory=lambda: ["train"])
+    valid_splits: list[str] = field(default_factory=lambda: ["val"])
+    """Splits whose loss is measured after each epoch; empty: none."""
+    log_freq: int = 50
+    """Optimizer steps between two log lines."""
+    save_freq: int | None = None
+    """Optimizer steps between two mid-epoch resume points; null: at the ends of epochs only."""
+    resume_ckpt_path: str | None = None
+    """A checkpoint to go on from; `auto`: the newest whole one in run_dir, if any."""
+    trackers: list[str] = field(default_factory=list)
+    """Of tensorboard, wandb, trackio."""
+
+
+@dataclass(kw_only=True, slots=True)
+class GenerationConfig:
+    """How answers are generated."""
+
+    max_new_tokens: int = 80
+    min_new_tokens: int = 1
+    num_beams: int = 1
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 0.9
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluationConfig:
+    """Generation and scoring of captions."""
+
+    dataset: str | None = None
+    """Which of `datasets` to evaluate; null: the only one."""
+    split: str = "test"
+    batch_size: int = 16
+    num_workers: int = 2
+    prompt: str | None = None
+    """Instruction for every picture; null: the first of the dataset's prompts."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    metrics: list[str] = field(default_factory=lambda: ["bleu", "rouge", "cider"])
+    limit: int | None = None
+    """At most so many pictures: the first of the split in a fixed order."""
+    fraction: float | None = None
+    """A fixed random share of the split, by `seed`."""
+    seed: int = 42
+    scenes: str | None = None
+    """Ground truth of generated scenes (scenes.json): adds object accuracies, on the right pictures and on swapped ones."""
+    output_dir: str = "${paths.output_root}/evaluation"
+    precision: Precision = Precision.auto
+    """Number format of the frozen weights in evaluation."""
+    report_samples: int = 200
+    """Pictures shown in report.html."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """Everything: default.yaml < model card < dataset cards < your YAML < --options."""
+
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    datasets: dict[str, DatasetConfig] = field(default_factory=dict)
+    run: RunConfig = field(default_factory=RunConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

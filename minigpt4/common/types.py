@@ -1,0 +1,108 @@
+"""What passes between packages: annotation records, encoded samples, batches, predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+IMAGE_TOKEN = "<ImageHere>"
+"""Stands for a picture in an instruction."""
+IMAGE_POSITION = -1
+"""Stands for one image embedding in `input_ids`; never a token of a vocabulary."""
+IGNORED_LABEL = -100
+"""Label of a position that is not learnt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One annotated picture.
+
+    Attributes:
+        image_id: Its name in predictions and references.
+        image: Path of the picture; relative ones start at the dataset's image folder.
+        answers: Texts to learn or to compare with, whole.
+        question: The instruction; None: one of the dataset's prompts is drawn.
+        split: train, val or test; None: the annotations do not say.
+        source: File and row, for messages ("captions.jsonl, line 12").
+    """
+
+    image_id: str
+    image: str
+    answers: tuple[str, ...]
+    question: str | None = None
+    split: str | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """A prompt, or a prompt with its answer, as token ids.
+
+    Attributes:
+        input_ids: T ids, BOS first; each image takes as many IMAGE_POSITIONs as it has embeddings.
+        labels: T ids, IGNORED_LABEL outside the answer and its end.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that the loss is taken over."""
+        return sum(label != IGNORED_LABEL for label in self.labels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One item of a dataset.
+
+    Attributes:
+        image_id: Name of the picture.
+        images: Preprocessed pictures in prompt order, each (3, S, S).
+        encoded: Token ids and labels.
+        instruction: The instruction as drawn, for display.
+        answer: The answer as drawn, for display.
+    """
+
+    image_id: str
+    images: tuple[Tensor, ...]
+    encoded: Encoded
+    instruction: str = ""
+    answer: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """B samples, right-padded.
+
+    Attributes:
+        image_ids: B names.
+        images: Pictures of all samples in order, (N, 3, S, S); None where there are none.
+        input_ids: Token ids with IMAGE_POSITION at image embeddings, 0 on padding, (B, T).
+        labels: IGNORED_LABEL where nothing is learnt, (B, T).
+        lengths: Tokens of each sample without padding, (B,).
+        num_targets: Labels of the batch that count; a plain number, so that no device is asked for it.
+    """
+
+    image_ids: list[str]
+    images: Tensor | None
+    input_ids: Tensor
+    labels: Tensor
+    lengths: Tensor
+    num_targets: int
+
+    def _map_tensors(self, change: Any) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: change(v) for name, v in values.items() if hasattr(v, "device")})
+
+    def to(self, device: torch.device | str) -> Batch:
+        """A copy on `device`; pinned tensors travel without blocking."""
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory (called by torch's DataLoader)."""
+        return self._map_tensors(lambda tensor: tensor.pin_memory())

@@ -1,0 +1,84 @@
+"""Prompts and answers -> token ids with places for image embeddings and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from minigpt4.common.errors import DataError
+from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, IMAGE_TOKEN, Encoded
+from minigpt4.conversation.template import Template, check_placeholders
+from minigpt4.conversation.tokenizer import Tokenizer
+
+
+class PromptEncoder:
+    """Encodes [BOS][prompt with images][answer + end], as MiniGPT-4's `preparing_embedding` lays it out.
+
+    Each stretch of text between images is tokenised alone.
+
+    Args:
+        tokenizer: The language model's.
+        template: Wraps every instruction.
+        num_image_tokens: Embeddings an image takes (Q).
+        max_txt_len: Tokens of the answer with its end kept; the cut may take the end.
+        max_context_len: Tokens a prompt may have.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: Template,
+        num_image_tokens: int,
+        max_txt_len: int = 160,
+        max_context_len: int = 3800,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.num_image_tokens = num_image_tokens
+        self.max_txt_len = max_txt_len
+        self.max_context_len = max_context_len
+
+    def prompt(self, instruction: str, num_images: int = 1, source: str = "prompt") -> list[int]:
+        """Ids of BOS and the rendered instruction.
+
+        Raises:
+            DataError: Placeholders and images do not match, or the prompt is longer than max_context_len.
+        """
+        return self.rendered(self.template.render(instruction), num_images, source)
+
+    def rendered(self, text: str, num_images: int = 1, source: str = "prompt") -> list[int]:
+        """Ids of BOS and a text to which the template was applied already; errors as for `prompt`."""
+        check_placeholders(text, num_images, source)
+        ids = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        for index, segment in enumerate(text.split(IMAGE_TOKEN)):
+            if index:
+                ids.extend([IMAGE_POSITION] * self.num_image_tokens)
+            ids.extend(self.tokenizer.encode(segment))
+        if len(ids) > self.max_context_len:
+            raise DataError(
+                f"{source}: the prompt has {len(ids)} tokens with its images, model.max_context_len allows "
+                f"{self.max_context_len}; shorten it or raise the limit"
+            )
+        return ids
+
+    def example(self, instruction: str, answer: str, num_images: int = 1, source: str = "sample") -> Encoded:
+        """A training example; labels stand on the answer and its end only. Errors as for `prompt`."""
+        prompt = self.prompt(instruction, num_images, source)
+        target = self.tokenizer.encode(answer + self.template.end)[: self.max_txt_len]
+        return Encoded(input_ids=prompt + target, labels=[IGNORED_LABEL] * len(prompt) + target)
+
+    def show(self, encoded: Encoded) -> Sequence[tuple[str, bool]]:
+        """Stretches of an example as (text, learnt?), images as `<ImageHere>*Q`, for display."""
+        tagged = [
+            (i == IMAGE_POSITION, label != IGNORED_LABEL, i)
+            for i, label in zip(encoded.input_ids, encoded.labels, strict=True)
+        ]
+        parts = []
+        for (is_image, learnt), group in groupby(tagged, key=lambda item: item[:2]):
+            ids = [item[2] for item in group]
+            if is_image:
+                parts.append((f"{IMAGE_TOKEN}*{len(ids)}", False))
+                continue
+            bos = "[BOS]" * sum(i == self.tokenizer.bos_id for i in ids)
+            parts.append((bos + self.tokenizer.decode(ids), learnt))
+        return parts

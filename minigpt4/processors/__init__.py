@@ -1,0 +1,6 @@
+"""Pictures and captions as the model takes them."""
+
+from minigpt4.processors.image import ImageProcessor
+from minigpt4.processors.text import BlipCaption, PlainText
+
+__all__ = ["BlipCaption", "ImageProcessor", "PlainText"]
