@@ -249,7 +249,7 @@ class EvaluationConfig:
     """A fixed random share of the split, by `seed`."""
     seed: int = 42
     scenes: str | None = None
-    """Ground truth of generated scenes (scenes.json): adds object accuracies, on the right pictures and on swapped ones."""
+    """Ground truth of generated scenes (scenes.json): adds object accuracies, on right and on swapped pictures."""
     output_dir: str = "${paths.output_root}/evaluation"
     precision: Precision = Precision.auto
     """Number format of the frozen weights in evaluation."""
