@@ -1,0 +1,227 @@
+"""Scores of captions of drawn scenes: do they name the right objects?
+
+BLEU and CIDEr say how alike two wordings are; for a drawn scene the truth is known, so a caption can also be
+judged by what it names. This module owns the vocabulary that the scene generator draws and describes from, a
+parser that reads the (colour, shape) pairs back out of a caption, and two strict scores.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt4.common.errors import MetricError, did_you_mean
+
+# The first word of each entry is the canonical name; the others are synonyms that captions may use.
+COLOURS: dict[str, tuple[str, ...]] = {
+    "red": ("red", "scarlet"),
+    "orange": ("orange",),
+    "yellow": ("yellow",),
+    "green": ("green",),
+    "blue": ("blue",),
+    "purple": ("purple", "violet"),
+    "pink": ("pink",),
+    "white": ("white",),
+}
+SHAPES: dict[str, tuple[str, ...]] = {
+    "circle": ("circle", "disc"),
+    "square": ("square", "box"),
+    "triangle": ("triangle",),
+    "star": ("star",),
+    "heart": ("heart",),
+    "cross": ("cross",),
+    "ring": ("ring", "hoop"),
+    "moon": ("moon", "crescent"),
+}
+SIZES: dict[str, tuple[str, ...]] = {
+    "large": ("large", "big"),
+    "medium": ("medium", "mid-sized"),
+    "small": ("small", "tiny"),
+}
+BACKGROUNDS: tuple[str, ...] = ("grey", "black", "tan", "striped", "checkered", "dotted")
+ROWS: tuple[str, ...] = ("top", "middle", "bottom")
+COLUMNS: tuple[str, ...] = ("left", "centre", "right")
+COUNT_WORDS: dict[str, int] = {"two": 2, "three": 3}
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One drawn object.
+
+    Attributes:
+        size: a key of `SIZES`.
+        colour: a key of `COLOURS`.
+        shape: a key of `SHAPES`.
+        row: one of `ROWS`.
+        column: one of `COLUMNS`.
+    """
+
+    size: str
+    colour: str
+    shape: str
+    row: str
+    column: str
+
+    @property
+    def position(self) -> str:
+        """The cell as "row column", such as "top left" or "middle centre"."""
+        return f"{self.row} {self.column}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture's content: its background and its objects, the largest first (sizes are distinct)."""
+
+    background: str
+    objects: tuple[SceneObject, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The scene as it stands in `scenes.json`."""
+        return {
+            "background": self.background,
+            "objects": [
+                {"size": o.size, "colour": o.colour, "shape": o.shape, "position": o.position} for o in self.objects
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Scene:
+        """The scene that `to_json` wrote.
+
+        Raises:
+            MetricError: a key is missing or a value is outside the vocabulary.
+        """
+        try:
+            objects = tuple(_object_from_json(entry) for entry in record["objects"])
+            background = str(record["background"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise MetricError(f"not a scene record ({error!r}): {json.dumps(record)[:200]}") from error
+        order = list(SIZES)
+        return cls(background, tuple(sorted(objects, key=lambda o: order.index(o.size))))
+
+
+def _object_from_json(entry: Mapping[str, str]) -> SceneObject:
+    row, column = entry["position"].split()
+    known = (
+        ("size", entry["size"], SIZES),
+        ("colour", entry["colour"], COLOURS),
+        ("shape", entry["shape"], SHAPES),
+        ("row", row, ROWS),
+        ("column", column, COLUMNS),
+    )
+    for name, value, vocabulary in known:
+        if value not in vocabulary:
+            raise MetricError(f"unknown {name} '{value}' in a scene: {did_you_mean(value, vocabulary)}")
+    return SceneObject(entry["size"], entry["colour"], entry["shape"], row, column)
+
+
+def load_scenes(path: str | Path) -> dict[str, Scene]:
+    """Read `scenes.json`: the ground truth by image file name.
+
+    Raises:
+        MetricError: the file is missing, is not JSON or holds something that is not a scene.
+    """
+    path = Path(path)
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MetricError(f"cannot read the scenes' ground truth {path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise MetricError(f"{path} is not JSON: {error}") from error
+    if not isinstance(records, dict):
+        raise MetricError(f"{path} must map file names to scenes, found a {type(records).__name__}")
+    return {name: Scene.from_json(record) for name, record in records.items()}
+
+
+def _by_word(vocabulary: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    return {word: name for name, words in vocabulary.items() for word in words}
+
+
+_COLOUR_OF = _by_word(COLOURS)
+_SHAPE_OF = _by_word(SHAPES) | {
+    ("crosses" if word == "cross" else "boxes" if word == "box" else word + "s"): name
+    for word, name in _by_word(SHAPES).items()
+}
+_COLOUR_WORDS = "|".join(sorted(_COLOUR_OF, key=len, reverse=True))
+_SHAPE_WORDS = "|".join(sorted(_SHAPE_OF, key=len, reverse=True))
+_SIZE_WORDS = "|".join(word for words in SIZES.values() for word in words)
+_OBJECT = re.compile(
+    rf"(?:\b(?P<count>{'|'.join(COUNT_WORDS)})\s+)?(?:\b(?:{_SIZE_WORDS})\s+)?"
+    rf"(?:\b(?P<colour>{_COLOUR_WORDS})\s+(?P<shape>{_SHAPE_WORDS})\b"
+    rf"|\b(?P<shape_first>{_SHAPE_WORDS})\s+(?:painted\s+|coloured\s+|colored\s+|in\s+)"
+    rf"(?P<colour_last>{_COLOUR_WORDS})\b)",
+    re.IGNORECASE,
+)
+
+
+def named_objects(caption: str) -> list[tuple[str, str]]:
+    """The (colour, shape) pairs a caption names, in its order, synonyms replaced by canonical names.
+
+    "a big scarlet disc and two pink boxes" gives a red circle and twice a pink square, "a ring in blue" a
+    blue ring. A colour or a shape on its own names nothing.
+    """
+    pairs: list[tuple[str, str]] = []
+    for match in _OBJECT.finditer(caption):
+        colour = match["colour"] or match["colour_last"]
+        shape = match["shape"] or match["shape_first"]
+        pair = (_COLOUR_OF[colour.lower()], _SHAPE_OF[shape.lower()])
+        pairs.extend([pair] * COUNT_WORDS.get((match["count"] or "").lower(), 1))
+    return pairs
+
+
+def names_largest(caption: str, scene: Scene) -> bool:
+    """Whether the caption names the largest object's colour and shape, and no more objects than there are.
+
+    The second condition keeps a caption that lists everything from being right about anything. For an empty
+    scene the caption is right when it names nothing.
+    """
+    pairs = named_objects(caption)
+    if not scene.objects:
+        return not pairs
+    largest = scene.objects[0]
+    return (largest.colour, largest.shape) in pairs and len(pairs) <= len(scene.objects)
+
+
+def names_all(caption: str, scene: Scene) -> bool:
+    """Whether the caption names exactly the scene's objects: equal multisets of (colour, shape)."""
+    return Counter(named_objects(caption)) == Counter((o.colour, o.shape) for o in scene.objects)
+
+
+def _lookup(predictions: Mapping[str, str], scenes: Mapping[str, Scene]) -> list[tuple[str, Scene]]:
+    """Pair every prediction with its scene; a key is an image's file name or the name without its suffix."""
+    if not predictions:
+        raise MetricError("no predictions to score: the mapping from image to caption is empty")
+    by_stem = {Path(name).stem: scene for name, scene in scenes.items()}
+    pairs = []
+    for key, caption in predictions.items():
+        scene = scenes.get(str(key)) or by_stem.get(Path(str(key)).stem)
+        if scene is None:
+            hint = did_you_mean(str(key), list(scenes)[:1000])
+            raise MetricError(f"no scene for prediction '{key}' among {len(scenes)}: {hint}")
+        pairs.append((caption, scene))
+    return pairs
+
+
+def object_accuracy(predictions: Mapping[str, str], scenes: Mapping[str, Scene]) -> float:
+    """Share of captions that name the right colour and shape of the largest object (see `names_largest`).
+
+    Args:
+        predictions: one caption by image file name, with or without its suffix.
+        scenes: the ground truth by image file name; more scenes than predictions are fine.
+
+    Raises:
+        MetricError: no predictions, or one whose image has no scene.
+    """
+    pairs = _lookup(predictions, scenes)
+    return sum(names_largest(caption, scene) for caption, scene in pairs) / len(pairs)
+
+
+def all_objects_accuracy(predictions: Mapping[str, str], scenes: Mapping[str, Scene]) -> float:
+    """Share of captions that name every object and nothing else (see `names_all`); as `object_accuracy`."""
+    pairs = _lookup(predictions, scenes)
+    return sum(names_all(caption, scene) for caption, scene in pairs) / len(pairs)
