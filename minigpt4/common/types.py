@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Sample:
         encoded: Token ids and labels.
         instruction: The instruction as drawn, for display.
         answer: The answer as drawn, for display.
+        skipped: Why pictures drawn before this one could not be used; this sample stands in for them.
     """
 
     image_id: str
@@ -73,6 +74,7 @@ class Sample:
     encoded: Encoded
     instruction: str = ""
     answer: str = ""
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,6 +88,9 @@ class Batch:
         labels: IGNORED_LABEL where nothing is learnt, (B, T).
         lengths: Tokens of each sample without padding, (B,).
         num_targets: Labels of the batch that count; a plain number, so that no device is asked for it.
+        skipped: One message for each picture that was replaced by another; to be counted and logged.
+        image_positions: Places of the image embeddings in the flattened ids, (N*Q,); derived where not given.
+        target_positions: Positions whose next token is learnt in some row, (P,); derived where not given.
     """
 
     image_ids: list[str]
@@ -94,6 +99,17 @@ class Batch:
     labels: Tensor
     lengths: Tensor
     num_targets: int
+    skipped: list[str] = field(default_factory=list)
+    image_positions: Tensor | None = None
+    target_positions: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        # Found here, where the batch is still on the CPU: on a device each of these would stall the training step.
+        if self.image_positions is None:
+            self.image_positions = (self.input_ids.flatten() == IMAGE_POSITION).nonzero().squeeze(1)
+        if self.target_positions is None:
+            learnt = (self.labels[:, 1:] != IGNORED_LABEL).any(dim=0)
+            self.target_positions = learnt.nonzero().squeeze(1)
 
     def _map_tensors(self, change: Any) -> Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -1,0 +1,104 @@
+"""Configuration -> a model with its weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+
+from minigpt4.common.checkpoint import model_state, read_checkpoint
+from minigpt4.common.errors import CheckpointError, ConfigError
+from minigpt4.common.fingerprint import fingerprint
+from minigpt4.common.paths import existing
+from minigpt4.common.schema import ModelConfig
+from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.conversation.template import Template
+from minigpt4.conversation.tokenizer import load_tokenizer
+from minigpt4.models.llm import build_llm
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.qformer import build_qformer
+from minigpt4.models.vision import build_vision_encoder
+
+logger = logging.getLogger(__name__)
+WEIGHTS = "MINIGPT4_WEIGHTS"
+
+
+def build_encoder(cfg: ModelConfig) -> PromptEncoder:
+    """The prompt encoder of the configured language model; needs its tokenizer only."""
+    folder = existing(cfg.llama_model, "model.llama_model", WEIGHTS, folder=True)
+    return PromptEncoder(
+        tokenizer=load_tokenizer(folder),
+        template=Template(pattern=cfg.prompt_template, end=cfg.end_sym),
+        num_image_tokens=cfg.num_query_token,
+        max_txt_len=cfg.max_txt_len,
+        max_context_len=cfg.max_context_len,
+    )
+
+
+def build_minigpt4(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> MiniGPT4:
+    """The model with its frozen weights, and the projection of `model.ckpt` where one is given.
+
+    Every path is checked before the first large file is read.
+
+    Raises:
+        ConfigError: A path that is not set or does not exist.
+        CheckpointError: A file that cannot be read or does not fit.
+    """
+    llm_folder = existing(cfg.llama_model, "model.llama_model", WEIGHTS, folder=True)
+    paths = {"model.vit_weights": cfg.vit_weights, "model.q_former_model": cfg.q_former_model, "model.ckpt": cfg.ckpt}
+    files = {key: existing(path, key, WEIGHTS) for key, path in paths.items() if path}
+    encoder = build_encoder(cfg)
+    vision = build_vision_encoder(
+        cfg.vit_model, cfg.image_size, cfg.vit_blocks, cfg.vit_args, cfg.vit_weights, dtype, device
+    )
+    qformer = build_qformer(
+        vision.width, cfg.num_query_token, cfg.q_former_args, cfg.q_former_model, dtype, device
+    )
+    llm = build_llm(llm_folder, cfg.low_resource, dtype, device)
+    base = {key.removeprefix("model."): fingerprint(path) for key, path in files.items() if key != "model.ckpt"}
+    model = MiniGPT4(vision, qformer, llm, encoder, base | {"llama_model": fingerprint(llm_folder)})
+    _check_vocabulary(model, llm_folder)
+    if cfg.ckpt:
+        load_projection(model, cfg.ckpt)
+    return model.eval()
+
+
+def load_projection(model: MiniGPT4, path: str | Path) -> None:
+    """Put a checkpoint's projection into `model`, if it was made for this template and width.
+
+    Raises:
+        CheckpointError: It does not fit, or was trained with another template.
+    """
+    content = read_checkpoint(path)
+    _check_metadata(model, content.get("metadata"), str(path))
+    model.load_trainable(model_state(content), str(path))
+
+
+def _check_metadata(model: MiniGPT4, metadata: object, source: str) -> None:
+    if not isinstance(metadata, dict):
+        return  # a published checkpoint: it says nothing of its template
+    ours = model.metadata()
+    for key in ("prompt_template", "end_sym", "num_query_token"):
+        if key in metadata and metadata[key] != ours[key]:
+            raise CheckpointError(
+                f"{source} was trained with {key} {json.dumps(metadata[key])}, this configuration has "
+                f"{json.dumps(ours[key])}; set model.{key} to the checkpoint's, or choose another checkpoint"
+            )
+    changed = [key for key in metadata if key.startswith("base.") and metadata[key] != ours.get(key)]
+    if changed:
+        logger.warning(
+            "%s was trained on other files of %s than the ones loaded now; answers may be worse",
+            source,
+            ", ".join(key.removeprefix("base.") for key in sorted(changed)),
+        )
+
+
+def _check_vocabulary(model: MiniGPT4, folder: Path) -> None:
+    rows = model.token_embedding.weight.shape[0]  # type: ignore[union-attr, index]
+    if model.encoder.tokenizer.vocab_size > rows:
+        raise ConfigError(
+            f"model.llama_model: the tokenizer in {folder} has {model.encoder.tokenizer.vocab_size} tokens, the language "
+            f"model embeds {rows}; they do not belong together"
+        )

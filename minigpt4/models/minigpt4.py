@@ -1,0 +1,177 @@
+"""MiniGPT-4: frozen vision encoder and Q-Former -> trainable projection -> frozen language model (arXiv:2304.10592)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from minigpt4.common.errors import CheckpointError
+from minigpt4.common.registry import models
+from minigpt4.common.schema import GenerationConfig
+from minigpt4.common.types import IGNORED_LABEL, Batch
+from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.models.generation import Answer, generate_answers
+from minigpt4.models.multimodal_inputs import left_padded, splice_images
+from minigpt4.models.qformer import QFormer
+from minigpt4.models.state_dict_adapter import CHECKPOINT_UNUSED, leftovers
+from minigpt4.models.vision import VisionEncoder
+
+PROJECTION = ("llama_proj.weight", "llama_proj.bias")
+
+
+@models.register("minigpt4")
+class MiniGPT4(nn.Module):
+    """The alignment model; only `llama_proj` learns.
+
+    Args:
+        visual_encoder: Images -> patch features.
+        qformer: Patch features -> queries.
+        llama_model: Causal language model of transformers.
+        encoder: Encodes prompts for this language model.
+        base: Fingerprints of the frozen parts' files, by name.
+    """
+
+    def __init__(
+        self,
+        visual_encoder: VisionEncoder,
+        qformer: QFormer,
+        llama_model: nn.Module,
+        encoder: PromptEncoder,
+        base: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.visual_encoder = visual_encoder
+        self.qformer = qformer
+        self.llama_model = llama_model
+        self.encoder = encoder
+        self.base = dict(base or {})
+        self.token_embedding: nn.Module = llama_model.get_input_embeddings()  # type: ignore[operator]
+        self.llm_width: int = self.token_embedding.weight.shape[1]  # type: ignore[union-attr, assignment, index]
+        self.llama_proj = nn.Linear(qformer.width, self.llm_width, device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model lives."""
+        return next(self.llama_model.parameters()).device
+
+    def train(self, mode: bool = True) -> MiniGPT4:
+        """Set the mode of the projection; the frozen parts stay in eval, whatever the mode."""
+        super().train(mode)
+        for frozen in (self.visual_encoder, self.qformer, self.llama_model):
+            frozen.eval()
+        return self
+
+    @torch.no_grad()
+    def encode_queries(self, images: Tensor) -> Tensor:
+        """What the frozen encoders make of images: (N, 3, S, S) -> (N, Q, width of the Q-Former)."""
+        queries: Tensor = self.qformer(self.visual_encoder(images))
+        return queries
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images as embeddings of the language model: (N, 3, S, S) -> (N, Q, D)."""
+        return self.project(self.encode_queries(images))
+
+    def project(self, queries: Tensor) -> Tensor:
+        """(N, Q, width of the Q-Former) -> (N, Q, D), in the projection's own precision."""
+        projected: Tensor = self.llama_proj(queries.to(self.llama_proj_dtype))
+        return projected
+
+    @property
+    def llama_proj_dtype(self) -> torch.dtype:
+        """Number format of the projection: float32, also where the frozen parts are half precision."""
+        return next(self.llama_proj.parameters()).dtype
+
+    def embed(self, input_ids: Tensor, image_embeds: Tensor | None, image_positions: Tensor) -> Tensor:
+        """Token ids (B, T) with images at their places, as embeddings (B, T, D)."""
+        return splice_images(self.token_embedding(input_ids.clamp(min=0)), image_embeds, image_positions)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Sum of the negative log-likelihood of all target tokens, float32 scalar.
+
+        The sum, not the mean, so that the caller can divide by the targets of the whole global batch.
+        """
+        return self.answer_losses(batch).sum()
+
+    def answer_losses(self, batch: Batch) -> Tensor:
+        """The same by sample, (B,).
+
+        Batches are padded on the right and no attention mask is passed: under causal attention nothing real sees the
+        padding, and attention takes its fast path. Logits are computed only where a next token is learnt.
+        """
+        assert batch.image_positions is not None and batch.target_positions is not None
+        image_embeds = None if batch.images is None else self.encode_image(batch.images)
+        embeds = self.embed(batch.input_ids, image_embeds, batch.image_positions)
+        logits = self.llama_model(
+            inputs_embeds=embeds, use_cache=False, logits_to_keep=batch.target_positions
+        ).logits.float()
+        targets = batch.labels[:, batch.target_positions + 1]
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+        )
+        return losses.view_as(targets).sum(dim=1)
+
+    @torch.no_grad()
+    def generate(
+        self, images: Tensor | None, prompts: Sequence[Sequence[int]], settings: GenerationConfig
+    ) -> list[Answer]:
+        """Answers to a batch of encoded prompts.
+
+        Args:
+            images: Pictures of all prompts in order, (N, 3, S, S); None where there are none.
+            prompts: B prompts, as `encoder.prompt` makes them.
+            settings: Greedy, beam or sampling, and their limits.
+        """
+        input_ids, mask = left_padded(prompts)
+        positions = (input_ids.flatten() < 0).nonzero().squeeze(1).to(self.device)
+        image_embeds = None if images is None else self.encode_image(images.to(self.device))
+        embeds = self.embed(input_ids.to(self.device), image_embeds, positions)
+        stop = self.encoder.template.end
+        return generate_answers(
+            self.llama_model, self.encoder.tokenizer, embeds, mask.to(self.device), settings, stop
+        )
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """The projection under its published names, on the CPU."""
+        return {name: self.get_parameter(name).detach().cpu() for name in PROJECTION}
+
+    def load_trainable(self, state: Mapping[str, Tensor], source: str) -> None:
+        """Take the projection from a checkpoint's tensors.
+
+        Args:
+            state: Published names -> tensors; buffers that published files carry along are passed over.
+            source: File name for messages.
+
+        Raises:
+            CheckpointError: Missing or unexpected tensors, or a projection for another language model.
+        """
+        missing = [name for name in PROJECTION if name not in state]
+        unexpected = leftovers(state, PROJECTION, CHECKPOINT_UNUSED)
+        if missing or unexpected:
+            raise CheckpointError(
+                f"{source} is no checkpoint of this model: missing {missing or 'nothing'}, "
+                f"unexpected {unexpected[:3] or 'nothing'}; it must hold {', '.join(PROJECTION)}"
+            )
+        for name in PROJECTION:
+            parameter = self.get_parameter(name)
+            if state[name].shape != parameter.shape:
+                raise CheckpointError(
+                    f"{source} was trained for another model: {name} has shape {tuple(state[name].shape)}, this "
+                    f"language model (width {self.llm_width}) needs {tuple(parameter.shape)}; "
+                    "check model.ckpt and model.llama_model"
+                )
+        with torch.no_grad():
+            for name in PROJECTION:
+                self.get_parameter(name).copy_(state[name])
+
+    def metadata(self) -> dict[str, str]:
+        """What a checkpoint must remember besides its tensors: template, sizes, base weights."""
+        template = self.encoder.template
+        return {
+            "prompt_template": template.pattern,
+            "end_sym": template.end,
+            "llm_width": str(self.llm_width),
+            "num_query_token": str(self.encoder.num_image_tokens),
+        } | {f"base.{name}": value for name, value in self.base.items()}

@@ -1,0 +1,104 @@
+"""The frozen Q-Former: learned queries that read the image features (BLIP-2, arXiv:2301.12597)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+from minigpt4.common.checkpoint import model_state, read_checkpoint
+from minigpt4.common.errors import CheckpointError, ConfigError
+from minigpt4.models.state_dict_adapter import (
+    QFORMER_PREFIX,
+    QFORMER_UNUSED,
+    leftovers,
+    load_strictly,
+    qformer_from_published,
+    qformer_to_published,
+)
+
+LN_VISION_EPS = 1e-5
+
+
+class QFormer(nn.Module):
+    """`ln_vision`, the queries and the query branch of BLIP-2's Q-Former.
+
+    Args:
+        vision_width: Width of the image features.
+        num_queries: Learned queries (Q).
+        options: Further fields of `Blip2QFormerConfig`.
+
+    Raises:
+        ConfigError: A field that the config does not know.
+    """
+
+    def __init__(self, vision_width: int, num_queries: int, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        unknown = sorted(set(options or {}) - set(Blip2QFormerConfig().to_dict()))
+        if unknown:
+            raise ConfigError(f"model.q_former_args: transformers' Blip2QFormerConfig has no field '{unknown[0]}'")
+        config = Blip2QFormerConfig(encoder_hidden_size=vision_width, **dict(options or {}))
+        config._attn_implementation = "sdpa"
+        self.width: int = config.hidden_size
+        self.ln_vision = nn.LayerNorm(vision_width, eps=LN_VISION_EPS)
+        self.query_tokens = nn.Parameter(torch.zeros(1, num_queries, config.hidden_size))
+        self.bert = Blip2QFormerModel(config)
+        nn.init.normal_(self.query_tokens, std=config.initializer_range)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Image features (N, P, vision_width) -> (N, Q, width)."""
+        normed = self.ln_vision(features.to(self.ln_vision.weight.dtype))
+        queries = self.query_tokens.expand(features.shape[0], -1, -1)
+        hidden: Tensor = self.bert(
+            query_embeds=queries, encoder_hidden_states=normed.to(queries.dtype)
+        ).last_hidden_state
+        return hidden
+
+    def published_state(self) -> dict[str, Tensor]:
+        """Its tensors under the names of BLIP-2's files."""
+        state = {"query_tokens": self.query_tokens.detach()}
+        state |= {f"ln_vision.{name}": tensor for name, tensor in self.ln_vision.state_dict().items()}
+        return state | qformer_to_published(self.bert.state_dict())
+
+
+def build_qformer(
+    vision_width: int,
+    num_queries: int,
+    options: Mapping[str, Any],
+    weights: str | None,
+    dtype: torch.dtype,
+    device: Any,
+) -> QFormer:
+    """The Q-Former with the weights of a BLIP-2 file, frozen and in eval mode; random if `weights` is None.
+
+    `ln_vision` stays in float32, as it was trained.
+
+    Raises:
+        CheckpointError: The file does not fit.
+    """
+    if weights is None:
+        qformer = QFormer(vision_width, num_queries, options).to(device)
+    else:
+        with init_empty_weights(include_buffers=False):
+            qformer = QFormer(vision_width, num_queries, options)
+        state = model_state(read_checkpoint(weights))
+        load_strictly(qformer, _fitting(state, weights), weights, dtype=torch.float32, device=device)
+    qformer.to(device=device, dtype=dtype)
+    qformer.ln_vision.float()
+    qformer.requires_grad_(False)
+    qformer.eval()
+    return qformer
+
+
+def _fitting(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    own = ("query_tokens", "ln_vision.weight", "ln_vision.bias")
+    used = {name for name in state if name.startswith(QFORMER_PREFIX) or name in own}
+    unexpected = leftovers(state, used, QFORMER_UNUSED)
+    if unexpected:
+        raise CheckpointError(f"{source}: unexpected tensors for the Q-Former: {', '.join(sorted(unexpected)[:3])}")
+    ours = {f"bert.{name}": tensor for name, tensor in qformer_from_published(state).items()}
+    return ours | {name: state[name] for name in own if name in state}

@@ -1,0 +1,107 @@
+"""Our parameter names <-> those of published checkpoints, and strict loading.
+
+What may be left out of a file, or left over in it, is named here by pattern; anything else is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minigpt4.common.errors import CheckpointError
+
+QFORMER_PREFIX = "Qformer.bert."
+QFORMER_UNUSED = (
+    r"Qformer\.bert\.embeddings\.(word_embeddings|position_embeddings)\.|.*position_ids$",
+    r"Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\.",
+    r"Qformer\.cls\.|(t5|opt|llm|vision|text)_proj\.|itm_head\.|temp$",
+    r"visual_encoder\.|(t5_model|opt_model|llm_model)\.",
+)
+"""The text branch, heads and other models' projections that BLIP-2's files carry too."""
+VIT_UNUSED = (r"(norm|fc_norm|head)\.", r".*attn\.(k_bias|relative_position_index)$")
+"""Final norm and classifier, which the features do not pass."""
+CHECKPOINT_UNUSED = (r".*rotary_emb\.inv_freq$", r".*position_ids$")
+"""Buffers that published training checkpoints hold beside the trained tensors."""
+_RENAMED = (
+    (r"^embeddings\.LayerNorm\.", "layernorm."),
+    (r"(cross)?attention\.self\.", r"\1attention.attention."),
+)
+
+
+def qformer_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """BLIP-2's `Qformer.bert.*` tensors under the names of transformers' `Blip2QFormerModel`."""
+    renamed = {}
+    for name, tensor in state.items():
+        if name.startswith(QFORMER_PREFIX) and not _matches(name, QFORMER_UNUSED):
+            ours = name.removeprefix(QFORMER_PREFIX)
+            for pattern, replacement in _RENAMED:
+                ours = re.sub(pattern, replacement, ours)
+            renamed[ours] = tensor
+    return renamed
+
+
+def qformer_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `qformer_from_published`."""
+    renamed = {}
+    for name, tensor in state.items():
+        theirs = re.sub(r"^layernorm\.", "embeddings.LayerNorm.", name)
+        theirs = re.sub(r"(cross)?attention\.attention\.", r"\1attention.self.", theirs)
+        renamed[QFORMER_PREFIX + theirs] = tensor
+    return renamed
+
+
+def leftovers(names: Iterable[str], used: Iterable[str], unused: tuple[str, ...]) -> list[str]:
+    """Names that are neither used nor known to be left over."""
+    known = set(used)
+    return [name for name in names if name not in known and not _matches(name, unused)]
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(re.match(pattern, name) for pattern in patterns)
+
+
+def load_strictly(
+    module: nn.Module, state: Mapping[str, Tensor], source: str, *, dtype: torch.dtype | None, device: Any
+) -> None:
+    """Put `state` into `module`, whose parameters may be on the meta device, tensor by tensor.
+
+    Args:
+        module: Takes every tensor; none of its parameters may be left without.
+        state: Tensors by the module's own names.
+        source: File name for messages.
+        dtype: Floating-point tensors are converted to it; None: kept.
+        device: Where the tensors go.
+
+    Raises:
+        CheckpointError: Missing or unexpected names, or a shape that does not fit.
+    """
+    wanted = module.state_dict()
+    missing = sorted(set(wanted) - set(state))
+    unexpected = sorted(set(state) - set(wanted))
+    if missing or unexpected:
+        raise CheckpointError(f"{source} does not fit {type(module).__name__}: {_report(missing, unexpected)}")
+    wrong = [name for name in wanted if wanted[name].shape != state[name].shape]
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"{source}: {name} has shape {tuple(state[name].shape)}, the model expects {tuple(wanted[name].shape)}"
+            f" ({len(wrong)} tensor(s) differ); check the model's sizes in the configuration"
+        )
+    placed = {
+        name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        for name, tensor in state.items()
+    }
+    module.load_state_dict(placed, strict=True, assign=True)
+
+
+def _report(missing: list[str], unexpected: list[str]) -> str:
+    parts = []
+    for label, names in (("missing", missing), ("unexpected", unexpected)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            parts.append(f"{label}: {', '.join(names[:3])}{more}")
+    return "; ".join(parts)

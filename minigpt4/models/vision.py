@@ -1,0 +1,117 @@
+"""The frozen vision encoder: a timm backbone without its final norm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from accelerate import init_empty_weights
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from minigpt4.common.checkpoint import model_state, read_checkpoint
+from minigpt4.common.errors import CheckpointError, ConfigError
+from minigpt4.models.state_dict_adapter import VIT_UNUSED, leftovers, load_strictly
+
+
+class VisionEncoder(nn.Module):
+    """Images -> patch features with the class token in front.
+
+    The published EVA-ViT-G/14 uses 39 of its 40 blocks and no final norm
+    (LAVIS, `eva_vit.create_eva_vit_g`); timm has it as `eva_giant_patch14_224`.
+
+    Args:
+        name: Backbone in timm.
+        image_size: Side of the square input in pixels (S).
+        num_blocks: Transformer blocks used.
+        options: Further arguments of timm's constructor.
+
+    Raises:
+        ConfigError: timm has no such backbone, or it does not take the options.
+    """
+
+    def __init__(self, name: str, image_size: int, num_blocks: int, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        sizes = {"img_size": image_size, "depth": num_blocks, "num_classes": 0} | dict(options or {})
+        try:
+            self.backbone = timm.create_model(name, pretrained=False, **sizes)
+        except (RuntimeError, TypeError, AssertionError) as error:
+            raise ConfigError(f"model.vit_model: timm cannot build '{name}' with {sizes}: {error}") from error
+        self.backbone.norm = nn.Identity()
+        self.backbone.fc_norm = nn.Identity()
+        self.width: int = self.backbone.num_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) -> (N, P, width)."""
+        features: Tensor = self.backbone.forward_features(images.to(self.dtype))
+        return features
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the weights."""
+        return next(self.parameters()).dtype
+
+
+def build_vision_encoder(
+    name: str,
+    image_size: int,
+    num_blocks: int,
+    options: Mapping[str, Any],
+    weights: str | None,
+    dtype: torch.dtype,
+    device: Any,
+) -> VisionEncoder:
+    """The encoder with the weights of a published file, frozen and in eval mode; random if `weights` is None.
+
+    Raises:
+        CheckpointError: The file does not fit.
+    """
+    if weights is None:
+        return freeze(VisionEncoder(name, image_size, num_blocks, options).to(device=device, dtype=dtype))
+    with init_empty_weights(include_buffers=False):
+        encoder = VisionEncoder(name, image_size, num_blocks, options)
+    state = model_state(read_checkpoint(weights))
+    load_strictly(encoder.backbone, _fitting(state, encoder, num_blocks, weights), weights, dtype=dtype, device=device)
+    return freeze(encoder.to(device=device, dtype=dtype))
+
+
+def _fitting(state: Mapping[str, Tensor], encoder: VisionEncoder, num_blocks: int, source: str) -> dict[str, Tensor]:
+    """The tensors that the encoder uses, the positional embedding resized to its grid.
+
+    Blocks beyond `num_blocks`, the final norm and the head are known to be left over.
+    """
+    wanted = set(encoder.backbone.state_dict())
+    beyond = {
+        name for name in state if (block := re.match(r"blocks\.(\d+)\.", name)) and int(block.group(1)) >= num_blocks
+    }
+    unexpected = leftovers(set(state) - beyond, wanted, VIT_UNUSED)
+    if unexpected:
+        raise CheckpointError(f"{source}: unexpected tensors for the vision encoder: {', '.join(sorted(unexpected)[:3])}")
+    used = {name: tensor for name, tensor in state.items() if name in wanted}
+    if "pos_embed" in used:
+        used["pos_embed"] = _resized_positions(used["pos_embed"], encoder)
+    return used
+
+
+def _resized_positions(positions: Tensor, encoder: VisionEncoder) -> Tensor:
+    """Positional embedding (1, P, width) interpolated to the encoder's grid, bicubic without antialiasing."""
+    if positions.shape == encoder.backbone.pos_embed.shape:
+        return positions
+    resized: Tensor = resample_abs_pos_embed(
+        positions,
+        new_size=list(encoder.backbone.patch_embed.grid_size),
+        num_prefix_tokens=encoder.backbone.num_prefix_tokens,
+        interpolation="bicubic",
+        antialias=False,
+    )
+    return resized
+
+
+def freeze(module: VisionEncoder) -> VisionEncoder:
+    """`module` in eval mode, its parameters not to be trained."""
+    module.requires_grad_(False)
+    module.eval()
+    return module
