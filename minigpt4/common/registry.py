@@ -62,7 +62,7 @@ class Registry(Generic[T]):
         return sorted(self._entries)
 
 
-builders: Registry[Any] = Registry("dataset builder", "minigpt4.datasets")
+builders: Registry[Any] = Registry("dataset builder", "minigpt4.datasets.builders")
 readers: Registry[Any] = Registry("annotation reader", "minigpt4.datasets.readers")
 processors: Registry[Any] = Registry("processor", "minigpt4.processors")
 models: Registry[Any] = Registry("model", "minigpt4.models")

@@ -1,0 +1,139 @@
+"""Configuration -> datasets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.registry import builders, processors
+from minigpt4.common.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
+from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.conversation.template import read_prompts
+from minigpt4.datasets.instruction import InstructionDataset
+from minigpt4.datasets.records import MissingSplitError, images_folder, load_records, select_splits
+
+logger = logging.getLogger(__name__)
+
+
+def build_datasets(
+    cfg: Config, encoder: PromptEncoder, splits: Sequence[str], *, train: bool
+) -> dict[str, InstructionDataset]:
+    """Every dataset of the configuration, by name.
+
+    Args:
+        cfg: The whole configuration.
+        encoder: Lays out prompts and answers for the model.
+        splits: Splits to take; none: no dataset.
+        train: Use the processors for training, not those for evaluation.
+
+    Raises:
+        ConfigError: No dataset is configured, a path is missing, or a split does not exist (in validation: in none
+            of the datasets).
+        DataError: A row of the annotations cannot be used.
+    """
+    if not cfg.datasets:
+        raise ConfigError("datasets: none is configured; add one, for example 'datasets: {flickr30k: {}}'")
+    if not splits:
+        return {}
+    datasets: dict[str, InstructionDataset] = {}
+    missing: list[MissingSplitError] = []
+    for name, dataset in cfg.datasets.items():
+        try:
+            datasets[name] = build_dataset(name, dataset, cfg.model, encoder, splits, seed=cfg.run.seed, train=train)
+        except MissingSplitError as error:
+            missing.append(error)
+    if missing and (train or not datasets):
+        raise missing[0]
+    for error in missing:
+        logger.warning("left out of validation: %s", error)
+    return datasets
+
+
+def build_dataset(
+    name: str,
+    cfg: DatasetConfig,
+    model: ModelConfig,
+    encoder: PromptEncoder,
+    splits: Sequence[str],
+    *,
+    seed: int,
+    train: bool,
+) -> InstructionDataset:
+    """One dataset, made by the builder that its card names; arguments and errors as for `build_datasets`."""
+    dataset: InstructionDataset = builders.get(cfg.builder)(name, cfg, model, encoder, splits, seed=seed, train=train)
+    return dataset
+
+
+@builders.register("instruction")
+def build_instruction(
+    name: str,
+    cfg: DatasetConfig,
+    model: ModelConfig,
+    encoder: PromptEncoder,
+    splits: Sequence[str],
+    *,
+    seed: int,
+    train: bool,
+) -> InstructionDataset:
+    """Pictures with an instruction and an answer; arguments and errors as for `build_datasets`."""
+    records = select_splits(name, load_records(name, cfg), splits)
+    vision = cfg.vis_processor.train if train else cfg.vis_processor.eval
+    text = cfg.text_processor.train if train else cfg.text_processor.eval
+    phase = "train" if train else "eval"
+    size = vision.image_size or model.image_size
+    return InstructionDataset(
+        name,
+        records,
+        images=images_folder(name, cfg),
+        image_processor=_processor(f"datasets.{name}.vis_processor.{phase}", vision, image_size=size),
+        text_processor=_processor(
+            f"datasets.{name}.text_processor.{phase}", text, prompt=text.prompt, max_words=text.max_words
+        ),
+        prompts=dataset_prompts(name, cfg, model),
+        encoder=encoder,
+        target=cfg.target,
+        answer=cfg.answer,
+        seed=seed,
+    )
+
+
+def dataset_prompts(name: str, cfg: DatasetConfig, model: ModelConfig) -> Sequence[str]:
+    """The instructions of a dataset: its own file's, or the model's.
+
+    Raises:
+        ConfigError: No file is set, or it is missing or empty.
+        DataError: A line has no image placeholder, or several.
+    """
+    if cfg.prompts:
+        return read_prompts(cfg.prompts, f"datasets.{name}.prompts")
+    if model.prompt_path:
+        return read_prompts(model.prompt_path, "model.prompt_path")
+    raise ConfigError(f"datasets.{name}.prompts is not set and neither is model.prompt_path; name a file of prompts")
+
+
+def _processor(key: str, cfg: ProcessorConfig, **arguments: Any) -> Any:
+    try:
+        return processors.get(cfg.name)(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{key}.name: '{cfg.name}' is a processor of another kind ({error})") from error
+
+
+def common_setting(cfg: Config, datasets: Mapping[str, InstructionDataset], field: str) -> int:
+    """A batch size that all datasets share.
+
+    Raises:
+        ConfigError: Two of them differ, or it is not positive.
+    """
+    sizes = {name: int(getattr(cfg.datasets[name], field)) for name in datasets}
+    first = next(iter(sizes))
+    for name, size in sizes.items():
+        if size < 1:
+            raise ConfigError(f"datasets.{name}.{field}: {size} should be at least 1")
+        if size != sizes[first]:
+            raise ConfigError(
+                f"datasets.{first}.{field} is {sizes[first]} and datasets.{name}.{field} is {size}; "
+                "datasets trained on together share one batch size: set both to the same"
+            )
+    return sizes[first]

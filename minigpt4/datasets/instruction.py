@@ -1,0 +1,135 @@
+"""Records -> encoded samples: the dataset for a picture, an instruction and an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from minigpt4.common.errors import DataError
+from minigpt4.common.schema import Target
+from minigpt4.common.types import Record, Sample
+from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.conversation.template import with_image_tag
+from minigpt4.processors.image import open_image
+
+MAX_SUBSTITUTES = 10
+"""Unreadable pictures in a row after which the image folder itself must be wrong."""
+
+
+class InstructionDataset(Dataset[Sample]):
+    """Pictures with an instruction and an answer.
+
+    What is random in a sample (prompt, caption, the stand-in for a broken picture) is drawn from a generator named
+    after the seed, the pass through the data and the index, so it depends on nothing else.
+
+    Args:
+        name: The dataset's key in the configuration, for messages.
+        records: What was read from the annotations.
+        images: Folder that relative image paths start at.
+        image_processor: Picture -> (3, S, S).
+        text_processor: Applied to the caption that was drawn.
+        prompts: Instructions for records without a question, each with its image placeholder.
+        encoder: Lays out and tokenises prompt and answer.
+        target: What a record with several answers trains on.
+        answer: Template of the text to learn; `{answer}` marks the processed caption.
+        seed: Part of every generator's name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        records: Sequence[Record],
+        *,
+        images: Path,
+        image_processor: Callable[[Image.Image], Tensor],
+        text_processor: Callable[[str], str],
+        prompts: Sequence[str],
+        encoder: PromptEncoder,
+        target: Target = Target.one,
+        answer: str = "{answer}",
+        seed: int = 42,
+    ) -> None:
+        self.name = name
+        self.records = records
+        self.images = images
+        self.image_processor = image_processor
+        self.text_processor = text_processor
+        self.prompts = prompts
+        self.encoder = encoder
+        self.target = target
+        self.answer = answer
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample as validation sees it, the same each time."""
+        return self.sample(index, draw=0)
+
+    def image_path(self, index: int) -> Path:
+        """Where the picture of a record lies."""
+        return self.images / self.records[index].image
+
+    def open(self, index: int) -> Tensor:
+        """The picture of a record, preprocessed, (3, S, S).
+
+        Raises:
+            DataError: It is missing or broken; the message names the picture and the annotation's row.
+        """
+        try:
+            return self.image_processor(open_image(self.image_path(index)))
+        except DataError as error:
+            raise DataError(f"{self.records[index].source}: {error}") from error
+
+    def sample(self, index: int, draw: int) -> Sample:
+        """The record's sample in one pass through the data.
+
+        A picture that cannot be read is replaced by another record of the same dataset, and `Sample.skipped` says so.
+
+        Args:
+            index: Of the record.
+            draw: Number of the pass, from 0.
+
+        Raises:
+            DataError: Ten pictures in a row cannot be read, or the prompt does not fit its picture or the context.
+        """
+        chosen, image, skipped = self._first_readable(index, draw)
+        record = self.records[chosen]
+        instruction, answer = self._texts(record, Random(f"{self.seed}-{draw}-{chosen}"))
+        return Sample(
+            image_id=record.image_id,
+            images=(image,),
+            encoded=self.encoder.example(instruction, answer, source=record.source),
+            instruction=instruction,
+            answer=answer,
+            skipped=skipped,
+        )
+
+    def _first_readable(self, index: int, draw: int) -> tuple[int, Tensor, tuple[str, ...]]:
+        chosen = index
+        skipped: list[str] = []
+        for substitute in range(MAX_SUBSTITUTES):
+            try:
+                return chosen, self.open(chosen), tuple(skipped)
+            except DataError as error:
+                skipped.append(str(error))
+                generator = Random(f"{self.seed}-{draw}-{index}-substitute-{substitute}")
+                chosen = generator.randrange(len(self.records))
+        raise DataError(
+            f"dataset {self.name}: {MAX_SUBSTITUTES} pictures in a row cannot be read, so the image folder "
+            f"{self.images} looks wrong ({skipped[0]}); set it by --options datasets.{self.name}.images=DIR or the "
+            "environment variable MINIGPT4_DATA"
+        )
+
+    def _texts(self, record: Record, generator: Random) -> tuple[str, str]:
+        """Instruction and answer of one pass."""
+        asked = record.question
+        instruction = generator.choice(self.prompts) if asked is None else with_image_tag(asked)
+        caption = " ".join(record.answers) if self.target is Target.joined else generator.choice(record.answers)
+        return instruction, self.answer.replace("{answer}", self.text_processor(caption))

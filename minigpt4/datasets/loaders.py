@@ -1,0 +1,120 @@
+"""Datasets -> batches, for training and for validation."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import ConcatDataset, DataLoader
+
+from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.schema import Config
+from minigpt4.common.types import Batch
+from minigpt4.datasets.builders import common_setting
+from minigpt4.datasets.collate import collate
+from minigpt4.datasets.instruction import InstructionDataset
+from minigpt4.datasets.mixture import MixtureDataset
+from minigpt4.datasets.sampler import SampleOrder, StepSampler
+
+Datasets = Mapping[str, InstructionDataset]
+
+
+class BatchLoader(DataLoader[Any]):
+    """A torch DataLoader of `Batch`; a worker's DataError arrives as itself, without the worker's traceback."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except DataError as error:
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
+
+
+def steps_per_epoch(cfg: Config, datasets: Datasets, world_size: int) -> int:
+    """Optimizer steps of an epoch: `run.iters_per_epoch`, or once through the data (at least one)."""
+    if cfg.run.iters_per_epoch is not None:
+        return cfg.run.iters_per_epoch
+    step_size = common_setting(cfg, datasets, "batch_size") * cfg.run.accum_grad_iters * world_size
+    return max(1, sum(map(len, datasets.values())) // step_size)
+
+
+def train_loader(
+    cfg: Config, datasets: Datasets, *, world_size: int = 1, rank: int = 0, start_step: int = 0
+) -> BatchLoader:
+    """One process's micro-batches from `start_step` to the end of the run, through all epochs.
+
+    Args:
+        cfg: The whole configuration.
+        datasets: Of `build_datasets(..., train=True)`.
+        world_size: Processes.
+        rank: Of this process.
+        start_step: Optimizer steps that are done already.
+
+    Returns:
+        `accum_grad_iters` batches for each optimizer step that is left.
+
+    Raises:
+        ConfigError: Batch sizes that differ, or a sample_ratio that is not positive.
+    """
+    for name in datasets:
+        if cfg.datasets[name].sample_ratio <= 0:
+            raise ConfigError(f"datasets.{name}.sample_ratio: {cfg.datasets[name].sample_ratio} should be above 0")
+    order = SampleOrder(
+        list(datasets),
+        [len(dataset) for dataset in datasets.values()],
+        [cfg.datasets[name].sample_ratio for name in datasets],
+        cfg.run.seed,
+    )
+    sampler = StepSampler(
+        order,
+        batch_size=common_setting(cfg, datasets, "batch_size"),
+        accumulation=cfg.run.accum_grad_iters,
+        world_size=world_size,
+        rank=rank,
+        start_step=start_step,
+        stop_step=cfg.run.max_epoch * steps_per_epoch(cfg, datasets, world_size),
+    )
+    return BatchLoader(
+        MixtureDataset(list(datasets.values())), batch_sampler=sampler, **_worker_options(cfg, cfg.run.num_workers)
+    )
+
+
+def valid_loader(cfg: Config, datasets: Datasets, *, world_size: int = 1, rank: int = 0) -> BatchLoader | None:
+    """One process's share of the validation samples, the same each time; together they are all, none twice.
+
+    Args:
+        cfg: The whole configuration.
+        datasets: Of `build_datasets(..., train=False)`.
+        world_size: Processes.
+        rank: Of this process.
+
+    Returns:
+        None where there is no dataset. Shares may differ by one sample, and be empty.
+    """
+    if not datasets:
+        return None
+    joined: ConcatDataset[Any] = ConcatDataset(list(datasets.values()))
+    return BatchLoader(
+        joined,
+        batch_size=common_setting(cfg, datasets, "eval_batch_size"),
+        sampler=range(rank, len(joined), world_size),
+        **_worker_options(cfg, cfg.run.num_workers),
+    )
+
+
+def _worker_options(cfg: Config, num_workers: int) -> dict[str, Any]:
+    return {
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "worker_init_fn": _ignore_interrupts,
+        "collate_fn": collate,
+        "pin_memory": cfg.run.device != "cpu" and torch.cuda.is_available(),
+        # Starting to iterate draws a number; from a generator of its own, so that the run's own state stays.
+        "generator": torch.Generator(),
+    }
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C goes to every process of the terminal; the main one tells the workers to end, without tracebacks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,151 @@
+"""The order of training samples: a pure function of the seed and the position in the stream.
+
+The stream has no end and knows nothing of processes, workers or epochs. Optimizer step s consists of the positions
+[s * G, (s + 1) * G) with G = batch_size * world_size * accumulation, so any number of processes with the same G trains
+on the same samples in each step, and a resumed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+GOLDEN = 0x9E3779B97F4A7C15
+"""2^64 / golden ratio: multiples of it fill [0, 2^64) as evenly as any sequence can."""
+CHUNK = 1 << 20
+"""Positions counted at a time, to bound memory."""
+KEPT_PASSES = 2
+"""Permutations remembered for each dataset; a step touches two at a pass's end."""
+
+
+class Key(NamedTuple):
+    """Which sample stands at a position.
+
+    Attributes:
+        dataset: Index of the dataset.
+        record: Index of the record in it.
+        draw: Number of the pass through that dataset.
+    """
+
+    dataset: int
+    record: int
+    draw: int
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+class SampleOrder:
+    """Position in the stream -> sample, for one dataset or several mixed by ratio.
+
+    Each dataset is gone through completely, in an order of its own for each pass, before it begins again.
+
+    Args:
+        names: Of the datasets; they name the generators, so that adding a dataset keeps the others' orders.
+        sizes: Records of each.
+        ratios: Weight of each; the sum need not be one.
+        seed: Of the run.
+    """
+
+    def __init__(self, names: Sequence[str], sizes: Sequence[int], ratios: Sequence[float], seed: int) -> None:
+        self.names = names
+        self.sizes = sizes
+        self.seed = seed
+        bounds = np.cumsum(ratios)[:-1] / np.sum(ratios)
+        self._bounds = np.minimum(bounds * 2.0**64, 2.0**64 - 2048).astype(np.uint64)
+        self._offset = np.uint64(int.from_bytes(_digest(f"{seed}-mixture")[:8], "little"))
+        self._passes: list[dict[int, np.ndarray]] = [{} for _ in names]
+
+    def datasets(self, start: int, stop: int) -> np.ndarray:
+        """The dataset at each position of [start, stop): an evenly spread sequence, so any stretch keeps the ratio."""
+        positions = np.arange(start, stop, dtype=np.uint64)
+        points = positions * np.uint64(GOLDEN) + self._offset
+        return np.searchsorted(self._bounds, points, side="right")
+
+    def drawn_before(self, position: int) -> np.ndarray:
+        """Samples of each dataset at positions below `position`."""
+        counts = np.zeros(len(self.names), dtype=np.int64)
+        if len(self.names) == 1:
+            return counts + position
+        for start in range(0, position, CHUNK):
+            stop = min(start + CHUNK, position)
+            counts += np.bincount(self.datasets(start, stop), minlength=len(self.names))
+        return counts
+
+    def keys(self, start: int, stop: int, drawn: np.ndarray | None = None) -> list[Key]:
+        """The samples at [start, stop).
+
+        Args:
+            start: First position.
+            stop: Position behind the last.
+            drawn: `drawn_before(start)`, where the caller has kept count.
+        """
+        counts = self.drawn_before(start) if drawn is None else drawn.copy()
+        keys = []
+        for dataset in self.datasets(start, stop).tolist():
+            draw, place = divmod(int(counts[dataset]), self.sizes[dataset])
+            keys.append(Key(dataset, int(self._permutation(dataset, draw)[place]), draw))
+            counts[dataset] += 1
+        return keys
+
+    def _permutation(self, dataset: int, draw: int) -> np.ndarray:
+        passes = self._passes[dataset]
+        if draw not in passes:
+            while len(passes) >= KEPT_PASSES:
+                del passes[min(passes)]
+            seed = np.frombuffer(_digest(f"{self.seed}-{self.names[dataset]}-{draw}"), dtype=np.uint32)
+            # RandomState, because numpy promises that its streams never change.
+            passes[draw] = np.random.RandomState(seed).permutation(self.sizes[dataset])
+        return passes[draw]
+
+
+class StepSampler(Sampler[list[Key]]):
+    """One process's micro-batches of the steps [start_step, stop_step).
+
+    Args:
+        order: The stream.
+        batch_size: Samples a process and micro-batch.
+        accumulation: Micro-batches an optimizer step.
+        world_size: Processes.
+        rank: Of this process.
+        start_step: First optimizer step.
+        stop_step: Step behind the last.
+    """
+
+    def __init__(
+        self,
+        order: SampleOrder,
+        *,
+        batch_size: int,
+        accumulation: int = 1,
+        world_size: int = 1,
+        rank: int = 0,
+        start_step: int = 0,
+        stop_step: int,
+    ) -> None:
+        self.order = order
+        self.batch_size = batch_size
+        self.accumulation = accumulation
+        self.world_size = world_size
+        self.rank = rank
+        self.start_step = start_step
+        self.stop_step = stop_step
+
+    def __len__(self) -> int:
+        return max(0, self.stop_step - self.start_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        share = self.batch_size * self.accumulation
+        step_size = share * self.world_size
+        drawn = self.order.drawn_before(self.start_step * step_size)
+        for step in range(self.start_step, self.stop_step):
+            keys = self.order.keys(step * step_size, (step + 1) * step_size, drawn)
+            drawn += np.bincount([key.dataset for key in keys], minlength=len(drawn))
+            mine = keys[self.rank * share : (self.rank + 1) * share]
+            for first in range(0, share, self.batch_size):
+                yield mine[first : first + self.batch_size]
