@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from minigpt4.common.errors import CheckpointError
 from minigpt4.common.registry import models
 from minigpt4.common.schema import GenerationConfig
-from minigpt4.common.types import IGNORED_LABEL, Batch
+from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, Batch
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.models.generation import Answer, generate_answers
 from minigpt4.models.multimodal_inputs import left_padded, splice_images
@@ -115,23 +115,29 @@ class MiniGPT4(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, images: Tensor | None, prompts: Sequence[Sequence[int]], settings: GenerationConfig
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: GenerationConfig,
+        *,
+        images: Tensor | None = None,
+        queries: Tensor | None = None,
     ) -> list[Answer]:
         """Answers to a batch of encoded prompts.
 
         Args:
-            images: Pictures of all prompts in order, (N, 3, S, S); None where there are none.
             prompts: B prompts, as `encoder.prompt` makes them.
             settings: Greedy, beam or sampling, and their limits.
+            images: Pictures of all prompts in order, (N, 3, S, S); None where there are none.
+            queries: What `encode_queries` made of them, (N, Q, width of the Q-Former), instead of `images`.
         """
         input_ids, mask = left_padded(prompts)
-        positions = (input_ids.flatten() < 0).nonzero().squeeze(1).to(self.device)
-        image_embeds = None if images is None else self.encode_image(images.to(self.device))
+        positions = (input_ids.flatten() == IMAGE_POSITION).nonzero().squeeze(1).to(self.device)
+        if images is not None:
+            queries = self.encode_queries(images.to(self.device))
+        image_embeds = None if queries is None else self.project(queries.to(self.device))
         embeds = self.embed(input_ids.to(self.device), image_embeds, positions)
         stop = self.encoder.template.end
-        return generate_answers(
-            self.llama_model, self.encoder.tokenizer, embeds, mask.to(self.device), settings, stop
-        )
+        return generate_answers(self.llama_model, self.encoder.tokenizer, embeds, mask.to(self.device), settings, stop)
 
     def trainable_state(self) -> dict[str, Tensor]:
         """The projection under its published names, on the CPU."""

@@ -101,7 +101,7 @@ def _resized_positions(positions: Tensor, encoder: VisionEncoder) -> Tensor:
     if positions.shape == encoder.backbone.pos_embed.shape:
         return positions
     resized: Tensor = resample_abs_pos_embed(
-        positions,
+        positions.float(),
         new_size=list(encoder.backbone.patch_embed.grid_size),
         num_prefix_tokens=encoder.backbone.num_prefix_tokens,
         interpolation="bicubic",

@@ -1,0 +1,113 @@
+"""A folder of published-layout weights with the original implementation's inputs and outputs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minigpt4.common.schema import GenerationConfig, ModelConfig
+from minigpt4.common.types import Batch, Encoded, Sample
+from minigpt4.datasets.collate import collate
+from minigpt4.models.loading import build_minigpt4
+from minigpt4.models.minigpt4 import MiniGPT4
+
+
+def model_config(folder: Path, **changes: Any) -> ModelConfig:
+    """The configuration that loads a fixture folder's weights."""
+    sizes = json.loads((folder / "config.json").read_text())
+    vit, qf = sizes["vit"], dict(sizes["qf"])
+    qf["cross_attention_frequency"] = qf.pop("cross_attention_freq")
+    del qf["encoder_width"]
+    values: dict[str, Any] = {
+        "image_size": sizes["image_size"],
+        "vit_weights": str(folder / "eva_vit.pth"),
+        "vit_blocks": vit["depth"],
+        "vit_args": {key: vit[key] for key in ("embed_dim", "num_heads", "mlp_ratio")} | {"patch_size": sizes["patch"]},
+        "q_former_model": str(folder / "qformer.pth"),
+        "num_query_token": sizes["n_query"],
+        "q_former_args": qf,
+        "llama_model": str(folder / "llama"),
+        "ckpt": str(folder / "minigpt4.pth"),
+        "prompt_template": sizes["prompt_template"],
+        "end_sym": sizes["end_sym"],
+        "max_txt_len": sizes["max_txt_len"],
+        "max_context_len": sizes["max_context_len"],
+    }
+    return ModelConfig(**values | changes)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fixture folder."""
+
+    folder: Path
+
+    def _json(self, name: str) -> Any:
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return self._json("config.json")
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        return self._json("inputs.json")
+
+    @cached_property
+    def expected(self) -> dict[str, Any]:
+        return self._json("expected.json")
+
+    @cached_property
+    def tokens(self) -> dict[str, Any]:
+        return self._json("tokens.json")
+
+    @cached_property
+    def arrays(self) -> Any:
+        return np.load(self.folder / "expected.npz")
+
+    @cached_property
+    def images(self) -> Any:
+        return np.load(self.folder / "inputs.npz")
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        return torch.from_numpy(self.images["pixel_values"])
+
+    @cached_property
+    def model(self) -> MiniGPT4:
+        return build_minigpt4(model_config(self.folder), torch.device("cpu"), torch.float32)
+
+    @property
+    def generations(self) -> list[str]:
+        return [name for name, value in self.expected.items() if isinstance(value, dict) and "ids" in value]
+
+    def batch(self, images: list[int] | None, instructions: str | list[str], answers: list[str]) -> Batch:
+        """Rendered instructions and answers, as training makes them into a batch."""
+        texts = [instructions] * len(answers) if isinstance(instructions, str) else instructions
+        before, after = self.model.encoder.template.pattern.split("{}")
+        samples = []
+        for row, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+            assert text.startswith(before) and text.endswith(after)
+            instruction = text[len(before) : len(text) - len(after)]
+            pictures = () if images is None else (self.pixels[images[row]],)
+            encoded: Encoded = self.model.encoder.example(instruction, answer, num_images=len(pictures))
+            samples.append(Sample(image_id=str(row), images=pictures, encoded=encoded))
+        return collate(samples)
+
+    def settings(self, kwargs: dict[str, Any]) -> GenerationConfig:
+        """Our settings for the original's; its min_length counted BOS, ours counts new tokens only."""
+        same = ("max_new_tokens", "num_beams", "do_sample", "repetition_penalty", "length_penalty")
+        return GenerationConfig(min_new_tokens=kwargs["min_length"] - 1, **{key: kwargs[key] for key in same})
+
+    def new_tokens(self, row: list[int]) -> list[int]:
+        """A row of the original's ids without its BOS, and without EOS and the zeros that follow it."""
+        ids = row[1:]
+        eos = self.tokens["eos"]
+        return ids[: ids.index(eos)] if eos in ids else ids
