@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from minigpt4.common.errors import MetricError
 
 logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 _NAMED = 5
 """How many ids an error message names."""
@@ -23,7 +26,7 @@ def name_ids(ids: Iterable[str]) -> str:
     return ", ".join(listed[:_NAMED]) + more
 
 
-def by_id(items: Iterable[tuple[object, object]], what: str) -> dict[str, object]:
+def by_id(items: Iterable[tuple[object, Value]], what: str) -> dict[str, Value]:
     """A dict with ids as strings.
 
     Args:
@@ -33,7 +36,7 @@ def by_id(items: Iterable[tuple[object, object]], what: str) -> dict[str, object
     Raises:
         MetricError: an id comes twice; 1 and "1" are the same id.
     """
-    found: dict[str, object] = {}
+    found: dict[str, Value] = {}
     twice = []
     for key, value in items:
         name = str(key)

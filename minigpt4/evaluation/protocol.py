@@ -1,0 +1,108 @@
+"""What a score was measured on and how: without it, two scores cannot be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from minigpt4.evaluation import ptb
+
+
+def references_sha256(references: Mapping[str, Sequence[str]]) -> str:
+    """SHA-256 of image ids and references; the order of the images does not matter, that of captions does."""
+    ordered = sorted((str(key), list(captions)) for key, captions in references.items())
+    text = json.dumps(ordered, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How predictions were made and scored.
+
+    Attributes:
+        dataset: name of the dataset or path of the references.
+        split: the split scored, None where the references know of none.
+        images: number of images scored.
+        references: number of reference captions of all images together.
+        references_per_image: fewest and most references of one image.
+        references_sha256: hash of ids and references, the same only where the same images were scored against the
+            same captions.
+        metrics: the metrics asked for.
+        tokenizer: what made words of captions.
+        scorer: package and version of the metrics.
+        prompt: the instruction as the model saw it, None where unknown.
+        generation: decoding settings, e.g. num_beams and max_new_tokens.
+        selection: which part of the split was scored, e.g. {"limit": 100}; empty for all of it.
+        notes: anything else a reader of the scores must know, by key.
+    """
+
+    dataset: str
+    split: str | None
+    images: int
+    references: int
+    references_per_image: tuple[int, int]
+    references_sha256: str
+    metrics: tuple[str, ...]
+    tokenizer: str = ptb.NAME
+    scorer: str = ""
+    prompt: str | None = None
+    generation: dict[str, Any] = field(default_factory=dict)
+    selection: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        references: Mapping[str, Sequence[str]],
+        metrics: Sequence[str],
+        *,
+        dataset: str,
+        split: str | None = None,
+        prompt: str | None = None,
+        generation: Mapping[str, Any] | None = None,
+        selection: Mapping[str, Any] | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> Protocol:
+        """The protocol of scoring these references, with the counts and the hash taken from them."""
+        counts = [len(captions) for captions in references.values()]
+        return cls(
+            dataset=dataset,
+            split=split,
+            images=len(counts),
+            references=sum(counts),
+            references_per_image=(min(counts, default=0), max(counts, default=0)),
+            references_sha256=references_sha256(references),
+            metrics=tuple(metrics),
+            scorer=_scorer(),
+            prompt=prompt,
+            generation=dict(generation or {}),
+            selection=dict(selection or {}),
+            notes=dict(notes or {}),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON; what is empty or unknown is left out."""
+        plain = asdict(self)
+        return {key: value for key, value in plain.items() if value not in (None, {}, "")}
+
+    def summary(self) -> str:
+        """One line for a table's caption."""
+        low, high = self.references_per_image
+        per_image = str(low) if low == high else f"{low} to {high}"
+        where = f"{self.dataset}, split {self.split}" if self.split else self.dataset
+        part = ", ".join(f"{key} {value}" for key, value in self.selection.items())
+        return (
+            f"{where}{f' ({part})' if part else ''}: {self.images:,} images, {per_image} references each, "
+            f"references {self.references_sha256[:12]}"
+        )
+
+
+def _scorer() -> str:
+    try:
+        return f"pycocoevalcap {version('pycocoevalcap')}"
+    except PackageNotFoundError:
+        return "pycocoevalcap"
