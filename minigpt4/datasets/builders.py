@@ -46,8 +46,8 @@ def build_datasets(
             missing.append(error)
     if missing and (train or not datasets):
         raise missing[0]
-    for error in missing:
-        logger.warning("left out of validation: %s", error)
+    for absent in missing:
+        logger.warning("left out of validation: %s", absent)
     return datasets
 
 

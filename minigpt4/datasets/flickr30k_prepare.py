@@ -1,0 +1,186 @@
+"""Flickr30k's annotation table (raw, sentids, split, filename, img_id) -> one JSON record a picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from tqdm import tqdm
+
+from minigpt4.common.cli import exit_on_error
+from minigpt4.common.errors import DataError
+from minigpt4.common.files import write_atomically
+
+COLUMNS = ("raw", "split", "filename")
+SPLITS = ("train", "val", "test")
+IMAGE_FOLDERS = ("images", "flickr30k-images")
+NAMED = 5
+"""Missing pictures that the summary names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a preparation came to.
+
+    Attributes:
+        counts: Records of each split written.
+        missing: File names that are annotated but not in the image folder.
+        captions: Fewest and most captions of a record.
+    """
+
+    counts: dict[str, int]
+    missing: list[str]
+    captions: tuple[int, int]
+
+
+def prepare(annotations: Path, images: Path | None, out: Path) -> Summary:
+    """Write the records of `annotations` whose pictures lie in `images` (None: all of them) to `out`.
+
+    Raises:
+        DataError: A file is missing or malformed (the message names the row), or no picture is there.
+    """
+    if images is not None and not images.is_dir():
+        raise DataError(
+            f"image folder {images} does not exist; name it by --images DIR, set the environment variable "
+            "MINIGPT4_DATA to the folder that holds flickr30k/images, or leave the check out by --no-image-check"
+        )
+    records, missing = [], []
+    for record in read_records(annotations):
+        if images is None or (images / record["filename"]).is_file():
+            records.append(record)
+        else:
+            missing.append(record["filename"])
+    if not records:
+        raise DataError(
+            f"{images} holds none of the {len(missing):,} pictures, such as {missing[0]}; give --images DIR"
+        )
+    lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    write_atomically(out, lambda temporary: temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8"))
+    found = Counter(record["split"] for record in records)
+    numbers = [len(record["captions"]) for record in records]
+    return Summary({split: found[split] for split in SPLITS}, missing, (min(numbers), max(numbers)))
+
+
+def read_records(annotations: Path) -> Iterator[dict[str, Any]]:
+    """The records of an annotation table, behind a progress bar.
+
+    Raises:
+        DataError: The file is missing or malformed; the message names the row as a spreadsheet counts, header first.
+    """
+    table = _read_table(annotations)
+    rows_of: dict[str, int] = {}
+    cells = zip(*(table[column] for column in table.columns), strict=True)
+    progress = tqdm(cells, total=len(table), desc="Flickr30k", unit=" pictures", disable=None)
+    for number, values in enumerate(progress, 2):
+        row = dict(zip(table.columns, values, strict=True))
+        if not any(isinstance(value, str) and value.strip() for value in values):
+            continue
+        try:
+            record = _record(row)
+            filename = record["filename"]
+            if filename in rows_of:
+                raise DataError(f"'{filename}' stands in row {rows_of[filename]} already")
+        except DataError as error:
+            raise DataError(f"{annotations}, row {number}: {error}") from error
+        rows_of[filename] = number
+        yield record
+    if not rows_of:
+        raise DataError(f"{annotations} holds a header and no row")
+
+
+def _read_table(annotations: Path) -> pd.DataFrame:
+    if not annotations.is_file():
+        raise DataError(
+            f"annotation file {annotations} does not exist; name it by --annotations CSV, or set the environment "
+            "variable MINIGPT4_DATA to the folder that holds flickr30k/flickr_annotations_30k.csv"
+        )
+    try:
+        # Every cell as it stands, blank lines counted: row numbers must be those of a spreadsheet.
+        table = pd.read_csv(annotations, dtype=str, na_filter=False, skip_blank_lines=False, index_col=False)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{annotations} cannot be read as CSV: {' '.join(str(error).split())}") from error
+    for column in COLUMNS:
+        if column not in table.columns:
+            found = ", ".join(map(str, table.columns))
+            raise DataError(f"{annotations}: no column '{column}'; the header has {found}")
+    return table
+
+
+def _record(row: dict[str, Any]) -> dict[str, Any]:
+    captions = _list(row, "raw", str)
+    if not captions or not all(caption.strip() for caption in captions):
+        raise DataError("'raw' should hold at least one caption and no empty one")
+    if row["split"] not in SPLITS:
+        raise DataError(f"unknown split '{row['split']}'; known: {', '.join(SPLITS)}")
+    if not isinstance(row["filename"], str) or not row["filename"].strip():
+        raise DataError("'filename' is empty")
+    record = {
+        "image_id": Path(row["filename"]).stem,
+        "grounded_caption": " ".join(captions),
+        "captions": captions,
+        "filename": row["filename"],
+        "split": row["split"],
+    }
+    if row.get("sentids"):
+        record["sentids"] = _list(row, "sentids", int)
+    return record
+
+
+def _list(row: dict[str, Any], column: str, kind: type) -> list[Any]:
+    what = "texts" if kind is str else "whole numbers"
+    try:
+        values = json.loads(row[column])
+    except (json.JSONDecodeError, TypeError) as error:
+        reason = f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else "empty"
+        raise DataError(f"broken JSON in '{column}' ({reason}); a list of {what} is expected") from error
+    if not isinstance(values, list) or not all(type(value) is kind for value in values):
+        raise DataError(f"'{column}' should be a list of {what}, found {row[column]:.80}")
+    return values
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    root = Path(os.environ.get("MINIGPT4_DATA", "data")) / "flickr30k"
+    folders = [root / name for name in IMAGE_FOLDERS]
+    images = next((folder for folder in folders if folder.is_dir()), folders[0])
+    parser = argparse.ArgumentParser(
+        prog="prepare_flickr30k.py",
+        description="Turn Flickr30k's annotations into the JSON that training and evaluation read.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    table = root / "flickr_annotations_30k.csv"
+    parser.add_argument("--annotations", type=Path, default=table, metavar="CSV", help="the annotation table")
+    parser.add_argument("--images", type=Path, default=images, metavar="DIR", help="folder of the pictures")
+    out = root / "flickr30k.json"
+    parser.add_argument("--out", type=Path, default=out, metavar="JSON", help="the file to write")
+    parser.add_argument("--no-image-check", action="store_true", help="keep records whose picture is not there")
+    arguments = parser.parse_args(argv)
+    arguments.is_default = arguments.out == out and arguments.images == folders[0]
+    return arguments
+
+
+@exit_on_error()
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of `prepare_flickr30k.py`."""
+    arguments = _arguments(argv)
+    images = None if arguments.no_image_check else arguments.images
+    summary = prepare(arguments.annotations, images, arguments.out)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    splits = ", ".join(f"{split} {count:,}" for split, count in summary.counts.items())
+    low, high = summary.captions
+    each = f"{low}" if low == high else f"{low} to {high}"
+    console.print(f"wrote {arguments.out}: {sum(summary.counts.values()):,} pictures ({splits}), {each} captions each")
+    if summary.missing:
+        named = ", ".join(summary.missing[:NAMED]) + (", ..." if len(summary.missing) > NAMED else "")
+        console.print(f"left out, not in {images}: {len(summary.missing):,} pictures ({named})")
+    options = f"datasets.flickr30k.annotations={arguments.out} datasets.flickr30k.images={arguments.images}"
+    more = "" if arguments.is_default else f" --options {options}"
+    console.print(f"next, look at them:  python -m minigpt4.datasets.check flickr30k{more}")
+    console.print(f"or train on them:    python train.py --cfg-path train_configs/minigpt4_flickr_finetune.yaml{more}")
