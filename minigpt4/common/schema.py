@@ -250,7 +250,8 @@ class EvaluationConfig:
     seed: int = 42
     scenes: str | None = None
     """Ground truth of generated scenes (scenes.json): adds object accuracies, on right and on swapped pictures."""
-    output_dir: str = "${paths.output_root}/evaluation"
+    output_dir: str | None = None
+    """Folder of predictions and results; null: a new one below `paths.output_root`/evaluation."""
     precision: Precision = Precision.auto
     """Number format of the frozen weights in evaluation."""
     report_samples: int = 200

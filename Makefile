@@ -1,0 +1,53 @@
+# Each target does its own set-up: it needs Python 3.10+ and make, nothing else. A second run installs nothing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+QUICKSTART := output/quickstart
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test check lint type format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[train,eval]"
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+install: $(VENV)/.installed-dev ## Make .venv with everything a developer needs
+
+quickstart: $(VENV)/.installed ## Draw scenes, prepare, train the tiny model, evaluate every checkpoint (about two minutes)
+	rm -rf $(QUICKSTART)
+	$(BIN)/python dataset/make_scenes.py --out $(QUICKSTART)/scenes --train 1000 --val 100 --test 200 --seed 0
+	$(BIN)/python prepare_flickr30k.py --annotations $(QUICKSTART)/scenes/flickr_annotations_30k.csv \
+		--images $(QUICKSTART)/scenes/images --out $(QUICKSTART)/scenes/flickr30k.json
+	$(BIN)/torchrun --nproc-per-node 1 train.py --cfg-path train_configs/quickstart.yaml
+	$(BIN)/python eval_scripts/eval_flickr30k.py --cfg-path eval_configs/quickstart.yaml \
+		--ckpt minigpt4/assets/tiny/stage1.pth $(foreach n,0 1 2 3 4,$(QUICKSTART)/train/checkpoint_$(n).pth)
+
+test: $(VENV)/.installed-dev ## Run the tests, with line coverage of the package
+	$(BIN)/python -m pytest --cov=minigpt4 --cov-report=term:skip-covered $(TESTS)
+
+check: lint type test ## Everything that has to pass before a change is merged
+
+lint: $(VENV)/.installed-dev ## Style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(VENV)/.installed-dev ## Types
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## Rewrite files in the house style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove what was built and measured
+	rm -rf output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*
