@@ -1,0 +1,224 @@
+"""metric_trends.png: how every metric moved from checkpoint to checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from minigpt4.common.files import write_atomically
+from minigpt4.evaluation.columns import column
+
+# One colour a metric in every plot; the first five are told apart by colour-blind readers as well (Okabe-Ito).
+COLOURS = {
+    "Bleu_1": "#74b3dc",
+    "Bleu_2": "#3f8fc9",
+    "Bleu_3": "#1f62a8",
+    "Bleu_4": "#08306b",
+    "ROUGE_L": "#009e73",
+    "METEOR": "#cc79a7",
+    "SPICE": "#e69f00",
+    "CIDEr": "#d55e00",
+    "object_accuracy": "#6a3d9a",
+    "all_objects_accuracy": "#b15928",
+    "object_accuracy_shuffled": "#888888",
+}
+GROUPS = (
+    ("BLEU", ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")),
+    ("ROUGE-L, METEOR, SPICE", ("ROUGE_L", "METEOR", "SPICE")),
+    ("CIDEr", ("CIDEr",)),
+    ("Objects named rightly", ("object_accuracy", "all_objects_accuracy", "object_accuracy_shuffled")),
+)
+_INK, _GREY, _GRID = "#222222", "#666666", "#e6e6e6"
+_LONGEST = 18
+"""Letters of a checkpoint's name under an axis."""
+
+Intervals = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+def plot_trends(
+    path: str | Path,
+    rows: Sequence[Mapping[str, Any]],
+    intervals: Intervals | None = None,
+    title: str = "",
+    subtitle: str = "",
+) -> Path:
+    """Draw one small panel a group of metrics, the checkpoints from left to right.
+
+    Args:
+        path: the PNG to write.
+        rows: {"checkpoint": label, metric: value}, in the order of training.
+        intervals: checkpoint -> metric -> (lower, upper), drawn as a band.
+        title: above the panels.
+        subtitle: below the title, e.g. the protocol.
+
+    Returns:
+        The path.
+    """
+    groups = [(name, present) for name, keys in GROUPS if (present := [k for k in keys if _has(rows, k)])]
+    labels = _tick_labels([str(row.get("checkpoint", "")) for row in rows])
+    across = min(len(groups), 4) or 1
+    # Many checkpoints need wider panels, so that four of them no longer fit side by side.
+    width = max(3.5, 1.6 + 0.42 * len(rows))
+    across = max(1, min(across, int(16 // width)))
+    if across == 3 and len(groups) == 4:
+        across = 2
+    down = max(1, math.ceil(len(groups) / across))
+    head = 0.75 if subtitle else 0.45 if title else 0.1
+    size = (width * across, 3.3 * down + head)
+    figure = Figure(figsize=size, dpi=144, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - head / size[1]), w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr, call-arg]
+    if title:
+        figure.text(
+            0.12 / size[0],
+            1 - 0.14 / size[1],
+            title,
+            va="top",
+            fontsize=13,
+            weight="bold",
+            color=_INK,
+            parse_math=False,
+        )
+    if subtitle:
+        subtitle = _shorten(subtitle, int(size[0] * 14))
+        figure.text(0.12 / size[0], 1 - 0.44 / size[1], subtitle, va="top", fontsize=8.5, color=_GREY, parse_math=False)
+    for index, (name, keys) in enumerate(groups):
+        _draw_panel(figure.add_subplot(down, across, index + 1), name, keys, rows, labels, intervals or {})
+    write_atomically(Path(path), lambda temporary: figure.savefig(temporary, format="png"))
+    return Path(path)
+
+
+def _draw_panel(
+    axes: Axes,
+    name: str,
+    keys: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    labels: Sequence[str],
+    intervals: Intervals,
+) -> None:
+    for key in keys:
+        _draw_line(axes, key, rows, intervals)
+    _dress(axes, labels)
+    low, high = axes.get_ylim()
+    if column(keys[0]).percent:
+        axes.set_ylim(0, 1.08)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    else:
+        axes.set_ylim(min(0.0, low), max(high, 0.01) * 1.04)
+    _label_ends(axes, keys, rows)
+    shown = ", ".join(column(key).label for key in keys) if len(keys) < 3 and name.startswith("ROUGE") else name
+    axes.set_title(shown, loc="left", fontsize=10.5, weight="bold", color=_INK, pad=24)
+    if len(keys) > 1:
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1.0),
+            ncols=len(keys),
+            fontsize=7.5,
+            frameon=False,
+            handlelength=1.1,
+            handletextpad=0.35,
+            columnspacing=0.8,
+            borderpad=0.1,
+        )
+
+
+def _draw_line(axes: Axes, key: str, rows: Sequence[Mapping[str, Any]], intervals: Intervals) -> None:
+    """One metric: a line with a marker a checkpoint, and a band where an interval is known."""
+    points = [(i, float(row[key])) for i, row in enumerate(rows) if _number(row.get(key))]
+    item = column(key)
+    axes.plot(
+        [x for x, _ in points],
+        [y for _, y in points],
+        color=COLOURS.get(key, _INK),
+        linestyle="-" if item.compared else (0, (4, 2)),
+        linewidth=2,
+        marker="o",
+        markersize=5,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+        label=item.label,
+        clip_on=False,
+        zorder=3,
+    )
+    known = [(i, intervals.get(str(row.get("checkpoint")), {}).get(key)) for i, row in enumerate(rows)]
+    band = [(i, ends[0], ends[1]) for i, ends in known if ends]
+    if len(band) > 1:
+        xs, lows, highs = zip(*band, strict=True)
+        axes.fill_between(xs, lows, highs, color=COLOURS.get(key, _INK), alpha=0.13, linewidth=0, zorder=1)
+    elif band:
+        x, low, high = band[0]
+        axes.vlines(x, low, high, color=COLOURS.get(key, _INK), alpha=0.35, linewidth=3, zorder=1)
+
+
+def _dress(axes: Axes, labels: Sequence[str]) -> None:
+    """Axes without ornament: faint horizontal lines, and names that never overlap."""
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color("#bbbbbb")
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, colors=_GREY, labelsize=8)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    crowded = len(labels) > 1 and (max(map(len, labels)) > 7 or len(labels) > 6)
+    axes.set_xticks(range(len(labels)), labels, rotation=40 if crowded else 0, ha="right" if crowded else "center")
+    for label in axes.get_xticklabels():
+        # A dollar sign in a checkpoint's name does not begin a formula.
+        label.set_parse_math(False)
+        if crowded:
+            label.set_rotation_mode("anchor")
+    axes.set_xlim(-0.35, len(labels) - 1 + 0.35)
+
+
+def _label_ends(axes: Axes, keys: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write every line's last value beside it, apart from one another where lines end close together."""
+    ends = []
+    for key in keys:
+        points = [(i, float(row[key])) for i, row in enumerate(rows) if _number(row.get(key))]
+        ends.append((points[-1][1], points[-1][0], key))
+    low, high = axes.get_ylim()
+    gap = 0.075 * (high - low)
+    level = -math.inf
+    for value, x, key in sorted(ends):
+        level = max(value, level + gap)
+        axes.annotate(
+            column(key).show(value),
+            (x, level),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            weight="bold",
+            color=COLOURS.get(key, _INK),
+            annotation_clip=False,
+        )
+
+
+def _has(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return any(_number(row.get(key)) for row in rows)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _tick_labels(names: Sequence[str]) -> list[str]:
+    """The names without the folder that all of them share, short enough to stand under an axis."""
+    folder = names[0].rpartition("/")[0] if names else ""
+    if folder and all(name.startswith(f"{folder}/") for name in names):
+        names = [name[len(folder) + 1 :] for name in names]
+    return [_shorten(name) for name in names]
+
+
+def _shorten(name: str, longest: int = _LONGEST) -> str:
+    """The name with its middle left out where it is too long: both its ends tell checkpoints apart."""
+    if len(name) <= longest:
+        return name
+    half = (longest - 1) // 2
+    return f"{name[: longest - 1 - half]}…{name[-half:]}"
