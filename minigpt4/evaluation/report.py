@@ -159,7 +159,7 @@ def _selection(counts: ReportCounts, labels: Sequence[str], metric: str, most: i
             f"{labels[-1] if labels else 'the last checkpoint'}, by {name}. The scores above are those of all images."
         )
     if counts.missing_pictures:
-        said += f" {counts.missing_pictures:,} pictures could not be read."
+        said += f" {counts.missing_pictures:,} of their pictures could not be read."
     return f"{said} Cards are ordered by the {name} of each image."
 
 
@@ -232,4 +232,7 @@ def _answer(sample: Sample, label: str) -> str:
     scores = " · ".join(f"{column(key).label} {found[key]:.2f}" for key in _SHOWN if key in found)
     caption = sample.predictions.get(label, "")
     text = f"<p>{escape(caption)}</p>" if caption.strip() else '<p class="empty">(nothing)</p>'
-    return f'<li><span class="score">{escape(scores)}</span><span class="label">{escape(label)}</span>{text}</li>'
+    line = (
+        f'<div class="line"><span class="label">{escape(label)}</span><span class="score">{escape(scores)}</span></div>'
+    )
+    return f"<li>{line}{text}</li>"

@@ -183,10 +183,9 @@ def _label_ends(axes: Axes, keys: Sequence[str], rows: Sequence[Mapping[str, Any
         points = [(i, float(row[key])) for i, row in enumerate(rows) if _number(row.get(key))]
         ends.append((points[-1][1], points[-1][0], key))
     low, high = axes.get_ylim()
-    gap = 0.075 * (high - low)
-    level = -math.inf
-    for value, x, key in sorted(ends):
-        level = max(value, level + gap)
+    ends.sort()
+    levels = _apart([value for value, _, _ in ends], gap=0.07 * (high - low))
+    for (value, x, key), level in zip(ends, levels, strict=True):
         axes.annotate(
             column(key).show(value),
             (x, level),
@@ -198,6 +197,19 @@ def _label_ends(axes: Axes, keys: Sequence[str], rows: Sequence[Mapping[str, Any
             color=COLOURS.get(key, _INK),
             annotation_clip=False,
         )
+
+
+def _apart(values: Sequence[float], gap: float) -> list[float]:
+    """Rising values moved as little as need be to lie at least `gap` apart: neighbours yield by equal parts."""
+    # Each cluster is a run of values stacked at equal distances around its mean.
+    clusters: list[tuple[float, int]] = []
+    for value in values:
+        mean, size = value, 1
+        while clusters and mean - clusters[-1][0] < gap * (size + clusters[-1][1]) / 2:
+            before, count = clusters.pop()
+            mean, size = (before * count + mean * size) / (count + size), count + size
+        clusters.append((mean, size))
+    return [mean + gap * (place - (size - 1) / 2) for mean, size in clusters for place in range(size)]
 
 
 def _has(rows: Sequence[Mapping[str, Any]], key: str) -> bool:

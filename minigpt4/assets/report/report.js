@@ -43,6 +43,10 @@
 
   for (const control of [checkpoint, order, only]) control.addEventListener("change", arrange);
   search.addEventListener("input", filter);
+  if (checkpoint.options.length < 2) {
+    order.querySelectorAll("[value=gain], [value=loss]").forEach((option) => option.remove());
+    only.parentElement.hidden = true;
+  }
   arrange();
   filter();
 })();
