@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,12 @@ def _read_torch(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+        if re.search(r"Unsupported (global|class)", str(error), re.IGNORECASE):
             raise CheckpointError(
                 f"{file} holds Python objects that would run code when loaded; it is refused. "
                 "Only tensors and plain values are read: save it again as {'model': state_dict}"
             ) from error
-        raise CheckpointError(f"{file} is no checkpoint ({_first_line(error)}); copy it again") from error
+        raise CheckpointError(f"{file} is no checkpoint (not written by torch.save); copy it again") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{file} is truncated or no checkpoint ({_first_line(error)}); copy or download it again"
