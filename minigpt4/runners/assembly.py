@@ -1,0 +1,167 @@
+"""A training run put together, top to bottom."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigpt4.common.config import LoadedConfig
+from minigpt4.common.console import console
+from minigpt4.common.dist import Processes, start_processes
+from minigpt4.common.log import set_up_logging
+from minigpt4.common.parallel import SharedGradients
+from minigpt4.common.registry import runners, schedules, tasks
+from minigpt4.common.schema import Config
+from minigpt4.datasets.builders import build_datasets, common_setting
+from minigpt4.datasets.instruction import InstructionDataset
+from minigpt4.datasets.loaders import steps_per_epoch, train_loader, valid_loader
+from minigpt4.models.loading import build_encoder, build_minigpt4, load_projection
+from minigpt4.runners.checkpoints import read_resumable
+from minigpt4.runners.lr_schedule import LrSettings
+from minigpt4.runners.optimizer import Updater, build_optimizer, trainable_parameters
+from minigpt4.runners.parts import RunParts
+from minigpt4.runners.plan import Plan, check_run
+from minigpt4.runners.precision import TrainPrecision, train_precision
+from minigpt4.runners.resume import check_same_run, data_identity, find_resume_point, run_identity
+from minigpt4.runners.rng import seed_all
+from minigpt4.runners.run_folder import check_run_folder, make_run_folder, write_config
+from minigpt4.runners.summary import parameter_table, plan_table, sample_panel
+from minigpt4.runners.trackers import Trackers, check_trackers
+
+logger = logging.getLogger(__name__)
+Datasets = Mapping[str, InstructionDataset]
+
+
+def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
+    """A whole run, from its configuration to the last checkpoint.
+
+    What can be wrong is looked at before what takes long: configuration, annotations, resume point, model.
+
+    Args:
+        loaded: The configuration.
+        dry_run: Stop when everything is built, and show it.
+
+    Raises:
+        MiniGPT4Error: Something a user can mend.
+        SystemExit: The run was told to stop, and has saved its state.
+    """
+    cfg, run = loaded.config, loaded.config.run
+    check_run(run)
+    check_trackers(run.trackers)
+    task = tasks.get(run.task)()
+    runner_class = runners.get(run.runner)
+    lr_at = schedules.get(run.lr_sched)
+
+    processes = start_processes(run.device)
+    set_up_logging(processes.rank)
+    seed_all(run.seed)  # the same in every process, so that a fresh projection is
+
+    encoder = build_encoder(cfg.model)
+    train_data = build_datasets(cfg, encoder, run.train_splits, train=True)
+    valid_data = build_datasets(cfg, encoder, run.valid_splits, train=False)
+    plan = _plan(cfg, train_data, processes.world_size)
+    schedule = partial(lr_at, settings=LrSettings.of(run, plan.steps_per_epoch))
+    identity = run_identity(plan, data_identity(train_data))
+    start_from = None if dry_run else _resume_point(loaded, identity, processes)
+
+    precision = train_precision(run.amp, cfg.model.precision, processes.device)
+    logger.info("precision: %s", precision)
+    model = build_minigpt4(cfg.model, processes.device, precision.frozen)
+    if start_from is not None:
+        load_projection(model, start_from)
+    parameters = trainable_parameters(model, model.trainable_state())
+    if dry_run:
+        if processes.is_main:
+            _show(loaded.config, model, train_data, valid_data, plan, schedule, precision)
+        processes.leave()
+        return
+    scaler = torch.amp.GradScaler(processes.device.type, enabled=precision.scale_loss)
+    updater = Updater(build_optimizer(parameters, run), scaler, run.max_grad_norm)
+    shared = SharedGradients(model, processes)
+    seed_all(run.seed + processes.rank)
+
+    folder = _open_folder(loaded, start_from, processes)
+    share = {"world_size": processes.world_size, "rank": processes.rank}
+    parts = RunParts(
+        run=run,
+        resolved=loaded.resolved,
+        identity=identity,
+        plan=plan,
+        processes=processes,
+        model=model,
+        shared=shared,
+        task=task,
+        updater=updater,
+        schedule=schedule,
+        train_batches=lambda step: train_loader(cfg, train_data, start_step=step, **share),
+        valid_batches=valid_loader(cfg, valid_data, **share),
+        folder=folder,
+        trackers=Trackers(run.trackers, run.job_name, folder, loaded.resolved, active=processes.is_main),
+    )
+    runner = runner_class(parts)
+    if start_from is not None:
+        runner.resume(read_resumable(start_from), start_from)
+    runner.run()
+    processes.leave()
+
+
+def _plan(cfg: Config, train_data: Datasets, world_size: int) -> Plan:
+    return Plan(
+        max_epoch=cfg.run.max_epoch,
+        steps_per_epoch=steps_per_epoch(cfg, train_data, world_size),
+        batch_size=common_setting(cfg, train_data, "batch_size"),
+        accumulation=cfg.run.accum_grad_iters,
+        world_size=world_size,
+    )
+
+
+def _resume_point(loaded: LoadedConfig, identity: Mapping[str, Any], processes: Processes) -> Path | None:
+    """The checkpoint to go on from, found once for all processes and known to be of this run."""
+
+    def find() -> Path | None:
+        found = find_resume_point(loaded.config.run)
+        if found is not None:
+            check_same_run(read_resumable(found), loaded.resolved, identity, found)
+        check_run_folder(loaded.config.run, found)
+        return found
+
+    return processes.from_main(find)
+
+
+def _open_folder(loaded: LoadedConfig, start_from: Path | None, processes: Processes) -> Path:
+    """The run folder, with the resolved configuration in it and the log going there too."""
+
+    def make() -> Path:
+        folder = make_run_folder(loaded.config.run, start_from)
+        write_config(folder, loaded.resolved)
+        return folder
+
+    folder = processes.from_main(make)
+    set_up_logging(processes.rank, folder / "train.log" if processes.is_main else None)
+    logger.info("run folder: %s", folder)
+    return folder
+
+
+def _show(
+    cfg: Config,
+    model: Any,
+    train_data: Datasets,
+    valid_data: Datasets,
+    plan: Plan,
+    schedule: Any,
+    precision: TrainPrecision,
+) -> None:
+    """Print what a dry run is for: parameters, a sample with its label mask, the planned steps."""
+    out = console()
+    out.print(parameter_table(model))
+    for name, dataset in train_data.items():
+        out.print(f"dataset {name}:", sample_panel(dataset[0], model.encoder), sep="\n")
+    counts = {"train": sum(map(len, train_data.values())), "validation": sum(map(len, valid_data.values()))}
+    out.print(plan_table(plan, cfg.run, schedule, counts))
+    out.print(f"precision: {precision}")
+    out.print("dry run: nothing was written")
