@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def _dataset_cards(peek: DictConfig) -> Iterator[Layer]:
     datasets = OmegaConf.select(peek, "datasets")
     if not isinstance(datasets, DictConfig):
         return
-    for name in datasets:
+    for name in map(str, datasets):
         card = OmegaConf.select(datasets, f"{name}.card")
         path = _card_path(str(card or name), "datasets")
         if path is not None:
@@ -188,7 +189,7 @@ def _merge(layers: Sequence[Layer]) -> LoadedConfig:
     except (OmegaConfBaseException, ConfigError) as error:
         key = getattr(error, "full_key", None) or ""
         raise _explained(error, origins.get(key, layers[-2].name), None) from error
-    assert isinstance(resolved, dict) and isinstance(config, Config)
+    assert isinstance(config, Config)
     return LoadedConfig(config=config, resolved=_with_enum_values(config, resolved), origins=origins)
 
 
@@ -241,10 +242,8 @@ def _leaves(values: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield key, value
 
 
-def _with_enum_values(config: Any, resolved: dict[str, Any]) -> dict[str, Any]:
+def _with_enum_values(config: Config, resolved: Any) -> dict[str, Any]:
     """`resolved` with each enum written as users write it (its value; OmegaConf writes its name)."""
-    from enum import Enum
-
     def convert(typed: Any, plain: Any) -> Any:
         if isinstance(typed, Enum):
             return typed.value

@@ -32,7 +32,7 @@ class StopAtText(StoppingCriteria):
         self.num_prompt_tokens = num_prompt_tokens
         self.window = len(stop.encode()) + CONTEXT_TOKENS
 
-    def __call__(self, input_ids: LongTensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: LongTensor, scores: Any, **kwargs: Any) -> Tensor:
         """Rows that are done, (B,) bool; `input_ids` is (B, T)."""
         if not self.stop:
             return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)

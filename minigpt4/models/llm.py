@@ -32,11 +32,12 @@ def build_llm(folder: Path, low_resource: LowResource, dtype: torch.dtype, devic
         options["quantization_config"] = _quantisation(low_resource, dtype)
     try:
         config = AutoConfig.from_pretrained(folder)
-        llm, report = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"model.llama_model: {folder} holds no usable causal language model: {error}") from error
     except (SafetensorError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"model.llama_model: the weights in {folder} cannot be read: {error}") from error
+    llm, report = loaded
     if report["missing_keys"] or report["mismatched_keys"]:
         names = [str(name) for name in [*report["missing_keys"], *report["mismatched_keys"]]]
         raise CheckpointError(

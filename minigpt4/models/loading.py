@@ -53,9 +53,7 @@ def build_minigpt4(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -
     vision = build_vision_encoder(
         cfg.vit_model, cfg.image_size, cfg.vit_blocks, cfg.vit_args, cfg.vit_weights, dtype, device
     )
-    qformer = build_qformer(
-        vision.width, cfg.num_query_token, cfg.q_former_args, cfg.q_former_model, dtype, device
-    )
+    qformer = build_qformer(vision.width, cfg.num_query_token, cfg.q_former_args, cfg.q_former_model, dtype, device)
     llm = build_llm(llm_folder, cfg.low_resource, dtype, device)
     base = {key.removeprefix("model."): fingerprint(path) for key, path in files.items() if key != "model.ckpt"}
     model = MiniGPT4(vision, qformer, llm, encoder, base | {"llama_model": fingerprint(llm_folder)})
@@ -96,9 +94,9 @@ def _check_metadata(model: MiniGPT4, metadata: object, source: str) -> None:
 
 
 def _check_vocabulary(model: MiniGPT4, folder: Path) -> None:
-    rows = model.token_embedding.weight.shape[0]  # type: ignore[union-attr, index]
+    rows = model.token_embedding.weight.shape[0]  # type: ignore[index]
     if model.encoder.tokenizer.vocab_size > rows:
         raise ConfigError(
-            f"model.llama_model: the tokenizer in {folder} has {model.encoder.tokenizer.vocab_size} tokens, the language "
-            f"model embeds {rows}; they do not belong together"
+            f"model.llama_model: the tokenizer in {folder} has {model.encoder.tokenizer.vocab_size} tokens, the "
+            f"language model embeds {rows}; they do not belong together"
         )

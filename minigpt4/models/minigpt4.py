@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt4.common.errors import CheckpointError
@@ -49,7 +49,7 @@ class MiniGPT4(nn.Module):
         self.encoder = encoder
         self.base = dict(base or {})
         self.token_embedding: nn.Module = llama_model.get_input_embeddings()  # type: ignore[operator]
-        self.llm_width: int = self.token_embedding.weight.shape[1]  # type: ignore[union-attr, assignment, index]
+        self.llm_width: int = self.token_embedding.weight.shape[1]
         self.llama_proj = nn.Linear(qformer.width, self.llm_width, device=self.device)
 
     @property
@@ -108,9 +108,7 @@ class MiniGPT4(nn.Module):
             inputs_embeds=embeds, use_cache=False, logits_to_keep=batch.target_positions
         ).logits.float()
         targets = batch.labels[:, batch.target_positions + 1]
-        losses = F.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
-        )
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
         return losses.view_as(targets).sum(dim=1)
 
     @torch.no_grad()

@@ -37,12 +37,12 @@ class VisionEncoder(nn.Module):
         super().__init__()
         sizes = {"img_size": image_size, "depth": num_blocks, "num_classes": 0} | dict(options or {})
         try:
-            self.backbone = timm.create_model(name, pretrained=False, **sizes)
+            self.backbone: Any = timm.create_model(name, pretrained=False, **sizes)
         except (RuntimeError, TypeError, AssertionError) as error:
             raise ConfigError(f"model.vit_model: timm cannot build '{name}' with {sizes}: {error}") from error
         self.backbone.norm = nn.Identity()
         self.backbone.fc_norm = nn.Identity()
-        self.width: int = self.backbone.num_features
+        self.width = int(self.backbone.num_features)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) -> (N, P, width)."""
@@ -89,7 +89,9 @@ def _fitting(state: Mapping[str, Tensor], encoder: VisionEncoder, num_blocks: in
     }
     unexpected = leftovers(set(state) - beyond, wanted, VIT_UNUSED)
     if unexpected:
-        raise CheckpointError(f"{source}: unexpected tensors for the vision encoder: {', '.join(sorted(unexpected)[:3])}")
+        raise CheckpointError(
+            f"{source}: unexpected tensors for the vision encoder: {', '.join(sorted(unexpected)[:3])}"
+        )
     used = {name: tensor for name, tensor in state.items() if name in wanted}
     if "pos_embed" in used:
         used["pos_embed"] = _resized_positions(used["pos_embed"], encoder)

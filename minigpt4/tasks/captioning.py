@@ -102,6 +102,7 @@ class Captioning:
     ) -> None:
         self.model = model
         self.dataset = dataset
+        self.selection = selection
         self.cfg = cfg
         self.prompt = cfg.prompt or dataset.prompts[0]
         check_placeholders(self.prompt, 1, "evaluation.prompt")
@@ -110,6 +111,7 @@ class Captioning:
         self.batches = batches[rank::world_size]
         self.show_progress = None if rank == 0 else True
         self.skipped: list[str] = []
+        self.skipped_everywhere: list[str] = []
         self._encoded: list[EncodedPictures] | None = None
 
     def describe(self, label: str) -> list[tuple[int, str]]:

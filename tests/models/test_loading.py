@@ -178,12 +178,12 @@ def test_a_missing_and_an_unknown_tensor_are_errors(
     with pytest.raises(CheckpointError, match="missing"):
         build(model_config(parity_a.folder, **{key: lacking}))
     surplus = changed_file(source, tmp_path / "surplus.pth", lambda state: state.update(stray=torch.zeros(1)))
-    with pytest.raises(CheckpointError, match="unexpected.*stray"):
+    with pytest.raises(CheckpointError, match=r"unexpected.*stray"):
         build(model_config(parity_a.folder, **{key: surplus}))
 
 
 def test_vision_file_with_too_few_blocks(parity_a: Case) -> None:
-    with pytest.raises(CheckpointError, match="missing: blocks.4"):
+    with pytest.raises(CheckpointError, match=r"missing: blocks\.4"):
         build(model_config(parity_a.folder, vit_blocks=5))
 
 

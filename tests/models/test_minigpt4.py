@@ -117,7 +117,9 @@ def test_sampling_follows_the_seed(parity_a: Case) -> None:
     assert sampled(1) != sampled(2)
 
 
-@pytest.mark.parametrize(("low_resource", "tolerance", "alike"), [(LowResource.int8, 0.02, 0.98), (LowResource.nf4, 0.12, 0.75)])
+@pytest.mark.parametrize(
+    ("low_resource", "tolerance", "alike"), [(LowResource.int8, 0.02, 0.98), (LowResource.nf4, 0.12, 0.75)]
+)
 def test_quantised_language_model(parity_a: Case, low_resource: LowResource, tolerance: float, alike: float) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     model = build_minigpt4(model_config(parity_a.folder, low_resource=low_resource), CPU, torch.float32)

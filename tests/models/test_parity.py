@@ -140,9 +140,7 @@ def test_generated_tokens(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_prompt_embeddings_for_generation(case: Case) -> None:
     expected = case.inputs["generate"]
-    for prompt, index, segments in zip(
-        expected["prompts"], expected["images"], expected["segment_ids"], strict=True
-    ):
+    for prompt, index, segments in zip(expected["prompts"], expected["images"], expected["segment_ids"], strict=True):
         ids = case.model.encoder.rendered(prompt)
         between = [IMAGE_POSITION] * case.config["n_query"]
         assert ids == segments[0] + between + segments[1]

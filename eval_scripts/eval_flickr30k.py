@@ -1,0 +1,56 @@
+"""Captions and scores of one or several checkpoints, alone or under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a clone works without being installed
+
+from rich.console import Console
+
+from minigpt4.common.cli import exit_on_error
+from minigpt4.common.config import add_config_arguments, load_config
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_config_arguments(parser)
+    parser.add_argument("--ckpt", nargs="+", default=[], metavar="FILE", help="checkpoints to compare, in order")
+    parser.add_argument("--split", help="train, val or test (default: evaluation.split)")
+    parser.add_argument("--limit", type=int, help="at most so many pictures, the first of the split")
+    parser.add_argument("--fraction", type=float, help="a fixed random share of the split, by --seed")
+    parser.add_argument("--seed", type=int, help="of --fraction and of swapped pictures")
+    parser.add_argument("--metrics", help="of bleu,rouge,cider,meteor,spice")
+    parser.add_argument("--out", help="folder of the results (default: evaluation.output_dir)")
+    return parser.parse_args()
+
+
+def evaluation_options(args: argparse.Namespace) -> list[str]:
+    """The command line's own switches as configuration values; they win over --options."""
+    values = {key: getattr(args, key) for key in ("split", "limit", "fraction", "seed")}
+    values["metrics"] = f"[{args.metrics}]" if args.metrics else None
+    values["output_dir"] = args.out
+    return [f"evaluation.{key}={value}" for key, value in values.items() if value is not None]
+
+
+@exit_on_error()
+def main() -> None:
+    args = parse_arguments()
+    loaded = load_config(args.cfg_path, [*args.options, *evaluation_options(args)])
+    if args.print_config:
+        for key, value, layer in loaded.rows():
+            print(f"{key}: {value!r}  [{layer}]")
+        return
+    from minigpt4.runners.evaluate import evaluate, evaluation_folder
+
+    results = evaluate(loaded.config, args.ckpt, evaluation_folder(loaded.config))
+    if results is None:
+        return
+    Console().print(results.table)
+    print(f"Scores: {results.metrics}\nPlot:   {results.trends}\nReport: {results.report} (open it in a browser)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""pyproject.toml, environment.yml and constraints.txt name the same packages."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+if sys.version_info < (3, 11):
+    pytest.skip("tomllib came with Python 3.11", allow_module_level=True)
+import tomllib
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+IN_CONDA = ("train", "eval", "quant")
+
+
+def required(groups: tuple[str, ...]) -> set[str]:
+    extras = PROJECT["optional-dependencies"]
+    return {*PROJECT["dependencies"], *(item for group in groups for item in extras[group])}
+
+
+def package_name(requirement: str) -> str:
+    return re.split(r"[<>=!\[; ]", requirement)[0].lower().replace("_", "-")
+
+
+def test_conda_environment_names_the_same_dependencies() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
+    assert {item for item in pip if not item.startswith("--")} == required(IN_CONDA)
+    assert "--editable ." in pip
+
+
+def test_every_dependency_has_one_tested_version() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[^\s/@]+", line) for line in lines), "only NAME==VERSION belongs there"
+    pinned = {package_name(line) for line in lines}
+    needed = {package_name(item) for item in required((*IN_CONDA, "dev")) if not item.startswith("minigpt4[")}
+    assert needed - pinned == set()
+
+
+def test_a_trainer_needs_no_web_package() -> None:
+    web = {"gradio", "fastapi", "uvicorn"}
+    assert not web & {package_name(item) for item in required(("train", "eval"))}
+
+
+def test_make_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    assert {"help", "install", "quickstart", "test", "check", "lint", "type", "format", "bench"} <= targets
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
