@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -107,7 +107,7 @@ def _worker_options(cfg: Config, num_workers: int) -> dict[str, Any]:
     return {
         "num_workers": num_workers,
         "persistent_workers": num_workers > 0,
-        "worker_init_fn": _ignore_interrupts,
+        "worker_init_fn": _stand_apart,
         "collate_fn": collate,
         "pin_memory": cfg.run.device != "cpu" and torch.cuda.is_available(),
         # Starting to iterate draws a number; from a generator of its own, so that the run's own state stays.
@@ -115,6 +115,10 @@ def _worker_options(cfg: Config, num_workers: int) -> dict[str, Any]:
     }
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C goes to every process of the terminal; the main one tells the workers to end, without tracebacks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _stand_apart(worker: int) -> None:
+    """Put a loader worker into a process group of its own.
+
+    Ctrl-C and torchrun's SIGTERM go to whole groups; the main process hears them, finishes its step with the workers'
+    help and then ends them itself.
+    """
+    os.setpgrp()

@@ -77,7 +77,7 @@ def check_first_loss(loss: float, vocab_size: int) -> None:
     guessing = math.log(vocab_size)
     if loss > guessing - 0.5:
         logger.warning(
-            "the first loss is %.2f, that of guessing among %s tokens (%.2f): the language model's weights look "
+            "the first loss is %.2f, no better than guessing among %s tokens (%.2f): the language model's weights look "
             "broken or random; check model.llama_model",
             loss,
             f"{vocab_size:,}",

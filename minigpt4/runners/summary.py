@@ -21,21 +21,23 @@ LEARNT = ("[[", "]]")
 def parameter_table(model: nn.Module) -> Table:
     """A row for each part of the model and number format."""
     table = Table("module", "parameters", "trainable", "dtype", "MiB", title="Parameters", title_justify="left")
-    totals = [0, 0, 0.0]
+    totals = [0.0, 0.0, 0.0]
+    counted: set[nn.Parameter] = set()  # a model may hold a part of its language model under a second name
     for name, child in model.named_children():
-        seen: dict[str, list[float]] = {}
+        rows: dict[str, list[float]] = {}
         for parameter in child.parameters():
-            row = seen.setdefault(str(parameter.dtype).removeprefix("torch."), [0, 0, 0.0])
+            if parameter in counted:
+                continue
+            counted.add(parameter)
+            row = rows.setdefault(str(parameter.dtype).removeprefix("torch."), [0.0, 0.0, 0.0])
             row[0] += parameter.numel()
             row[1] += parameter.numel() if parameter.requires_grad else 0
             row[2] += parameter.numel() * parameter.element_size() / 2**20
-        if name == "token_embedding":  # the language model's own, held a second time for its callers
-            continue
-        for dtype, (count, trainable, size) in seen.items():
-            table.add_row(name, f"{int(count):,}", f"{int(trainable):,}", dtype, f"{size:,.1f}")
-            totals = [totals[0] + count, totals[1] + trainable, totals[2] + size]
+        for dtype, row in rows.items():
+            table.add_row(name, f"{row[0]:,.0f}", f"{row[1]:,.0f}", dtype, f"{row[2]:,.1f}")
+            totals = [total + part for total, part in zip(totals, row, strict=True)]
     table.add_section()
-    table.add_row("total", f"{int(totals[0]):,}", f"{int(totals[1]):,}", "", f"{totals[2]:,.1f}")
+    table.add_row("total", f"{totals[0]:,.0f}", f"{totals[1]:,.0f}", "", f"{totals[2]:,.1f}")
     for column in (1, 2, 4):
         table.columns[column].justify = "right"
     return table
