@@ -8,10 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a clone works without being installed
 
-from rich.console import Console
-
 from minigpt4.common.cli import exit_on_error
 from minigpt4.common.config import add_config_arguments, load_config
+from minigpt4.common.console import config_table, console
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,15 +39,14 @@ def main() -> None:
     args = parse_arguments()
     loaded = load_config(args.cfg_path, [*args.options, *evaluation_options(args)])
     if args.print_config:
-        for key, value, layer in loaded.rows():
-            print(f"{key}: {value!r}  [{layer}]")
+        console().print(config_table(loaded))
         return
     from minigpt4.runners.evaluate import evaluate, evaluation_folder
 
     results = evaluate(loaded.config, args.ckpt, evaluation_folder(loaded.config))
     if results is None:
         return
-    Console().print(results.table)
+    console().print(results.table)
     print(f"Scores: {results.metrics}\nPlot:   {results.trends}\nReport: {results.report} (open it in a browser)")
 
 

@@ -1,0 +1,215 @@
+"""Evaluation of several checkpoints: what is written, shared out, left out and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minigpt4.common.config import load_config
+from minigpt4.common.errors import CheckpointError, ConfigError, DataError, MetricError
+from minigpt4.common.schema import EvaluationConfig
+from minigpt4.common.types import Record
+from minigpt4.evaluation.predictions import load_predictions
+from minigpt4.evaluation.swapped import swap_pictures
+from minigpt4.runners.evaluate import checkpoint_labels, evaluate
+from minigpt4.tasks.captioning import Captioning, select_pictures
+from tests.models.parity import Case
+from tests.runners.project import PARITY_A, REPOSITORY, Project
+
+OPTIONS = (
+    "evaluation.split=val",
+    "evaluation.generation.max_new_tokens=8",
+    "evaluation.batch_size=2",
+    "evaluation.num_workers=0",
+)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project.make(tmp_path_factory.mktemp("evaluate"))
+    state = torch.load(PARITY_A / "minigpt4.pth", weights_only=True)["model"]
+    for epoch in range(2):
+        changed = {name: tensor * (1 + 0.5 * epoch) for name, tensor in state.items() if name.startswith("llama_proj")}
+        torch.save({"model": changed}, project.folder / f"checkpoint_{epoch}.pth")
+    return project
+
+
+def run(project: Project, *options: str, ckpt: tuple[str, ...] = ("checkpoint_0.pth",), out: str = "out") -> Path:
+    target = project.folder / out
+    evaluate(load_config("config.yaml", [*OPTIONS, *options]).config, ckpt, target)
+    return target
+
+
+@pytest.fixture(autouse=True)
+def inside(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.folder)
+
+
+@pytest.fixture(scope="module")
+def written(project: Project) -> Path:
+    before = Path.cwd()
+    os.chdir(project.folder)
+    try:
+        return run(project, ckpt=("checkpoint_0.pth", "checkpoint_1.pth"), out="both")
+    finally:
+        os.chdir(before)
+
+
+def test_a_row_for_each_checkpoint(written: Path) -> None:
+    content = json.loads((written / "metrics.json").read_text())
+    assert [row["checkpoint"] for row in content["rows"]] == ["epoch 0", "epoch 1"]
+    assert all({"Bleu_1", "Bleu_4", "ROUGE_L", "CIDEr"} <= set(row) for row in content["rows"])
+    protocol = content["protocol"]
+    assert (protocol["split"], protocol["images"], protocol["references"]) == ("val", 7, 7)
+    assert protocol["prompt"] == "###Human: <Img><ImageHere></Img> Describe it. ###Assistant: "
+    for name in ("metric_trends.png", "report.html", "predictions_epoch_0.json", "predictions_epoch_1.json"):
+        assert (written / name).stat().st_size > 100
+
+
+def test_predictions_are_of_the_right_checkpoint_and_picture(written: Path, project: Project) -> None:
+    said = [load_predictions(written / f"predictions_epoch_{epoch}.json") for epoch in range(2)]
+    assert said[0].captions() != said[1].captions()
+    rows = [json.loads(line) for line in (project.folder / "data.jsonl").read_text().splitlines()]
+    references = {Path(row["image"]).stem: [row["answer"]] for row in rows if row["split"] == "val"}
+    assert {Path(item.filename).stem: list(item.references) for item in said[0].predictions} == references
+
+
+def test_one_picture_alone_gets_the_same_caption(written: Path, project: Project) -> None:
+    alone = load_predictions(run(project, "evaluation.limit=1", out="alone") / "predictions_epoch_0.json")
+    (image_id,) = alone.captions()
+    together = load_predictions(written / "predictions_epoch_0.json").captions()
+    assert alone.captions()[image_id] == together[image_id]
+
+
+@pytest.mark.distributed
+def test_two_processes_predict_the_same_as_one(written: Path, project: Project) -> None:
+    script = str(REPOSITORY / "eval_scripts" / "eval_flickr30k.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
+    command += ["--cfg-path", "config.yaml", "--ckpt", "checkpoint_0.pth", "checkpoint_1.pth", "--out", "two"]
+    done = subprocess.run(
+        [*command, "--options", *OPTIONS],
+        cwd=project.folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("predictions_epoch_0.json", "predictions_epoch_1.json", "metrics.json"):
+        one, two = (json.loads((folder / name).read_text()) for folder in (written, project.folder / "two"))
+        assert one == two, name
+    assert done.stdout.count("Report:") == 1  # one process prints the table
+
+
+def test_unreadable_pictures_are_counted_and_named(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+    name = "picture_25.png"
+    good = (project.folder / name).read_bytes()
+    try:
+        (project.folder / name).write_bytes(good[:40])
+        out = run(project, out="broken")
+    finally:
+        (project.folder / name).write_bytes(good)
+    content = json.loads((out / "metrics.json").read_text())
+    assert content["protocol"]["images"] == 6
+    (message,) = content["protocol"]["notes"]["pictures_left_out"]
+    assert name in message
+    assert name in caplog.text
+
+
+def test_nothing_readable_is_an_error(project: Project, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none of the 7 pictures can be read"):
+        run(project, f"datasets.pictures.images={tmp_path}")
+
+
+def test_predictions_are_kept_when_scoring_fails(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise MetricError("Java went away")
+
+    monkeypatch.setattr("minigpt4.runners.evaluate.score_checkpoints", fail)
+    with pytest.raises(MetricError, match="Java went away"):
+        run(project, out="unscored")
+    assert len(load_predictions(project.folder / "unscored" / "predictions_epoch_0.json").predictions) == 7
+
+
+def never(*_: Any, **__: Any) -> None:
+    raise AssertionError("generation began before everything was checked")
+
+
+@pytest.mark.parametrize(
+    ("options", "ckpt", "error", "words"),
+    [
+        (["evaluation.metrics=[blue]"], ["checkpoint_0.pth"], MetricError, "did you mean 'bleu'"),
+        (["evaluation.split=dev"], ["checkpoint_0.pth"], ConfigError, "there is no split 'dev'"),
+        (["evaluation.prompt=Describe it."], ["checkpoint_0.pth"], DataError, "0 image placeholder"),
+        (["evaluation.dataset=flickr"], ["checkpoint_0.pth"], ConfigError, "evaluation.dataset: 'flickr'"),
+        (["evaluation.limit=3", "evaluation.fraction=0.5"], ["checkpoint_0.pth"], ConfigError, "choose one"),
+        (["evaluation.limit=0"], ["checkpoint_0.pth"], ConfigError, "evaluation.limit"),
+        (["evaluation.fraction=2"], ["checkpoint_0.pth"], ConfigError, "evaluation.fraction"),
+        (["evaluation.scenes=none.json"], ["checkpoint_0.pth"], MetricError, "none.json"),
+        ([], ["checkpoint_0.pth", "checkpoint_9.pth"], CheckpointError, "checkpoint_9.pth does not exist"),
+        ([], ["checkpoint_0.pth", "checkpoint_0.pth"], ConfigError, "named twice"),
+        (["model.ckpt=null"], [], ConfigError, "no checkpoint to evaluate"),
+    ],
+)
+def test_everything_that_can_fail_does_so_before_generation(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    ckpt: list[str],
+    error: type[Exception],
+    words: str,
+) -> None:
+    monkeypatch.setattr(Captioning, "describe", never)
+    with pytest.raises(error, match=words.replace(".", r"\.")):
+        run(project, *options, ckpt=tuple(ckpt))
+
+
+def records(count: int) -> list[Record]:
+    return [Record(image_id=f"i{n}", image=f"i{n}.png", answers=("a",)) for n in range(count)]
+
+
+def test_selection() -> None:
+    rows = records(200)
+    assert select_pictures(rows, EvaluationConfig()) == list(range(200))
+    assert select_pictures(rows, EvaluationConfig(limit=3)) == [0, 1, 2]
+    some = select_pictures(rows, EvaluationConfig(fraction=0.05, seed=1))
+    assert len(some) == 10
+    assert some == sorted(some)
+    assert some == select_pictures(rows, EvaluationConfig(fraction=0.05, seed=1))
+    assert some != select_pictures(rows, EvaluationConfig(fraction=0.05, seed=2))
+    # A picture is drawn by its name: the same ones, wherever they stand in the file.
+    reordered = select_pictures(rows[::-1], EvaluationConfig(fraction=0.05, seed=1))
+    assert {rows[i].image_id for i in some} == {rows[::-1][i].image_id for i in reordered}
+
+
+def test_batches_are_dealt_out_whole(parity_a: Case) -> None:
+    class Rows:
+        prompts = ("<Img><ImageHere></Img> What is it?",)
+        records = records(11)
+
+    cfg = EvaluationConfig(batch_size=2)
+    one = Captioning(parity_a.model, Rows(), range(11), cfg).batches  # type: ignore[arg-type]
+    shares = [Captioning(parity_a.model, Rows(), range(11), cfg, rank, 3).batches for rank in range(3)]  # type: ignore[arg-type]
+    assert sorted(batch for share in shares for batch in share) == one
+    assert [index for batch in one for index in batch] == list(range(11))
+
+
+def test_labels() -> None:
+    assert checkpoint_labels(["stage_1.pth", "a/checkpoint_0.pth"]) == ["stage 1", "epoch 0"]
+    assert checkpoint_labels(["a/checkpoint_0.pth", "b/checkpoint_0.pth"]) == ["a epoch 0", "b epoch 0"]
+
+
+def test_swapped_pictures() -> None:
+    captions = {f"i{n}": f"caption {n}" for n in range(20)}
+    swapped = swap_pictures(captions, seed=3)
+    assert sorted(swapped.values()) == sorted(captions.values())
+    assert all(swapped[image] != captions[image] for image in captions)
+    assert swapped == swap_pictures(captions, seed=3)
+    assert swapped != swap_pictures(captions, seed=4)
