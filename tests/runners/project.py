@@ -1,0 +1,117 @@
+"""A complete tiny project for training tests: pictures, annotations and a configuration on the parity weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from minigpt4.common.checkpoint import read_checkpoint
+from tests.models.parity import model_config
+
+REPOSITORY = Path(__file__).parents[2]
+PARITY_A = REPOSITORY / "tests" / "fixtures" / "parity_a"
+WORDS = ["a", "red", "green", "blue", "dog", "man", "tree", "house", "stands", "runs", "near", "on", "the", "old", "wide", "river", "bridge", "field", "and", "two"]
+LOG_LINE = re.compile(
+    r"Train: data epoch: \[(?P<epoch>\d+)\]  \[ *(?P<iteration>\d+)/(?P<iterations>\d+)\]  "
+    r"eta: (?P<eta>\d+:\d\d:\d\d)  lr: (?P<lr>\d+\.\d{6})  loss: (?P<loss>\d+\.\d{4}|nan)  "
+    r"time: (?P<time>\d+\.\d{4})  data: (?P<data>\d+\.\d{4})  max mem: (?P<mem>\d+)"
+)
+
+
+def model_card(**changes: Any) -> dict[str, Any]:
+    """The fixture's model, as plain values for YAML."""
+    values = asdict(model_config(PARITY_A, prompt_path="prompts.txt"))
+    for name in ("precision", "low_resource", "model_type", "arch"):
+        values.pop(name)
+    return values | changes
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with a configuration, pictures and annotations of which each run is a variation."""
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path, train: int = 24, val: int = 7) -> Project:
+        """Draw the pictures and write everything."""
+        draw = random.Random(0)
+        rows = []
+        for number in range(train + val):
+            name = f"picture_{number}.png"
+            colour = tuple(draw.randrange(256) for _ in range(3))
+            picture = Image.new("RGB", (32, 24), colour)
+            picture.paste((255, 255, 255), (number % 20, 5, number % 20 + 8, 12))
+            picture.save(folder / name)
+            answer = " ".join(draw.choices(WORDS, k=draw.randint(3, 14)))
+            rows.append({"image": name, "answer": answer, "split": "train" if number < train else "val"})
+        (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "prompts.txt").write_text("<Img><ImageHere></Img> Describe it.\n<Img><ImageHere></Img> What is it?\n")
+        (folder / "card.yaml").write_text(yaml.safe_dump(model_card()))
+        config = {
+            "model": {"model_type": "card.yaml"},
+            "datasets": {
+                "pictures": {"reader": "jsonl", "annotations": "data.jsonl", "batch_size": 4, "eval_batch_size": 3}
+            },
+            "run": {
+                "device": "cpu",
+                "output_dir": "output",
+                "job_name": "test",
+                "num_workers": 0,
+                "max_epoch": 2,
+                "warmup_steps": 3,
+                "init_lr": 1e-3,
+                "min_lr": 1e-4,
+                "log_freq": 1,
+            },
+        }
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        return cls(folder)
+
+    def command(self, *options: str, processes: int = 0, arguments: Sequence[str] = ()) -> list[str]:
+        """The training command; `processes` above 0: under torchrun."""
+        launcher = [sys.executable]
+        if processes:
+            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        script = [str(REPOSITORY / "train.py"), "--cfg-path", "config.yaml", *arguments]
+        return [*launcher, *script, *(["--options", *options] if options else [])]
+
+    def start(self, *options: str, processes: int = 0, arguments: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """Start training in the project's folder; stdout and stderr come together."""
+        return subprocess.Popen(
+            self.command(*options, processes=processes, arguments=arguments),
+            cwd=self.folder,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "160"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def train(self, *options: str, processes: int = 0, arguments: Sequence[str] = ()) -> tuple[int, str]:
+        """Run training to its end: (exit status, what it printed)."""
+        process = self.start(*options, processes=processes, arguments=arguments)
+        output, _ = process.communicate(timeout=240)
+        return process.returncode, output
+
+    def checkpoint(self, run: str, name: str) -> dict[str, Any]:
+        """A checkpoint of the run folder `run`."""
+        return read_checkpoint(self.folder / run / name)
+
+
+def losses(output: str) -> dict[int, str]:
+    """Printed losses by global step."""
+    found = {}
+    for match in LOG_LINE.finditer(output):
+        found[int(match["epoch"]) * int(match["iterations"]) + int(match["iteration"])] = match["loss"]
+    return found
