@@ -37,12 +37,13 @@ class VisionEncoder(nn.Module):
         super().__init__()
         sizes = {"img_size": image_size, "depth": num_blocks, "num_classes": 0} | dict(options or {})
         try:
-            self.backbone: Any = timm.create_model(name, pretrained=False, **sizes)
+            backbone: Any = timm.create_model(name, pretrained=False, **sizes)
         except (RuntimeError, TypeError, AssertionError) as error:
             raise ConfigError(f"model.vit_model: timm cannot build '{name}' with {sizes}: {error}") from error
-        self.backbone.norm = nn.Identity()
-        self.backbone.fc_norm = nn.Identity()
-        self.width = int(self.backbone.num_features)
+        backbone.norm = nn.Identity()
+        backbone.fc_norm = nn.Identity()
+        self.backbone: Any = backbone
+        self.width: int = backbone.num_features
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) -> (N, P, width)."""
