@@ -41,9 +41,9 @@ def main() -> None:
     if args.print_config:
         console().print(config_table(loaded))
         return
-    from minigpt4.runners.evaluate import evaluate, evaluation_folder
+    from minigpt4.runners.evaluate import evaluate
 
-    results = evaluate(loaded.config, args.ckpt, evaluation_folder(loaded.config))
+    results = evaluate(loaded.config, args.ckpt)
     if results is None:
         return
     console().print(results.table)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
 
+from minigpt4.common.dist import Processes, start_processes
 from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.log import set_up_logging
 from minigpt4.common.schema import Config
 from minigpt4.datasets.builders import build_dataset
 from minigpt4.evaluation.caption import check_metrics, score_checkpoints
@@ -25,11 +24,13 @@ from minigpt4.evaluation.swapped import swap_pictures
 from minigpt4.models.loading import build_encoder, build_minigpt4, load_projection
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.precision import evaluation_dtype
+from minigpt4.runners.rng import seed_all
+from minigpt4.runners.run_folder import new_folder
 from minigpt4.tasks.captioning import Captioning, select_pictures
 
 
 def checkpoint_labels(paths: Sequence[str]) -> list[str]:
-    """Names for people: "epoch 3" for checkpoint_3.pth, else the file's name; equal ones get their folder's in front."""
+    """Names for people: "epoch 3" for checkpoint_3.pth, else the file's name; equals get their folder's too."""
     labels = []
     for path in map(Path, paths):
         epoch = re.fullmatch(r"checkpoint_(\d+)", path.stem)
@@ -57,16 +58,7 @@ def evaluated_dataset(cfg: Config) -> str:
     )
 
 
-def evaluation_folder(cfg: Config) -> Path:
-    """Where results go: evaluation.output_dir, or a new folder named by the time, the same on every process."""
-    if cfg.evaluation.output_dir:
-        return Path(cfg.evaluation.output_dir)
-    name = [time.strftime("%Y%m%d-%H%M%S")]
-    broadcast_object_list(name)
-    return Path(cfg.paths.output_root) / "evaluation" / name[0]
-
-
-def evaluate(cfg: Config, checkpoints: Sequence[str], out_dir: Path) -> WrittenResults | None:
+def evaluate(cfg: Config, checkpoints: Sequence[str]) -> WrittenResults | None:
     """Describe the pictures of a split by each checkpoint, save what was said, then score it.
 
     Everything that can fail early is tried first: metrics and their Java, the split, every checkpoint.
@@ -74,7 +66,6 @@ def evaluate(cfg: Config, checkpoints: Sequence[str], out_dir: Path) -> WrittenR
     Args:
         cfg: The configuration.
         checkpoints: Files with a projection each; none: the one of `model.ckpt`.
-        out_dir: Takes predictions, metrics.json, metric_trends.png and report.html.
 
     Returns:
         Table and paths of what was written, on the main process; None on the others.
@@ -82,7 +73,8 @@ def evaluate(cfg: Config, checkpoints: Sequence[str], out_dir: Path) -> WrittenR
     Raises:
         MiniGPT4Error: A metric, path, split or checkpoint that cannot be used.
     """
-    state = PartialState()
+    processes = start_processes(cfg.run.device)
+    set_up_logging(processes.rank)
     metrics = check_metrics(cfg.evaluation.metrics)
     scenes = load_scenes(cfg.evaluation.scenes) if cfg.evaluation.scenes else None
     name = evaluated_dataset(cfg)
@@ -97,10 +89,13 @@ def evaluate(cfg: Config, checkpoints: Sequence[str], out_dir: Path) -> WrittenR
         train=False,
     )
     selection = select_pictures(dataset.records, cfg.evaluation)
-    model = _build_model(cfg, files, state.device)
-    job = Captioning(model, dataset, selection, cfg.evaluation, state.process_index, state.num_processes)
-    predictions = {label: _describe(job, label, path, out_dir) for label, path in labelled.items()}
-    if not state.is_main_process:
+    model = _build_model(cfg, files, processes.device)
+    job = Captioning(model, dataset, selection, cfg.evaluation, processes.rank, processes.world_size)
+    out_dir = processes.from_main(lambda: _output_folder(cfg))
+    seed_all(cfg.evaluation.seed + processes.rank)
+    predictions = {label: _describe(job, label, path, out_dir, processes) for label, path in labelled.items()}
+    processes.leave()
+    if not processes.is_main:
         return None
     references = {item.image_id: item.references for item in next(iter(predictions.values()))}
     protocol = Protocol.of(references, metrics, dataset=name, **_conditions(cfg, job))
@@ -122,6 +117,13 @@ def evaluate(cfg: Config, checkpoints: Sequence[str], out_dir: Path) -> WrittenR
     )
 
 
+def _output_folder(cfg: Config) -> Path:
+    """`evaluation.output_dir`, or a new folder named by the time."""
+    if cfg.evaluation.output_dir:
+        return Path(cfg.evaluation.output_dir)
+    return new_folder(Path(cfg.paths.output_root) / "evaluation")
+
+
 def _files(cfg: Config, checkpoints: Sequence[str]) -> list[str]:
     files = list(checkpoints) or ([cfg.model.ckpt] if cfg.model.ckpt else [])
     if not files:
@@ -140,17 +142,17 @@ def _build_model(cfg: Config, files: Sequence[str], device: torch.device) -> Min
     return model
 
 
-def _describe(job: Captioning, label: str, path: str, out_dir: Path) -> list[Prediction]:
+def _describe(job: Captioning, label: str, path: str, out_dir: Path, processes: Processes) -> list[Prediction]:
     """All processes' captions by one checkpoint, in the order of the selection, saved by the main process."""
     load_projection(job.model, path)
-    shares = gather_object([[_prediction(job, index, text) for index, text in job.describe(label)]])
-    job.skipped_everywhere = gather_object(list(job.skipped))
+    shares = processes.gather([_prediction(job, index, text) for index, text in job.describe(label)])
+    job.skipped_everywhere = [message for share in processes.gather(job.skipped) for message in share]
     order = [job.dataset.records[index].image_id for index in job.selection]
     said = {item.image_id for share in shares for item in share}
     predictions = merge_shards(shares, order=[image_id for image_id in order if image_id in said])
     if not predictions:
         raise DataError(f"none of the {len(order)} pictures can be read; the first: {job.skipped_everywhere[0]}")
-    if PartialState().is_main_process:
+    if processes.is_main:
         target = out_dir / f"predictions_{re.sub('[^A-Za-z0-9._-]+', '_', label)}.json"
         save_predictions(target, predictions, {"checkpoint": path, "skipped": job.skipped_everywhere})
     return predictions

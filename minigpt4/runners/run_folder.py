@@ -55,13 +55,14 @@ def make_run_folder(run: RunConfig, resumed: Path | None = None) -> Path:
         if run.run_dir is not None:
             Path(run.run_dir).mkdir(parents=True, exist_ok=True)
             return Path(run.run_dir)
-        return _new_folder(Path(run.output_dir) / run.job_name, datetime.now())
+        return new_folder(Path(run.output_dir) / run.job_name)
     except OSError as error:
         raise ConfigError(f"the run folder cannot be made: {error}; set run.output_dir or run.run_dir") from error
 
 
-def _new_folder(parent: Path, now: datetime) -> Path:
-    stamp = now.strftime("%Y%m%d-%H%M%S")
+def new_folder(parent: Path) -> Path:
+    """A folder below `parent` that nobody else has, named by the time."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, 1000):
         folder = parent / (stamp if number == 1 else f"{stamp}-{number}")

@@ -43,7 +43,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 def run(project: Project, *options: str, ckpt: tuple[str, ...] = ("checkpoint_0.pth",), out: str = "out") -> Path:
     target = project.folder / out
-    evaluate(load_config("config.yaml", [*OPTIONS, *options]).config, ckpt, target)
+    evaluate(load_config("config.yaml", [*OPTIONS, *options, f"evaluation.output_dir={target}"]).config, ckpt)
     return target
 
 
@@ -108,7 +108,7 @@ def test_two_processes_predict_the_same_as_one(written: Path, project: Project) 
     assert done.stdout.count("Report:") == 1  # one process prints the table
 
 
-def test_unreadable_pictures_are_counted_and_named(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_pictures_are_counted_and_named(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     name = "picture_25.png"
     good = (project.folder / name).read_bytes()
     try:
@@ -120,7 +120,7 @@ def test_unreadable_pictures_are_counted_and_named(project: Project, caplog: pyt
     assert content["protocol"]["images"] == 6
     (message,) = content["protocol"]["notes"]["pictures_left_out"]
     assert name in message
-    assert name in caplog.text
+    assert name in capsys.readouterr().err
 
 
 def test_nothing_readable_is_an_error(project: Project, tmp_path: Path) -> None:
