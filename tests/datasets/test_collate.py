@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import torch
+
+from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, Encoded, Sample
+from minigpt4.datasets.collate import collate
+
+
+def sample_of(name: str, ids: list[int], targets: int, pictures: int = 1, skipped: tuple[str, ...] = ()) -> Sample:
+    labels = [IGNORED_LABEL] * (len(ids) - targets) + ids[len(ids) - targets :]
+    images = tuple(torch.full((3, 2, 2), float(len(ids))) for _ in range(pictures))
+    return Sample(image_id=name, images=images, encoded=Encoded(input_ids=ids, labels=labels), skipped=skipped)
+
+
+def test_samples_are_padded_on_the_right() -> None:
+    batch = collate([sample_of("a", [1, IMAGE_POSITION, 5], 1), sample_of("b", [1, IMAGE_POSITION, 6, 7, 8], 2)])
+    assert batch.image_ids == ["a", "b"]
+    assert batch.input_ids.tolist() == [[1, IMAGE_POSITION, 5, 0, 0], [1, IMAGE_POSITION, 6, 7, 8]]
+    ignored = IGNORED_LABEL
+    assert batch.labels.tolist() == [[ignored, ignored, 5, ignored, ignored], [ignored, ignored, ignored, 7, 8]]
+    assert batch.lengths.tolist() == [3, 5]
+    assert batch.num_targets == 3
+    assert batch.images is not None and batch.images[:, 0, 0, 0].tolist() == [3.0, 5.0]
+    assert batch.skipped == []
+
+
+def test_pictures_of_all_samples_follow_each_other() -> None:
+    batch = collate([sample_of("a", [1, 2], 1, pictures=2), sample_of("b", [1], 1, pictures=1)])
+    assert batch.images is not None and batch.images[:, 0, 0, 0].tolist() == [2.0, 2.0, 1.0]
+
+
+def test_no_picture_at_all() -> None:
+    assert collate([sample_of("a", [1, 2], 1, pictures=0)]).images is None
+
+
+def test_messages_of_all_samples_are_kept() -> None:
+    batch = collate([sample_of("a", [1], 1, skipped=("x", "y")), sample_of("b", [1], 1, skipped=("z",))])
+    assert batch.skipped == ["x", "y", "z"]
+    assert batch.to("cpu").skipped == ["x", "y", "z"]

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from minigpt4.common.errors import DataError
+from minigpt4.common.registry import readers
+from minigpt4.common.types import Record
+from minigpt4.datasets.readers import RowProblem
+from tests.datasets.conftest import write_jsonl
+
+
+def read(reader: str, path: Path) -> list[Record | RowProblem]:
+    return list(readers.get(reader)().read(path))
+
+
+def good(rows: list[Record | RowProblem]) -> list[Record]:
+    assert all(isinstance(row, Record) for row in rows), rows
+    return [row for row in rows if isinstance(row, Record)]
+
+
+def problem_of(tmp_path: Path, row: Any) -> str:
+    """What a JSONL reader says about `row`, between two good rows."""
+    fine = {"image": "a.jpg", "answer": "fine"}
+    first, bad, last = read("jsonl", write_jsonl(tmp_path / "p.jsonl", [fine, row, fine]))
+    assert isinstance(first, Record) and isinstance(last, Record) and isinstance(bad, RowProblem)
+    assert str(bad).startswith(f"{tmp_path / 'p.jsonl'}, line 2: ")
+    return bad.message
+
+
+class TestJsonl:
+    def test_five_rows(self, tmp_path: Path) -> None:
+        rows = [
+            {"image": "a/1.jpg", "answer": "one"},
+            {"image": "2.jpg", "caption": "two", "split": "val", "id": 7},
+            {"image": "3.jpg", "captions": ["three", "drei"]},
+            {"image": "4.jpg", "answers": ["four"], "question": "How many?"},
+            {"image": "5.jpg", "answer": "five", "instruction": "Count <Img><ImageHere></Img>.", "other": 1},
+        ]
+        path = write_jsonl(tmp_path / "a.jsonl", rows)
+        records = good(read("jsonl", path))
+        assert [record.image for record in records] == ["a/1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg"]
+        assert [record.image_id for record in records] == ["a/1", "7", "3", "4", "5"]
+        assert [record.answers for record in records] == [("one",), ("two",), ("three", "drei"), ("four",), ("five",)]
+        assert [record.split for record in records] == [None, "val", None, None, None]
+        assert [record.question for record in records][3:] == ["How many?", "Count <Img><ImageHere></Img>."]
+        assert records[4].source == f"{path}, line 5"
+
+    def test_a_json_list_is_the_same(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps([{"image": "1.jpg", "answer": "one"}, {"image": 3}], indent=1))
+        first, second = read("jsonl", path)
+        assert isinstance(first, Record) and first.source == f"{path}, entry 1"
+        assert isinstance(second, RowProblem) and second.source == f"{path}, entry 2"
+
+    def test_blank_lines_and_odd_separators_inside_texts(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.jsonl"
+        line = json.dumps({"image": "1.jpg", "answer": "a\u2028b\u0085c"}, ensure_ascii=False)
+        path.write_text(f"\ufeff{line}\r\n\n{line}\n", encoding="utf-8")
+        records = good(read("jsonl", path))
+        assert [record.answers[0] for record in records] == ["a\u2028b\u0085c"] * 2
+        assert records[1].source.endswith("line 3")
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ({"answer": "x"}, "no 'image'"),
+            ({"image": "", "answer": "x"}, "'image' is empty"),
+            ({"image": ["a"], "answer": "x"}, "'image' should be a text"),
+            ({"image": "a.jpg"}, "no 'answer'; found: image"),
+            ({"image": "a.jpg", "anwser": "x"}, "'anwser': did you mean 'answer'?"),
+            ({"image": "a.jpg", "answer": "  "}, "'answer' is empty"),
+            ({"image": "a.jpg", "answer": None}, "'answer' is empty"),
+            ({"image": "a.jpg", "answer": ["x"]}, "'answer' should be a text"),
+            ({"image": "a.jpg", "captions": "x"}, "'captions' should be a list of texts"),
+            ({"image": "a.jpg", "captions": []}, "at least one text"),
+            ({"image": "a.jpg", "captions": ["x", " "]}, "no empty one"),
+            ({"image": "a.jpg", "answer": "x", "caption": "y"}, "'answer' and 'caption' mean the same"),
+            ({"image": "a.jpg", "answer": "x", "question": "<ImageHere> <ImageHere>"}, "2 image placeholder(s)"),
+            (["a.jpg", "x"], "an object is expected"),
+        ],
+    )
+    def test_a_bad_row_says_what_was_expected(self, tmp_path: Path, row: Any, message: str) -> None:
+        assert message in problem_of(tmp_path, row)
+
+    def test_broken_json_names_line_and_column(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.jsonl"
+        path.write_text('{"image": "a.jpg", "answer": "x"}\n{"image": "a.jpg", "answer": x}\n')
+        problem = read("jsonl", path)[1]
+        assert isinstance(problem, RowProblem)
+        assert str(problem).startswith(f"{path}, line 2: broken JSON (Expecting value at column 30)")
+
+    def test_files_that_cannot_be_read_as_a_whole(self, tmp_path: Path) -> None:
+        latin = tmp_path / "a.jsonl"
+        latin.write_bytes(b'{"image": "a.jpg", "answer": "x"}\n{"image": "a.jpg", "answer": "caf\xe9"}\n')
+        with pytest.raises(DataError, match=r"a\.jsonl, line 2: not UTF-8"):
+            read("jsonl", latin)
+        lines = write_jsonl(tmp_path / "b.json", [{}, {}])
+        with pytest.raises(DataError, match=r"should be called \.jsonl"):
+            read("jsonl", lines)
+        (tmp_path / "c.json").write_text('{"rows": []}')
+        with pytest.raises(DataError, match="a list of objects is expected, found dict"):
+            read("jsonl", tmp_path / "c.json")
+
+
+class TestCsv:
+    def test_five_rows(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text(
+            "image,captions,question,split,id\n"
+            '1.jpg,"[""one"", ""eins""]",,train,\n'
+            '2.jpg,"[""two""]",How many?,val,22\n'
+            '3.jpg,"[""three, with comma""]",,,\n'
+            '4.jpg,"[""four""]","Two\nlines?",,\n'
+            "5.jpg,[five],,,\n"
+        )
+        *rows, bad = read("csv", path)
+        records = good(rows)
+        assert [record.answers for record in records] == [
+            ("one", "eins"), ("two",), ("three, with comma",), ("four",),
+        ]  # fmt: skip
+        assert [record.question for record in records] == [None, "How many?", None, "Two\nlines?"]
+        assert [record.image_id for record in records] == ["1", "22", "3", "4"]
+        assert [record.split for record in records] == ["train", "val", None, None]
+        assert isinstance(bad, RowProblem)
+        assert bad.source == f"{path}, row 6" and "'captions' should be a JSON list" in bad.message
+
+    def test_too_many_and_too_few_cells(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text("image,answer\n1.jpg,a dog, and a cat\n2.jpg\n")
+        many, few = read("csv", path)
+        assert isinstance(many, RowProblem) and "quote a text" in many.message
+        assert isinstance(few, RowProblem) and "'answer' is empty" in few.message
+
+    def test_an_open_quote_is_an_error(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text('image,answer\n1.jpg,"a dog\n2.jpg,b\n')
+        with pytest.raises(DataError, match="broken CSV"):
+            read("csv", path)
+
+
+class TestFlickr30k:
+    def test_five_rows(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.json"
+        rows = [
+            {"image_id": "1", "grounded_caption": "A. B.", "captions": ["A.", "B."], "filename": "1.png"},
+            {"image_id": "2", "captions": ["C."], "split": "val"},
+            {"image_id": 3, "grounded_caption": "D E"},  # as published
+            {"image_id": "4", "grounded_caption": "old", "captions": ["new"]},
+            {"grounded_caption": "x"},
+        ]
+        path.write_text(json.dumps(rows))
+        *found, stale, unnamed = read("flickr30k", path)
+        records = good(found)
+        assert [record.image for record in records] == ["1.png", "2.jpg", "3.jpg"]
+        assert [record.answers for record in records] == [("A.", "B."), ("C.",), ("D E",)]
+        assert [record.split for record in records] == [None, "val", None]
+        assert isinstance(stale, RowProblem) and "out of date" in stale.message
+        assert str(unnamed) == f"{path}, entry 5: no 'image_id'"
+
+
+class TestFolder:
+    def test_five_pictures(self, tmp_path: Path) -> None:
+        for name in ("a.jpg", "sub/b.PNG", "train/c.jpg", "val/deep/d.jpg", "val/e.jpg"):
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4)).save(path)
+            if path.stem != "e":
+                path.with_suffix(".txt").write_text(f"picture {path.stem}\n\nsecond line\n")
+        (tmp_path / "notes.md").write_text("no picture")
+        *rows, bad = read("folder", tmp_path)
+        records = good(rows)
+        assert [record.image for record in records] == ["a.jpg", "sub/b.PNG", "train/c.jpg", "val/deep/d.jpg"]
+        assert [record.split for record in records] == [None, None, "train", "val"]
+        assert records[0].answers == ("picture a", "second line")
+        assert records[1].image_id == "sub/b"
+        assert isinstance(bad, RowProblem)
+        assert "e.jpg" in bad.source and "write it into e.txt" in bad.message
+
+    def test_an_empty_caption(self, tmp_path: Path) -> None:
+        Image.new("RGB", (4, 4)).save(tmp_path / "a.jpg")
+        (tmp_path / "a.txt").write_text(" \n")
+        assert isinstance(read("folder", tmp_path)[0], RowProblem)
