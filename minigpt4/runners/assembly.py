@@ -70,10 +70,11 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     start_from = None if dry_run else _resume_point(loaded, identity, processes)
 
     precision = train_precision(run.amp, cfg.model.precision, processes.device)
-    logger.info("precision: %s", precision)
     model = build_minigpt4(cfg.model, processes.device, precision.frozen)
     if start_from is not None:
         load_projection(model, start_from)
+    folder = Path() if dry_run else _open_folder(loaded, start_from, processes)
+    logger.info("precision: %s", precision)
     parameters = trainable_parameters(model, model.trainable_state())
     if dry_run:
         if processes.is_main:
@@ -85,7 +86,6 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     shared = SharedGradients(model, processes)
     seed_all(run.seed + processes.rank)
 
-    folder = _open_folder(loaded, start_from, processes)
     share = {"world_size": processes.world_size, "rank": processes.rank}
     parts = RunParts(
         run=run,
