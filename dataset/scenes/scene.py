@@ -97,8 +97,10 @@ def _apart(a: Placement, b: Placement) -> bool:
     return (a.x - b.x) ** 2 + (a.y - b.y) ** 2 >= (a.radius + b.radius - 1) ** 2
 
 
-def sample_split(split: str, count: int, seed: int | str, start: int = 0) -> Iterator[PlacedScene]:
-    """Draw `count` different scenes of one split's pool.
+def sample_split(
+    split: str, count: int, seed: int | str, start: int = 0, distinct: bool = True
+) -> Iterator[PlacedScene]:
+    """Draw `count` scenes of one split's pool.
 
     Scene number i draws from `Random(f"{seed}-{start + i}")` alone, never from global state.
 
@@ -107,6 +109,7 @@ def sample_split(split: str, count: int, seed: int | str, start: int = 0) -> Ite
         count: how many scenes.
         seed: names the collection.
         start: number of the first scene; give each split its own range.
+        distinct: no two scenes with the same code (the placement and the looks of two such may still differ).
 
     Raises:
         DataError: an unknown split, or more scenes asked for than could be found.
@@ -119,7 +122,7 @@ def sample_split(split: str, count: int, seed: int | str, start: int = 0) -> Ite
         for _ in range(_MAX_TRIES):
             scene = sample_scene(rng)
             code = scene_code(scene)
-            if code in seen or split_of(scene) != split:
+            if (distinct and code in seen) or split_of(scene) != split:
                 continue
             placements = place(scene, rng)
             if placements is not None:

@@ -1,0 +1,54 @@
+"""Answers of the tiny model: from a scene's code in words, and from its picture."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minigpt4.common.schema import GenerationConfig
+from minigpt4.common.types import IMAGE_POSITION
+from minigpt4.evaluation.scenes import Scene
+from minigpt4.models.generation import generate_answers
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.multimodal_inputs import left_padded, splice_images
+from recipes.tiny.codes import encode_scene
+from recipes.tiny.language import CodeReader
+from recipes.tiny.oracle import Answerer
+from recipes.tiny.pictures import normalise
+
+_BATCH = 100
+_GREEDY = GenerationConfig(max_new_tokens=60)
+
+
+def answer_from_codes(reader: CodeReader) -> Answerer:
+    """Answers of the language model alone, that reads each scene's code as text."""
+
+    @torch.no_grad()
+    def answer(scenes: list[Scene], instructions: list[str]) -> list[str]:
+        texts: list[str] = []
+        for start in range(0, len(scenes), _BATCH):
+            prompts = [reader.encoder.prompt(text) for text in instructions[start : start + _BATCH]]
+            codes = torch.tensor([encode_scene(scene) for scene in scenes[start : start + _BATCH]])
+            ids, mask = left_padded(prompts)
+            tokens = reader.model.get_input_embeddings()(ids.clamp(min=0))
+            positions = (ids.flatten() == IMAGE_POSITION).nonzero().squeeze(1)
+            embeds = splice_images(tokens, reader.code_embeddings(codes), positions)
+            tokenizer, stop = reader.encoder.tokenizer, reader.encoder.template.end
+            texts += [a.text for a in generate_answers(reader.model, tokenizer, embeds, mask, _GREEDY, stop)]
+        return texts
+
+    return answer
+
+
+def answer_from_pictures(model: MiniGPT4, images: Tensor) -> Answerer:
+    """Answers of the whole model, that sees `images` (N, 3, S, S) uint8 and not the scenes."""
+
+    def answer(scenes: list[Scene], instructions: list[str]) -> list[str]:
+        texts: list[str] = []
+        for start in range(0, len(instructions), _BATCH):
+            prompts = [model.encoder.prompt(text) for text in instructions[start : start + _BATCH]]
+            pictures = normalise(images[start : start + len(prompts)])
+            texts += [a.text for a in model.generate(prompts, _GREEDY, images=pictures)]
+        return texts
+
+    return answer

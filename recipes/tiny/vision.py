@@ -1,0 +1,133 @@
+"""Pre-training of the tiny ViT and Q-Former: each query learns to say its own word of the scene code."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minigpt4.models.qformer import QFormer
+from minigpt4.models.vision import VisionEncoder
+from recipes.tiny.codes import ATTRIBUTES, CODE_LENGTH, MAX_OBJECTS, WORDS, position_name
+from recipes.tiny.optim import HybridOptimizer
+from recipes.tiny.pictures import BACKGROUND_SLOT, Pictures, normalise
+from recipes.tiny.sizes import IMAGE_SIZE, NUM_QUERIES, QFORMER_ARGS, VIT_ARGS, VIT_BLOCKS, VIT_NAME
+
+logger = logging.getLogger(__name__)
+PATCH_ATTRIBUTES = 3  # size, colour and shape are properties of a patch; row and column are not
+
+
+class VisionModel(nn.Module):
+    """The project's vision encoder and Q-Former, initialised for their small widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = VisionEncoder(VIT_NAME, IMAGE_SIZE, VIT_BLOCKS, VIT_ARGS)
+        no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        self.qformer = QFormer(self.encoder.width, NUM_QUERIES, QFORMER_ARGS | no_dropout)
+        # The default deviation of .02 is far too small for matrices this narrow: only colour would be learnt.
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.qformer.query_tokens, std=1.0)
+        nn.init.normal_(self.encoder.backbone.pos_embed, std=0.3)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures (B, 3, S, S) -> patches with the class token (B, P + 1, width), queries (B, Q, width)."""
+        patches = self.encoder(images)
+        return self.qformer.ln_vision(patches), self.qformer(patches)
+
+
+class Heads(nn.Module):
+    """Throw-away classifiers: a word for each query, and size, colour and shape for each patch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word = nn.Linear(QFORMER_ARGS["hidden_size"], len(WORDS))
+        self.patch = nn.Linear(VIT_ARGS["embed_dim"], PATCH_ATTRIBUTES * len(WORDS))
+
+    def loss(self, patches: Tensor, queries: Tensor, codes: Tensor, slots: Tensor) -> Tensor:
+        """Cross-entropy of the queries' words plus half that of the patches."""
+        by_query = F.cross_entropy(self.word(queries).flatten(0, 1), codes.flatten())
+        logits = self.patch(patches[:, 1:]).unflatten(-1, (PATCH_ATTRIBUTES, len(WORDS)))
+        by_patch = F.cross_entropy(logits.flatten(0, 2), patch_words(codes, slots).flatten())
+        return by_query + 0.5 * by_patch
+
+
+def patch_words(codes: Tensor, slots: Tensor) -> Tensor:
+    """Size, colour and shape words of each patch, (B, P, 3); "none" (0) on the background."""
+    by_slot = codes[:, : MAX_OBJECTS * len(ATTRIBUTES)].unflatten(1, (MAX_OBJECTS, len(ATTRIBUTES)))
+    by_slot = F.pad(by_slot[:, :, :PATCH_ATTRIBUTES], (0, 0, 0, BACKGROUND_SLOT + 1 - MAX_OBJECTS))
+    return by_slot.gather(1, slots.unsqueeze(-1).expand(-1, -1, PATCH_ATTRIBUTES))
+
+
+@dataclass(frozen=True)
+class VisionSettings:
+    """How long and how fast."""
+
+    steps: int = 3000
+    batch: int = 48
+    seed: int = 0
+
+
+def train_vision(pictures: Pictures, checks: Pictures, settings: VisionSettings) -> tuple[VisionModel, Heads]:
+    """Train ViT and Q-Former from scratch.
+
+    Args:
+        pictures: what to learn from.
+        checks: held-out pictures that the log's accuracies are of.
+        settings: duration.
+
+    Returns:
+        The model and its heads, in eval mode.
+    """
+    torch.manual_seed(settings.seed)
+    model, heads = VisionModel(), Heads()
+    optimizer = HybridOptimizer([model, heads], settings.steps)
+    order = torch.Generator().manual_seed(settings.seed)
+    started, total = time.monotonic(), 0.0
+    for step in range(settings.steps):
+        rows = torch.randint(len(pictures), (settings.batch,), generator=order)
+        with torch.autocast("cpu", torch.bfloat16):
+            patches, queries = model(normalise(pictures.images[rows]))
+            loss = heads.loss(patches, queries, pictures.codes[rows], pictures.slots[rows])
+        loss.backward()
+        optimizer.step(step)
+        total += loss.item()
+        if (step + 1) % 200 == 0:
+            logger.info(
+                "vision %d/%d  loss %.3f  %.0f s  %s",
+                step + 1, settings.steps, total / 200, time.monotonic() - started, _brief(model, heads, checks),
+            )  # fmt: skip
+            total = 0.0
+    return model.eval(), heads.eval()
+
+
+@torch.no_grad()
+def predict_codes(model: VisionModel, heads: Heads, images: Tensor, batch: int = 100) -> Tensor:
+    """The words that the queries say, (N, 16), for uint8 pictures (N, 3, S, S)."""
+    model.eval()
+    parts = [heads.word(model(normalise(part))[1]).argmax(-1) for part in images.split(batch)]
+    model.train()
+    return torch.cat(parts)
+
+
+def accuracies(predicted: Tensor, codes: Tensor) -> dict[str, float]:
+    """Share of right words by place of the code, over pictures in which that slot is used; "all": whole codes."""
+    result = {"all": (predicted == codes).all(1).float().mean().item()}
+    for index in range(CODE_LENGTH):
+        used = codes[:, index] != 0
+        result[position_name(index)] = (predicted[used, index] == codes[used, index]).float().mean().item()
+    return result
+
+
+def _brief(model: VisionModel, heads: Heads, checks: Pictures) -> str:
+    scores = accuracies(predict_codes(model, heads, checks.images[:400]), checks.codes[:400])
+    return " ".join(f"{name.replace(' ', '')} {value:.2f}" for name, value in scores.items() if not math.isnan(value))
