@@ -12,6 +12,7 @@ from minigpt4.common.checkpoint import model_state, read_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.fingerprint import fingerprint
 from minigpt4.common.paths import existing
+from minigpt4.common.registry import models
 from minigpt4.common.schema import ModelConfig
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import Template
@@ -37,14 +38,27 @@ def build_encoder(cfg: ModelConfig) -> PromptEncoder:
     )
 
 
-def build_minigpt4(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> MiniGPT4:
-    """The model with its frozen weights, and the projection of `model.ckpt` where one is given.
+def build_model(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> MiniGPT4:
+    """The model of the configured architecture with its weights, in eval mode.
 
-    Every path is checked before the first large file is read.
+    Args:
+        cfg: The model's configuration.
+        device: Where it goes.
+        dtype: Number format of the frozen weights.
 
     Raises:
-        ConfigError: A path that is not set or does not exist.
+        ConfigError: An unknown architecture, or a path that is not set or does not exist.
         CheckpointError: A file that cannot be read or does not fit.
+    """
+    model: MiniGPT4 = models.get(cfg.arch)(cfg, device, dtype)
+    return model
+
+
+@models.register("minigpt4")
+def build_minigpt4(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> MiniGPT4:
+    """MiniGPT-4 with its frozen weights, and the projection of `model.ckpt` where one is given; as `build_model`.
+
+    Every path is checked before the first large file is read.
     """
     llm_folder = existing(cfg.llama_model, "model.llama_model", WEIGHTS, folder=True)
     paths = {"model.vit_weights": cfg.vit_weights, "model.q_former_model": cfg.q_former_model, "model.ckpt": cfg.ckpt}

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt4.common.errors import CheckpointError
-from minigpt4.common.registry import models
 from minigpt4.common.schema import GenerationConfig
 from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, Batch
 from minigpt4.conversation.encoding import PromptEncoder
@@ -22,7 +21,6 @@ from minigpt4.models.vision import VisionEncoder
 PROJECTION = ("llama_proj.weight", "llama_proj.bias")
 
 
-@models.register("minigpt4")
 class MiniGPT4(nn.Module):
     """The alignment model; only `llama_proj` learns.
 

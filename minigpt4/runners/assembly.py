@@ -20,7 +20,7 @@ from minigpt4.common.schema import Config
 from minigpt4.datasets.builders import build_datasets, common_setting
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.loaders import steps_per_epoch, train_loader, valid_loader
-from minigpt4.models.loading import build_encoder, build_minigpt4, load_projection
+from minigpt4.models.loading import build_encoder, build_model, load_projection
 from minigpt4.runners.checkpoints import read_resumable
 from minigpt4.runners.lr_schedule import LrSettings
 from minigpt4.runners.optimizer import Updater, build_optimizer, trainable_parameters
@@ -70,7 +70,7 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     start_from = None if dry_run else _resume_point(loaded, identity, processes)
 
     precision = train_precision(run.amp, cfg.model.precision, processes.device)
-    model = build_minigpt4(cfg.model, processes.device, precision.frozen)
+    model = build_model(cfg.model, processes.device, precision.frozen)
     if start_from is not None:
         load_projection(model, start_from)
     folder = Path() if dry_run else _open_folder(loaded, start_from, processes)

@@ -21,7 +21,7 @@ from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.results import CheckpointResult, WrittenResults, write_results
 from minigpt4.evaluation.scenes import Scene, all_objects_accuracy, load_scenes, object_accuracy
 from minigpt4.evaluation.swapped import swap_pictures
-from minigpt4.models.loading import build_encoder, build_minigpt4, load_projection
+from minigpt4.models.loading import build_encoder, build_model, load_projection
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.precision import evaluation_dtype
 from minigpt4.runners.rng import seed_all
@@ -136,7 +136,7 @@ def _files(cfg: Config, checkpoints: Sequence[str]) -> list[str]:
 
 def _build_model(cfg: Config, files: Sequence[str], device: torch.device) -> MiniGPT4:
     """The model; every checkpoint is loaded once, so that one that does not fit is found before any generation."""
-    model = build_minigpt4(replace(cfg.model, ckpt=None), device, evaluation_dtype(cfg.evaluation.precision, device))
+    model = build_model(replace(cfg.model, ckpt=None), device, evaluation_dtype(cfg.evaluation.precision, device))
     for path in files:
         load_projection(model, path)
     return model

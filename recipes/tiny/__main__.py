@@ -17,7 +17,7 @@ from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.schema import ModelConfig
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.tokenizer import SentencePieceTokenizer
-from minigpt4.models.loading import build_minigpt4
+from minigpt4.models.loading import build_model
 from minigpt4.models.minigpt4 import MiniGPT4
 from recipes.tiny import gates, layout
 from recipes.tiny.alignment import AlignmentSettings, stage1_answers, train_projection
@@ -109,7 +109,7 @@ def load(folder: Path, with_stage1: bool = False) -> MiniGPT4:
         llama_model=str(folder / layout.LLAMA_FOLDER),
         ckpt=str(folder / layout.STAGE1_FILE) if with_stage1 else None,
     )
-    return build_minigpt4(config, torch.device("cpu"), torch.float32)
+    return build_model(config, torch.device("cpu"), torch.float32)
 
 
 def show(result: Rehearsal) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from minigpt4.common.schema import GenerationConfig, ModelConfig
 from minigpt4.common.types import Batch, Encoded, Sample
 from minigpt4.datasets.collate import collate
-from minigpt4.models.loading import build_minigpt4
+from minigpt4.models.loading import build_model
 from minigpt4.models.minigpt4 import MiniGPT4
 
 
@@ -82,7 +82,7 @@ class Case:
 
     @cached_property
     def model(self) -> MiniGPT4:
-        return build_minigpt4(model_config(self.folder), torch.device("cpu"), torch.float32)
+        return build_model(model_config(self.folder), torch.device("cpu"), torch.float32)
 
     @property
     def generations(self) -> list[str]:

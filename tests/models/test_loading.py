@@ -15,14 +15,14 @@ from torch import Tensor
 from minigpt4.common.checkpoint import model_state, read_checkpoint, write_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.schema import ModelConfig
-from minigpt4.models.loading import build_minigpt4, load_projection
+from minigpt4.models.loading import build_model, load_projection
 from tests.models.parity import Case, model_config
 
 CPU = torch.device("cpu")
 
 
 def build(cfg: ModelConfig) -> Any:
-    return build_minigpt4(cfg, CPU, torch.float32)
+    return build_model(cfg, CPU, torch.float32)
 
 
 def projection(case: Case) -> dict[str, Tensor]:

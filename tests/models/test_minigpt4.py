@@ -8,7 +8,7 @@ import torch
 from minigpt4.common.schema import GenerationConfig, LowResource
 from minigpt4.common.types import Batch
 from minigpt4.conversation.template import Template
-from minigpt4.models.loading import build_minigpt4
+from minigpt4.models.loading import build_model
 from minigpt4.models.minigpt4 import MiniGPT4
 from tests.models.parity import Case, model_config
 
@@ -122,7 +122,7 @@ def test_sampling_follows_the_seed(parity_a: Case) -> None:
 )
 def test_quantised_language_model(parity_a: Case, low_resource: LowResource, tolerance: float, alike: float) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    model = build_minigpt4(model_config(parity_a.folder, low_resource=low_resource), CPU, torch.float32)
+    model = build_model(model_config(parity_a.folder, low_resource=low_resource), CPU, torch.float32)
     assert model.device == CPU
     layer = model.llama_model.get_decoder().layers[0].self_attn.q_proj
     assert layer.weight.dtype in (torch.int8, torch.uint8)
@@ -140,7 +140,7 @@ def test_quantised_language_model(parity_a: Case, low_resource: LowResource, tol
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_the_projection_in_float32(parity_a: Case, dtype: torch.dtype) -> None:
-    model = build_minigpt4(model_config(parity_a.folder), CPU, dtype)
+    model = build_model(model_config(parity_a.folder), CPU, dtype)
     assert model.llama_proj.weight.dtype == torch.float32
     assert model.qformer.ln_vision.weight.dtype == torch.float32
     assert {p.dtype for p in model.llama_model.parameters()} == {dtype}
