@@ -61,10 +61,11 @@ def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[Column]:
 def best_rows(rows: list[Mapping[str, Any]], item: Column) -> set[int]:
     """Indices of the rows with the best value of a column; none where there is nothing to compare.
 
-    Values that look alike in the table are equally good.
+    Values that look alike in the table are equally good; where all do, none is the best.
     """
     values = {i: row[item.key] for i, row in enumerate(rows) if isinstance(row.get(item.key), (int, float))}
     if not item.compared or len(values) < 2:
         return set()
     top = item.show(max(values.values()))
-    return {i for i, value in values.items() if item.show(value) == top}
+    best = {i for i, value in values.items() if item.show(value) == top}
+    return best if len(best) < len(values) else set()

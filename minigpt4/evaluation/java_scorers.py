@@ -108,7 +108,7 @@ def _place_scorer(metric: str, work: Path) -> None:
     folder = metric_folder(metric)
     unusable = metric == "meteor" and not _URL_SAFE.fullmatch(str(folder))
     # SPICE writes its cache and its temporary files beside itself.
-    unusable = unusable or (metric == "spice" and not os.access(folder, os.W_OK))
+    unusable = unusable or (metric == "spice" and not _writable(folder))
     if not unusable:
         return
     if metric == "meteor" and not _URL_SAFE.fullmatch(str(work)):
@@ -120,6 +120,10 @@ def _place_scorer(metric: str, work: Path) -> None:
     shutil.copytree(folder, package / metric)
     # A package proper comes before the installed one, which has no __init__.py and would be merged with it.
     (package / "__init__.py").touch()
+
+
+def _writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK)
 
 
 def _run_worker(metric: str, work: Path, timeout: float) -> bytes:
@@ -162,5 +166,6 @@ def _read_answer(metric: str, path: Path, stderr: bytes) -> dict:
     except (OSError, ValueError):
         raise MetricError(f"{metric.upper()} died without an answer: {last_lines(stderr)}") from None
     if "error" in answer:
-        raise MetricError(f"{metric.upper()} failed: {answer['error']} (Java: {find_java().path})")
+        said = f"; it said: {last_lines(stderr)}" if stderr.strip() else ""
+        raise MetricError(f"{metric.upper()} failed: {answer['error']} (Java: {find_java().path}){said}")
     return answer

@@ -21,6 +21,9 @@ SCORERS = {
     "spice": ("pycocoevalcap.spice.spice", "Spice"),
 }
 
+_KEPT: list[Any] = []
+"""Scorers, kept from being destroyed when the function that made them returns: that is where METEOR would wait."""
+
 
 def _drain(stream: Any, lines: collections.deque[str]) -> None:
     """Keep the last lines of Java's stderr; a pipe that nobody reads would block Java when it is full."""
@@ -31,6 +34,7 @@ def _drain(stream: Any, lines: collections.deque[str]) -> None:
 def _score(metric: str, references: dict[str, list[str]], results: dict[str, list[str]]) -> dict[str, Any]:
     module, name = SCORERS[metric]
     scorer = getattr(importlib.import_module(module), name)()
+    _KEPT.append(scorer)
     java_lines: collections.deque[str] = collections.deque(maxlen=4)
     process = getattr(scorer, "meteor_p", None)
     reader = None

@@ -131,6 +131,7 @@ def _run_tokenizer(text: str, timeout: float) -> str:
 
 
 def last_lines(stderr: bytes, count: int = 3) -> str:
-    """The last lines a child wrote, as one line fit for an error message."""
-    lines = [line.strip() for line in stderr.decode(errors="replace").splitlines() if line.strip()]
-    return " | ".join(lines[-count:]) or "it said nothing"
+    """The last lines a child wrote, without Java's stack traces, as one line fit for an error message."""
+    lines = [line.strip() for line in stderr.decode(errors="replace").splitlines()]
+    told = [line for line in lines if line and not line.startswith(("at ", "...", "NOTE: Picked up"))]
+    return " | ".join(told[-count:]) or "it said nothing"

@@ -1,0 +1,1 @@
+"""Scores of predictions that exist already, and what is drawn and written from them."""
