@@ -7,30 +7,47 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
 from minigpt4.common.files import write_atomically
 
 CONSOLE_FORMAT = "%(asctime)s [%(levelname)s] %(message)s"
+KEPT_MESSAGES = 10_000
+"""Of the time before the run folder is known."""
 
 
-def set_up_logging(rank: int = 0, file: Path | None = None) -> None:
-    """Send the package's messages to stderr, and to `file` as well.
+def set_up_logging(rank: int = 0) -> None:
+    """Send the package's messages to stderr, and keep them for the run folder, which is not known yet.
 
     The first process speaks from level INFO; the others only warn, and say who they are.
 
     Args:
         rank: Of this process.
-        file: Appended to; None: the console alone.
     """
     prefix = f"[rank {rank}] " if rank else ""
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if file is not None:
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
-    logging.basicConfig(level=logging.WARNING, format=prefix + CONSOLE_FORMAT, handlers=handlers, force=True)
+    kept = MemoryHandler(KEPT_MESSAGES, flushLevel=logging.CRITICAL + 1)
+    logging.basicConfig(
+        level=logging.WARNING,
+        format=prefix + CONSOLE_FORMAT,
+        handlers=[logging.StreamHandler(sys.stderr), kept],
+        force=True,
+    )
     logging.getLogger("minigpt4").setLevel(logging.WARNING if rank else logging.INFO)
     logging.captureWarnings(True)
+
+
+def log_to_file(file: Path) -> None:
+    """Append all messages since `set_up_logging`, and those to come, to `file` as well."""
+    root = logging.getLogger()
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(CONSOLE_FORMAT))
+    for kept in [handler for handler in root.handlers if isinstance(handler, MemoryHandler)]:
+        kept.setTarget(handler)
+        kept.close()
+        root.removeHandler(kept)
+    root.addHandler(handler)
 
 
 def train_line(

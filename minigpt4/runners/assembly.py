@@ -13,7 +13,7 @@ import torch
 from minigpt4.common.config import LoadedConfig
 from minigpt4.common.console import console
 from minigpt4.common.dist import Processes, start_processes
-from minigpt4.common.log import set_up_logging
+from minigpt4.common.log import log_to_file, set_up_logging
 from minigpt4.common.parallel import SharedGradients
 from minigpt4.common.registry import runners, schedules, tasks
 from minigpt4.common.schema import Config
@@ -142,7 +142,8 @@ def _open_folder(loaded: LoadedConfig, start_from: Path | None, processes: Proce
         return folder
 
     folder = processes.from_main(make)
-    set_up_logging(processes.rank, folder / "train.log" if processes.is_main else None)
+    if processes.is_main:
+        log_to_file(folder / "train.log")
     logger.info("run folder: %s", folder)
     return folder
 

@@ -6,12 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from minigpt4.common.config import load_config
 from tests.runners.project import Project
 
-LONG = ("run.iters_per_epoch=40", "run.max_epoch=2", "run.warmup_steps=10")
+LONG = ("run.iters_per_epoch=40", "run.max_epoch=2", "run.warmup_steps=10", "run.trackers=[tensorboard]")
 """Long enough to be killed on the way."""
 
 
@@ -31,19 +29,6 @@ def uninterrupted(project: Project) -> str:
 
 @pytest.fixture
 def train_here(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Train in this process with options; returns the run folder named by `run.run_dir` in them."""
-    from minigpt4.runners.assembly import train
-
+    """Train in this process with options, the project's folder being the current one; returns the run folder."""
     monkeypatch.chdir(project.folder)
-
-    def run(*options: str, dry_run: bool = False) -> Path:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            loaded = load_config("config.yaml", list(options))
-            train(loaded, dry_run=dry_run)
-        finally:
-            torch.set_num_threads(threads)
-        return project.folder / (loaded.config.run.run_dir or "")
-
-    return run
+    return project.train_here
