@@ -118,6 +118,9 @@ def _place_scorer(metric: str, work: Path) -> None:
         )
     package = work / "pycocoevalcap"
     shutil.copytree(folder, package / metric)
+    for copied, _, _ in os.walk(package):
+        # A copy of a read-only folder is read-only too.
+        os.chmod(copied, 0o700)
     # A package proper comes before the installed one, which has no __init__.py and would be merged with it.
     (package / "__init__.py").touch()
 

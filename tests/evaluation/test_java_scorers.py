@@ -33,9 +33,12 @@ def test_meteor_of_the_same_and_of_other_words() -> None:
 
 
 @pytest.mark.slow
-def test_meteor_from_a_path_with_a_space(tmp_path: Path, moved_folder: Move) -> None:
+def test_meteor_from_a_path_with_a_space(tmp_path: Path, moved_folder: Move, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = score_with_java("meteor", GOLD, SAID)
-    folder = moved_folder("meteor", tmp_path / "a folder" / "meteor")
+    folder = moved_folder("meteor", tmp_path / "a folder" / "pycocoevalcap" / "meteor")
+    # So that the child would import the moved METEOR as well, as it would an installed one.
+    monkeypatch.syspath_prepend(tmp_path / "a folder")
+    folder.chmod(0o555)
     before = folder.stat().st_mtime_ns
     assert score_with_java("meteor", GOLD, SAID) == usual
     assert folder.stat().st_mtime_ns == before
@@ -98,10 +101,13 @@ def test_spice_from_a_folder_that_cannot_be_written(
     answer.write_text(json.dumps([{"image_id": k, "scores": {"All": {"f": f}}} for k, f in (("1", 0.25), ("2", 0.5))]))
     fake_java(f'while [ "$1" != "-out" ]; do shift; done; cp "{answer}" "$2"')
     monkeypatch.setattr(java_scorers, "_writable", lambda folder: False)
+    folder.chmod(0o555)
     before = folder.stat().st_mtime_ns
     score, per_image = score_with_java("spice", {k: GOLD[k] for k in ("2", "1")}, SAID)
     assert (score, per_image) == (0.375, {"1": 0.25, "2": 0.5})
     assert folder.stat().st_mtime_ns == before
+    java_scorers._place_scorer("spice", tmp_path / "copy")
+    assert (tmp_path / "copy" / "pycocoevalcap" / "spice").stat().st_mode & 0o200
 
 
 def test_what_spice_says_when_it_fails(
