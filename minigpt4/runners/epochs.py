@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -17,12 +18,13 @@ from minigpt4.common.log import append_epoch, forget_epochs_after, train_line
 from minigpt4.common.registry import runners
 from minigpt4.common.types import Batch
 from minigpt4.runners.checkpoints import BEST, LAST, epoch_file, save
-from minigpt4.runners.finite import FiniteGuard, check_first_loss
+from minigpt4.runners.finite import FiniteGuard, TrainingError, check_first_loss
 from minigpt4.runners.interrupt import StopSignal
 from minigpt4.runners.meters import EpochMeter, StepClock, StepRecord, StepWindow, peak_memory
 from minigpt4.runners.parts import RunParts
 from minigpt4.runners.resume import load_optimizer
 from minigpt4.runners.state import TrainState, checkpoint_content
+from minigpt4.tasks import StepLoss
 
 logger = logging.getLogger(__name__)
 SHOWN_PICTURES = 5
@@ -110,11 +112,23 @@ class EpochRunner:
         self._clock.waited(time.perf_counter() - waiting)
         for batch in micro_batches:
             self._count_skipped(batch.skipped)
-        loss = parts.task.train_step(parts.model, micro_batches, parts.shared, parts.processes, parts.updater.scaler)
+        loss = self._gradients(micro_batches)
         norm, skipped = parts.updater.step(parts.schedule(self.state.step))
         names = [name for batch in micro_batches for name in batch.image_ids]
         self._window.add(self.state.step, loss, norm, skipped, names)
         self.state.step += 1
+
+    def _gradients(self, micro_batches: list[Batch]) -> StepLoss:
+        parts = self.parts
+        scaler = parts.updater.scaler
+        try:
+            return parts.task.train_step(parts.model, micro_batches, parts.shared, parts.processes, scaler)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"step {self.state.step}: the GPU is out of memory ({str(error).splitlines()[0]}); lower "
+                "datasets.NAME.batch_size and raise run.accum_grad_iters by the same factor (the result is the same), "
+                "or set model.low_resource=8bit"
+            ) from error
 
     def _count_skipped(self, messages: list[str]) -> None:
         for message in messages:

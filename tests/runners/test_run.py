@@ -192,6 +192,15 @@ def test_one_bad_step_is_skipped_and_counted(train_here: Train, monkeypatch: pyt
     assert "step 1: the loss is not finite" in (folder / "train.log").read_text()
 
 
+def test_out_of_memory_says_what_to_lower(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: MiniGPT4, batch: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
+
+    monkeypatch.setattr(MiniGPT4, "forward", forward)
+    with pytest.raises(TrainingError, match=r"step 0: the GPU is out of memory.*batch_size"):
+        train_here("run.run_dir=too_large")
+
+
 def test_unreadable_pictures_are_replaced_counted_and_named(train_here: Train, project: Project) -> None:
     rows = [json.loads(line) for line in (project.folder / "data.jsonl").read_text().splitlines()]
     (project.folder / "broken.png").write_bytes(b"no picture")
