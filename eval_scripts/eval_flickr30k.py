@@ -48,6 +48,8 @@ def main() -> None:
         return
     console().print(results.table)
     print(f"Scores: {results.metrics}\nPlot:   {results.trends}\nReport: {results.report} (open it in a browser)")
+    ckpt = f" --ckpt {args.ckpt[-1]}" if args.ckpt else ""
+    print(f"Chat:   python -m minigpt4.chat --cfg-path {args.cfg_path}{ckpt} --image PICTURE")
 
 
 if __name__ == "__main__":
