@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUICKSTART := output/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check lint type format clean
+.PHONY: help install quickstart test check lint type format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,10 @@ type: $(VENV)/.installed-dev ## Types
 format: $(VENV)/.installed-dev ## Rewrite files in the house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed-dev ## Measure a training step beside transformers' BLIP-2 on the same weights
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.train_step --dtype bfloat16
 
 clean: ## Remove what was built and measured
 	rm -rf output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*
