@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-if sys.version_info < (3, 11):
-    pytest.skip("tomllib came with Python 3.11", allow_module_level=True)
-import tomllib
-
+tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IN_CONDA = ("train", "eval", "quant")
 

@@ -34,9 +34,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         return _read_safetensors(file)
     content = _read_torch(file)
     if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{file}: a mapping of names to tensors is expected, found {type(content).__name__}"
-        )
+        raise CheckpointError(f"{file}: a mapping of names to tensors is expected, found {type(content).__name__}")
     return content
 
 
@@ -44,9 +42,7 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
     try:
         return dict(load_file(file))
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file} is truncated or no safetensors file ({error}); copy it again"
-        ) from error
+        raise CheckpointError(f"{file} is truncated or no safetensors file ({error}); copy it again") from error
 
 
 def _read_torch(file: Path) -> Any:

@@ -121,9 +121,7 @@ def _read_yaml(path: Path) -> DictConfig:
 def _read_options(options: Sequence[str]) -> DictConfig:
     for option in options:
         if "=" not in option:
-            raise ConfigError(
-                f"--options: '{option}' has no '='; write KEY=VALUE, for example run.max_epoch=3"
-            )
+            raise ConfigError(f"--options: '{option}' has no '='; write KEY=VALUE, for example run.max_epoch=3")
     try:
         return OmegaConf.from_dotlist(list(options))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -244,6 +242,7 @@ def _leaves(values: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _with_enum_values(config: Config, resolved: Any) -> dict[str, Any]:
     """`resolved` with each enum written as users write it (its value; OmegaConf writes its name)."""
+
     def convert(typed: Any, plain: Any) -> Any:
         if isinstance(typed, Enum):
             return typed.value

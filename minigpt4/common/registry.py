@@ -37,9 +37,7 @@ class Registry(Generic[T]):
 
         def enter(entry: C) -> C:
             if name in self._entries:
-                raise ValueError(
-                    f"{self.kind} '{name}' is registered twice: {self._entries[name]} and {entry}"
-                )
+                raise ValueError(f"{self.kind} '{name}' is registered twice: {self._entries[name]} and {entry}")
             self._entries[name] = entry  # type: ignore[assignment]
             return entry
 

@@ -58,9 +58,7 @@ class SentencePieceTokenizer:
         ids = [i for i in (self._pieces.unk_id(), self.bos_id, self.eos_id) if i is not None and i >= 0]
         self._special = {self._pieces.id_to_piece(i): i for i in ids} | (added_tokens or {})
         self._special_ids = frozenset(self._special.values())
-        self._split = re.compile(
-            "(" + "|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) + ")"
-        )
+        self._split = re.compile("(" + "|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) + ")")
         self.vocab_size = max(self._pieces.get_piece_size(), 1 + max(self._special_ids, default=-1))
 
     def encode(self, text: str) -> list[int]:

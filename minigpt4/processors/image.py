@@ -32,9 +32,7 @@ class ImageProcessor:
         self.image_size = image_size
         self.transform = v2.Compose(
             [
-                v2.Resize(
-                    (image_size, image_size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
-                ),
+                v2.Resize((image_size, image_size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
                 v2.PILToTensor(),
                 v2.ToDtype(torch.float32, scale=True),
                 v2.Normalize(CLIP_MEAN, CLIP_STD),

@@ -27,7 +27,7 @@ SYSTEM = (
     "Please answer my questions."
 )
 EMPTY_SHARE = 0.04
-_DESCRIBE, _SHORT, _QUESTION = 0.68, 0.08, 0.16  # the rest: a description and then a question
+_SHORT, _SECOND_TURN = 0.08, 0.08
 
 
 @dataclass(frozen=True)
@@ -55,24 +55,24 @@ def training_scene(rng: random.Random) -> Scene:
             return scene
 
 
-def make_dialogue(scene: Scene, rng: random.Random, prompts: list[str]) -> Dialogue:
-    """Draw what is asked about a scene: mostly a description, sometimes a short one, a question, or two turns.
+def make_dialogue(scene: Scene, rng: random.Random, prompts: list[str], questions: float = 0.2) -> Dialogue:
+    """Draw what is asked about a scene: a description, a short one, a question, or a question as a second turn.
 
     Args:
         scene: what the picture shows.
         rng: source of every choice.
         prompts: instructions that ask for a description, with the picture's place in each.
+        questions: share of questions in a first turn.
     """
     draw = rng.random()
-    if draw < _DESCRIBE:
-        return describe(scene, rng, prompts)
-    if draw < _DESCRIBE + _SHORT:
+    if draw < _SHORT:
         instruction, answer = with_image_tag(rng.choice(SHORT_PROMPTS)), short_caption(scene, rng)
         return Dialogue(scene, TEMPLATE.render(instruction), answer)
-    if draw < _DESCRIBE + _SHORT + _QUESTION:
-        _, question, answer = ask(scene, rng)
-        return Dialogue(scene, TEMPLATE.render(with_image_tag(question)), answer)
-    return _two_turns(scene, rng, prompts)
+    if draw < _SHORT + _SECOND_TURN:
+        return _two_turns(scene, rng, prompts)
+    if draw < _SHORT + _SECOND_TURN + questions:
+        return _question_turn(scene, rng)
+    return describe(scene, rng, prompts)
 
 
 def describe(scene: Scene, rng: random.Random, prompts: list[str]) -> Dialogue:

@@ -29,6 +29,7 @@ from recipes.tiny.sizes import LLAMA_ARGS
 logger = logging.getLogger(__name__)
 _EMBEDDING_STD = 0.3
 _NOISE, _MIXING, _ZEROED = 0.5, 0.4, 0.02
+_QUESTIONS = (0.15, 0.55)  # share of questions, from the first step to the last
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,9 @@ def train_language_model(encoder: PromptEncoder, settings: LanguageSettings) -> 
     started, total = time.monotonic(), 0.0
     for step in range(settings.steps):
         rngs = [random.Random(f"language-{settings.seed}-{step}-{row}") for row in range(settings.batch)]
-        dialogues = [make_dialogue(training_scene(rng), rng, prompts) for rng in rngs]
+        # Descriptions first: they teach the words that the questions are about.
+        questions = _QUESTIONS[0] + (_QUESTIONS[1] - _QUESTIONS[0]) * step / settings.steps
+        dialogues = [make_dialogue(training_scene(rng), rng, prompts, questions) for rng in rngs]
         with torch.autocast("cpu", torch.bfloat16):
             loss = reader.loss(dialogues)
         loss.backward()
