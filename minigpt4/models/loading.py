@@ -63,6 +63,8 @@ def build_minigpt4(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -
     llm_folder = existing(cfg.llama_model, "model.llama_model", WEIGHTS, folder=True)
     paths = {"model.vit_weights": cfg.vit_weights, "model.q_former_model": cfg.q_former_model, "model.ckpt": cfg.ckpt}
     files = {key: existing(path, key, WEIGHTS) for key, path in paths.items() if path}
+    if cfg.ckpt:
+        read_checkpoint(cfg.ckpt)  # a broken file is found now, not after minutes of loading the others
     encoder = build_encoder(cfg)
     vision = build_vision_encoder(
         cfg.vit_model, cfg.image_size, cfg.vit_blocks, cfg.vit_args, cfg.vit_weights, dtype, device

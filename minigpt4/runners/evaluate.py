@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.dist import Processes, start_processes
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.log import set_up_logging
@@ -136,6 +137,8 @@ def _files(cfg: Config, checkpoints: Sequence[str]) -> list[str]:
 
 def _build_model(cfg: Config, files: Sequence[str], device: torch.device) -> MiniGPT4:
     """The model; every checkpoint is loaded once, so that one that does not fit is found before any generation."""
+    for path in files:
+        read_checkpoint(path)  # a missing or broken one is found before minutes of loading the model
     model = build_model(replace(cfg.model, ckpt=None), device, evaluation_dtype(cfg.evaluation.precision, device))
     for path in files:
         load_projection(model, path)
