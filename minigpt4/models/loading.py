@@ -110,7 +110,7 @@ def _check_metadata(model: MiniGPT4, metadata: object, source: str) -> None:
 
 
 def _check_vocabulary(model: MiniGPT4, folder: Path) -> None:
-    rows = model.token_embedding.weight.shape[0]  # type: ignore[index]
+    rows = model.token_embedding.weight.shape[0]
     if model.encoder.tokenizer.vocab_size > rows:
         raise ConfigError(
             f"model.llama_model: the tokenizer in {folder} has {model.encoder.tokenizer.vocab_size} tokens, the "

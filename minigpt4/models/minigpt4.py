@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,6 @@ class MiniGPT4(nn.Module):
         self.llama_model = llama_model
         self.encoder = encoder
         self.base = dict(base or {})
-        self.token_embedding: nn.Module = llama_model.get_input_embeddings()  # type: ignore[operator]
         self.llm_width: int = self.token_embedding.weight.shape[1]
         self.llama_proj = nn.Linear(qformer.width, self.llm_width, device=self.device)
 
@@ -54,6 +54,11 @@ class MiniGPT4(nn.Module):
     def device(self) -> torch.device:
         """Where the language model lives."""
         return next(self.llama_model.parameters()).device
+
+    @property
+    def token_embedding(self) -> Any:
+        """The language model's own table of token embeddings, (vocabulary, D)."""
+        return self.llama_model.get_input_embeddings()  # type: ignore[operator]
 
     def train(self, mode: bool = True) -> MiniGPT4:
         """Set the mode of the projection; the frozen parts stay in eval, whatever the mode."""

@@ -22,13 +22,9 @@ def parameter_table(model: nn.Module) -> Table:
     """A row for each part of the model and number format."""
     table = Table("module", "parameters", "trainable", "dtype", "MiB", title="Parameters", title_justify="left")
     totals = [0.0, 0.0, 0.0]
-    counted: set[nn.Parameter] = set()  # a model may hold a part of its language model under a second name
     for name, child in model.named_children():
         rows: dict[str, list[float]] = {}
         for parameter in child.parameters():
-            if parameter in counted:
-                continue
-            counted.add(parameter)
             row = rows.setdefault(str(parameter.dtype).removeprefix("torch."), [0.0, 0.0, 0.0])
             row[0] += parameter.numel()
             row[1] += parameter.numel() if parameter.requires_grad else 0
