@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from minigpt4.common.dist import Processes, start_processes
 from minigpt4.common.log import log_to_file, set_up_logging
 from minigpt4.common.parallel import SharedGradients
 from minigpt4.common.registry import runners, schedules, tasks
-from minigpt4.common.schema import Config
+from minigpt4.common.schema import Config, RunConfig
 from minigpt4.datasets.builders import build_datasets, common_setting
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.loaders import steps_per_epoch, train_loader, valid_loader
 from minigpt4.models.loading import build_encoder, build_model, load_projection
 from minigpt4.runners.checkpoints import read_resumable
+from minigpt4.runners.feature_cache import use_caches
 from minigpt4.runners.lr_schedule import LrSettings
 from minigpt4.runners.optimizer import Updater, build_optimizer, trainable_parameters
 from minigpt4.runners.parts import RunParts
@@ -32,6 +33,7 @@ from minigpt4.runners.rng import seed_all
 from minigpt4.runners.run_folder import check_run_folder, make_run_folder, write_config
 from minigpt4.runners.summary import parameter_table, plan_table, sample_panel
 from minigpt4.runners.trackers import Trackers, check_trackers
+from minigpt4.tasks import Task
 
 logger = logging.getLogger(__name__)
 Datasets = Mapping[str, InstructionDataset]
@@ -40,23 +42,15 @@ Datasets = Mapping[str, InstructionDataset]
 def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     """A whole run, from its configuration to the last checkpoint.
 
-    What can be wrong is looked at before what takes long: configuration, annotations, resume point, model.
+    What can be wrong is looked at before what takes long: configuration, annotations, resume point, model. A user's
+    mistake is a MiniGPT4Error.
 
     Args:
         loaded: The configuration.
         dry_run: Stop when everything is built, and show it.
-
-    Raises:
-        MiniGPT4Error: Something a user can mend.
-        SystemExit: The run was told to stop, and has saved its state.
     """
     cfg, run = loaded.config, loaded.config.run
-    check_run(run)
-    check_trackers(run.trackers)
-    task = tasks.get(run.task)()
-    runner_class = runners.get(run.runner)
-    lr_at = schedules.get(run.lr_sched)
-
+    task, runner_class, lr_at = _look_up(run)
     processes = start_processes(run.device)
     set_up_logging(processes.rank)
     seed_all(run.seed)  # the same in every process, so that a fresh projection is
@@ -70,7 +64,8 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     start_from = None if dry_run else _resume_point(loaded, identity, processes)
 
     precision = train_precision(run.amp, cfg.model.precision, processes.device)
-    model = build_model(cfg.model, processes.device, precision.frozen)
+    cached = not dry_run and use_caches(cfg, [train_data, valid_data], precision.frozen, processes)
+    model = build_model(cfg.model, processes.device, precision.frozen, with_encoders=not cached)
     if start_from is not None:
         load_projection(model, start_from)
     folder = Path() if dry_run else _open_folder(loaded, start_from, processes)
@@ -78,14 +73,11 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     parameters = trainable_parameters(model, model.trainable_state())
     if dry_run:
         if processes.is_main:
-            _show(loaded.config, model, train_data, valid_data, plan, schedule, precision)
-        processes.leave()
-        return
-    scaler = torch.amp.GradScaler(processes.device.type, enabled=precision.scale_loss)
-    updater = Updater(build_optimizer(parameters, run), scaler, run.max_grad_norm)
-    shared = SharedGradients(model, processes)
-    seed_all(run.seed + processes.rank)
+            _show(cfg, model, train_data, valid_data, plan, schedule, precision)
+        return processes.leave()
 
+    seed_all(run.seed + processes.rank)
+    scaler = torch.amp.GradScaler(processes.device.type, enabled=precision.scale_loss)
     share = {"world_size": processes.world_size, "rank": processes.rank}
     parts = RunParts(
         run=run,
@@ -94,9 +86,9 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
         plan=plan,
         processes=processes,
         model=model,
-        shared=shared,
+        shared=SharedGradients(model, processes),
         task=task,
-        updater=updater,
+        updater=Updater(build_optimizer(parameters, run), scaler, run.max_grad_norm),
         schedule=schedule,
         train_batches=lambda step: train_loader(cfg, train_data, start_step=step, **share),
         valid_batches=valid_loader(cfg, valid_data, **share),
@@ -108,6 +100,13 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
         runner.resume(read_resumable(start_from), start_from)
     runner.run()
     processes.leave()
+
+
+def _look_up(run: RunConfig) -> tuple[Task, Callable[[RunParts], Any], Callable[..., float]]:
+    """Task, runner and schedule by name, and whatever else costs nothing to check."""
+    check_run(run)
+    check_trackers(run.trackers)
+    return tasks.get(run.task)(), runners.get(run.runner), schedules.get(run.lr_sched)
 
 
 def _plan(cfg: Config, train_data: Datasets, world_size: int) -> Plan:
