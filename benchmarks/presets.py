@@ -132,7 +132,7 @@ def build_ours(preset: Preset, dtype: torch.dtype, device: torch.device) -> Mini
     encoder = PromptEncoder(NumberTokenizer(), Template("{}", ""), preset.queries)
     for module in (vision, qformer, llm):
         module.requires_grad_(False)
-    return MiniGPT4(vision, qformer, llm, encoder).eval()
+    return MiniGPT4(vision, qformer, llm, encoder, preset.qformer_width).eval()
 
 
 def build_peer(preset: Preset, ours: MiniGPT4) -> Blip2ForConditionalGeneration:

@@ -160,6 +160,8 @@ class DatasetConfig:
     """Samples a process and batch of validation."""
     sample_ratio: float = 1.0
     """Weight among the datasets trained on together."""
+    feature_cache: str | None = None
+    """Folder that keeps what the frozen encoders make of the pictures, filled on first use; null: none."""
     vis_processor: SplitProcessors = field(default_factory=_vis_processors)
     text_processor: SplitProcessors = field(default_factory=_text_processors)
 

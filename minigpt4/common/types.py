@@ -62,7 +62,7 @@ class Sample:
 
     Attributes:
         image_id: Name of the picture.
-        images: Preprocessed pictures in prompt order, each (3, S, S).
+        images: Preprocessed pictures in prompt order, each (3, S, S); or their cached features, each (Q, width).
         encoded: Token ids and labels.
         instruction: The instruction as drawn, for display.
         answer: The answer as drawn, for display.
@@ -83,7 +83,8 @@ class Batch:
 
     Attributes:
         image_ids: B names.
-        images: Pictures of all samples in order, (N, 3, S, S); None where there are none.
+        images: Pictures of all samples in order, (N, 3, S, S), or their cached features, (N, Q, width); None where
+            there are none.
         input_ids: Token ids with IMAGE_POSITION at image embeddings, 0 on padding, (B, T).
         labels: IGNORED_LABEL where nothing is learnt, (B, T).
         lengths: Tokens of each sample without padding, (B,).

@@ -15,6 +15,7 @@ from minigpt4.common.schema import Target
 from minigpt4.common.types import Record, Sample
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import with_image_tag
+from minigpt4.datasets.feature_cache import FeatureCache
 from minigpt4.processors.image import open_image
 
 MAX_SUBSTITUTES = 10
@@ -64,6 +65,7 @@ class InstructionDataset(Dataset[Sample]):
         self.target = target
         self.answer = answer
         self.seed = seed
+        self.feature_cache: FeatureCache | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -77,12 +79,14 @@ class InstructionDataset(Dataset[Sample]):
         return self.images / self.records[index].image
 
     def open(self, index: int) -> Tensor:
-        """The picture of a record, preprocessed, (3, S, S).
+        """The picture of a record, preprocessed, (3, S, S); with a feature cache, its features, (Q, width).
 
         Raises:
             DataError: It is missing or broken; the message names the picture and the annotation's row.
         """
         try:
+            if self.feature_cache is not None:
+                return self.feature_cache.get(self.records[index].image)
             return self.image_processor(open_image(self.image_path(index)))
         except DataError as error:
             raise DataError(f"{self.records[index].source}: {error}") from error

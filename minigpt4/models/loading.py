@@ -19,8 +19,8 @@ from minigpt4.conversation.template import Template
 from minigpt4.conversation.tokenizer import load_tokenizer
 from minigpt4.models.llm import build_llm
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.qformer import build_qformer
-from minigpt4.models.vision import build_vision_encoder
+from minigpt4.models.qformer import QFormer, build_qformer, query_width
+from minigpt4.models.vision import VisionEncoder, build_vision_encoder
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "MINIGPT4_WEIGHTS"
@@ -38,24 +38,27 @@ def build_encoder(cfg: ModelConfig) -> PromptEncoder:
     )
 
 
-def build_model(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> MiniGPT4:
+def build_model(cfg: ModelConfig, device: torch.device, dtype: torch.dtype, *, with_encoders: bool = True) -> MiniGPT4:
     """The model of the configured architecture with its weights, in eval mode.
 
     Args:
         cfg: The model's configuration.
         device: Where it goes.
         dtype: Number format of the frozen weights.
+        with_encoders: Load the vision encoder and the Q-Former; not needed where all features are cached.
 
     Raises:
         ConfigError: An unknown architecture, or a path that is not set or does not exist.
         CheckpointError: A file that cannot be read or does not fit.
     """
-    model: MiniGPT4 = models.get(cfg.arch)(cfg, device, dtype)
+    model: MiniGPT4 = models.get(cfg.arch)(cfg, device, dtype, with_encoders=with_encoders)
     return model
 
 
 @models.register("minigpt4")
-def build_minigpt4(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> MiniGPT4:
+def build_minigpt4(
+    cfg: ModelConfig, device: torch.device, dtype: torch.dtype, *, with_encoders: bool = True
+) -> MiniGPT4:
     """MiniGPT-4 with its frozen weights, and the projection of `model.ckpt` where one is given; as `build_model`.
 
     Every path is checked before the first large file is read.
@@ -66,17 +69,24 @@ def build_minigpt4(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -
     if cfg.ckpt:
         read_checkpoint(cfg.ckpt)  # a broken file is found now, not after minutes of loading the others
     encoder = build_encoder(cfg)
-    vision = build_vision_encoder(
-        cfg.vit_model, cfg.image_size, cfg.vit_blocks, cfg.vit_args, cfg.vit_weights, dtype, device
-    )
-    qformer = build_qformer(vision.width, cfg.num_query_token, cfg.q_former_args, cfg.q_former_model, dtype, device)
+    vision, qformer = build_encoders(cfg, device, dtype) if with_encoders else (None, None)
     llm = build_llm(llm_folder, cfg.low_resource, dtype, device)
     base = {key.removeprefix("model."): fingerprint(path) for key, path in files.items() if key != "model.ckpt"}
-    model = MiniGPT4(vision, qformer, llm, encoder, base | {"llama_model": fingerprint(llm_folder)})
+    base["llama_model"] = fingerprint(llm_folder)
+    model = MiniGPT4(vision, qformer, llm, encoder, query_width(cfg.q_former_args), base)
     _check_vocabulary(model, llm_folder)
     if cfg.ckpt:
         load_projection(model, cfg.ckpt)
     return model.eval()
+
+
+def build_encoders(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> tuple[VisionEncoder, QFormer]:
+    """The two frozen parts that see pictures; arguments and errors as for `build_model`."""
+    vision = build_vision_encoder(
+        cfg.vit_model, cfg.image_size, cfg.vit_blocks, cfg.vit_args, cfg.vit_weights, dtype, device
+    )
+    qformer = build_qformer(vision.width, cfg.num_query_token, cfg.q_former_args, cfg.q_former_model, dtype, device)
+    return vision, qformer
 
 
 def load_projection(model: MiniGPT4, path: str | Path) -> None:

@@ -19,6 +19,8 @@ from minigpt4.models.qformer import QFormer
 from minigpt4.models.state_dict_adapter import CHECKPOINT_UNUSED, leftovers
 from minigpt4.models.vision import VisionEncoder
 
+CACHED_NDIM = 3
+"""Dimensions of a batch of cached features; a batch of pictures has four."""
 PROJECTION = ("llama_proj.weight", "llama_proj.bias")
 
 
@@ -26,19 +28,21 @@ class MiniGPT4(nn.Module):
     """The alignment model; only `llama_proj` learns.
 
     Args:
-        visual_encoder: Images -> patch features.
-        qformer: Patch features -> queries.
+        visual_encoder: Images -> patch features; None: every image comes as cached features.
+        qformer: Patch features -> queries; None as well.
         llama_model: Causal language model of transformers.
         encoder: Encodes prompts for this language model.
+        query_width: Width of the Q-Former.
         base: Fingerprints of the frozen parts' files, by name.
     """
 
     def __init__(
         self,
-        visual_encoder: VisionEncoder,
-        qformer: QFormer,
+        visual_encoder: VisionEncoder | None,
+        qformer: QFormer | None,
         llama_model: nn.Module,
         encoder: PromptEncoder,
+        query_width: int,
         base: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
@@ -48,7 +52,7 @@ class MiniGPT4(nn.Module):
         self.encoder = encoder
         self.base = dict(base or {})
         self.llm_width: int = self.token_embedding.weight.shape[1]
-        self.llama_proj = nn.Linear(qformer.width, self.llm_width, device=self.device)
+        self.llama_proj = nn.Linear(query_width, self.llm_width, device=self.device)
 
     @property
     def device(self) -> torch.device:
@@ -64,12 +68,19 @@ class MiniGPT4(nn.Module):
         """Set the mode of the projection; the frozen parts stay in eval, whatever the mode."""
         super().train(mode)
         for frozen in (self.visual_encoder, self.qformer, self.llama_model):
-            frozen.eval()
+            if frozen is not None:
+                frozen.eval()
         return self
 
     @torch.no_grad()
     def encode_queries(self, images: Tensor) -> Tensor:
-        """What the frozen encoders make of images: (N, 3, S, S) -> (N, Q, width of the Q-Former)."""
+        """What the frozen encoders make of images: (N, 3, S, S) -> (N, Q, width of the Q-Former).
+
+        Features that a cache has kept are such already and come back as they are.
+        """
+        if images.ndim == CACHED_NDIM:
+            return images
+        assert self.visual_encoder is not None and self.qformer is not None, "built for cached features only"
         queries: Tensor = self.qformer(self.visual_encoder(images))
         return queries
 

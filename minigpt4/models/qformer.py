@@ -24,6 +24,11 @@ from minigpt4.models.state_dict_adapter import (
 LN_VISION_EPS = 1e-5
 
 
+def query_width(options: Mapping[str, Any]) -> int:
+    """Width of the Q-Former that these fields of `Blip2QFormerConfig` describe."""
+    return int(options.get("hidden_size", Blip2QFormerConfig().hidden_size))
+
+
 class QFormer(nn.Module):
     """`ln_vision`, the queries and the query branch of BLIP-2's Q-Former.
 

@@ -1,0 +1,154 @@
+"""Training from cached features: the same numbers, no encoders in memory, and never a stale cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minigpt4.common.config import load_config
+from minigpt4.common.dist import Processes
+from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.datasets.builders import build_datasets
+from minigpt4.datasets.instruction import InstructionDataset
+from minigpt4.models.loading import build_encoder, build_model
+from minigpt4.runners import feature_cache
+from minigpt4.runners.assembly import train
+from tests.runners.project import Project, losses
+
+CPU = torch.device("cpu")
+CACHE = "datasets.pictures.feature_cache=cache"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.chdir(tmp_path)
+    return Project.make(tmp_path)
+
+
+def use(*options: str) -> tuple[bool, list[dict[str, InstructionDataset]]]:
+    cfg = load_config("config.yaml", [CACHE, *options]).config
+    encoder = build_encoder(cfg.model)
+    groups = [build_datasets(cfg, encoder, ["train"], train=True), build_datasets(cfg, encoder, ["val"], train=False)]
+    return feature_cache.use_caches(cfg, groups, torch.float32, Processes(device=CPU)), groups
+
+
+def run(capfd: pytest.CaptureFixture[str], *options: str) -> dict[int, float]:
+    capfd.readouterr()
+    train(load_config("config.yaml", [*options, "run.max_epoch=1"]))
+    return {step: float(loss) for step, loss in losses(capfd.readouterr().err).items()}
+
+
+def test_the_same_losses_without_the_encoders(
+    project: Project, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run(capfd, "run.run_dir=plain")
+    first = run(capfd, "run.run_dir=first", CACHE)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("the encoders were loaded")
+
+    monkeypatch.setattr("minigpt4.models.loading.build_encoders", never)
+    monkeypatch.setattr(feature_cache, "build_encoders", never)
+    second = run(capfd, "run.run_dir=second", CACHE)
+    assert len(plain) == 6
+    assert second == first
+    assert first == pytest.approx(plain, rel=1e-3)
+
+
+def test_cached_features_are_those_of_the_model(project: Project) -> None:
+    complete, (group, _) = use()
+    assert complete
+    cached = group["pictures"]
+    cfg = load_config("config.yaml").config
+    model = build_model(cfg.model, CPU, torch.float32)
+    plain = build_datasets(cfg, model.encoder, ["train"], train=True)["pictures"]
+    for index in (0, 5, 23):
+        expected = model.encode_queries(plain.open(index)[None])[0]
+        assert cached.open(index).dtype == torch.float16
+        torch.testing.assert_close(cached.open(index).float(), expected, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(cached.open(0), cached.open(1))
+
+
+def test_only_what_is_missing_is_computed(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_cache, "SHARD_PICTURES", 10)
+    use()
+    shards = sorted(Path("cache").glob("*.safetensors"))
+    assert len(shards) == 4  # 24 training pictures in three, 7 of validation in one
+    times = {shard: shard.stat().st_mtime_ns for shard in shards}
+    shards[1].unlink()
+    complete, (group, _) = use()
+    assert complete
+    assert len(group["pictures"].feature_cache or ()) == 31
+    kept = {shard for shard, time in times.items() if shard.exists() and shard.stat().st_mtime_ns == time}
+    assert kept >= set(shards) - {shards[1]}
+
+
+@pytest.mark.parametrize(
+    ("option", "key"),
+    [("model.vit_blocks=2", "vit_blocks was 3, is 2"), ("model.q_former_model=other.pth", "q_former_model was")],
+)
+def test_a_stale_cache_is_refused(project: Project, option: str, key: str) -> None:
+    use()
+    source = load_config("config.yaml").config.model.q_former_model
+    content = torch.load(str(source), weights_only=True)
+    content["model"]["query_tokens"] += 1
+    torch.save(content, "other.pth")
+    with pytest.raises(DataError, match=rf"cache is stale: .*{key}"):
+        use(option)
+
+
+def test_a_broken_shard_is_named(project: Project) -> None:
+    use()
+    shard = next(Path("cache").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(DataError, match=rf"{shard.name} is broken .* delete it"):
+        use()
+
+
+def test_an_unreadable_picture_is_replaced_as_without_a_cache(
+    project: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("picture_3.png").write_bytes(b"no picture")
+    complete, (group, _) = use()
+    assert complete
+    sample = group["pictures"].sample(3, draw=0)
+    assert sample.image_id != "picture_3"
+    assert "picture_3.png" in sample.skipped[0]
+
+
+def test_pictures_of_another_size_are_refused(project: Project) -> None:
+    with pytest.raises(ConfigError, match="prepared with side 70, the model takes 56"):
+        use("datasets.pictures.vis_processor.train.image_size=70")
+
+
+@pytest.mark.distributed
+def test_the_command_under_two_processes(project: Project) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "minigpt4.runners.feature_cache", "--cfg-path", "config.yaml", "--options", CACHE]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    names = {name for shard in Path("cache").glob("*.safetensors") for name in _names(shard)}
+    assert len(names) == 31
+    assert len(list(Path("cache").glob("*.safetensors"))) == 4  # two processes, two splits
+
+
+def _names(shard: Path) -> list[str]:
+    import json
+
+    from safetensors import safe_open
+
+    return json.loads(safe_open(shard, framework="pt").metadata()["names"])  # type: ignore[no-any-return]
+
+
+def test_the_command_without_a_cache_configured(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        feature_cache.main(["--cfg-path", "config.yaml"])
+    assert "no dataset has a feature_cache" in capsys.readouterr().err
