@@ -194,9 +194,10 @@ def _merge(layers: Sequence[Layer]) -> LoadedConfig:
 def _normalised(layer: Layer) -> DictConfig:
     """The layer with on/off switches spelled out, empty dataset entries filled in and removed keys refused."""
     values = layer.values.copy()
-    for key, advice in REMOVED_KEYS.items():
-        if OmegaConf.select(values, key, default=None, throw_on_missing=False) is not None:
-            raise ConfigError(f"{layer.name}: {key}: this key is gone; {advice}")
+    gone = [key for key in REMOVED_KEYS if OmegaConf.select(values, key, default=None) is not None]
+    if gone:
+        listed = "; ".join(f"{key} ({REMOVED_KEYS[key]})" for key in gone)
+        raise ConfigError(f"{layer.name}: keys of the ancestors' configurations that are gone: {listed}")
     for key, words in SWITCHES.items():
         value = OmegaConf.select(values, key)
         if isinstance(value, bool):
