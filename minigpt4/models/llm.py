@@ -27,7 +27,7 @@ def build_llm(folder: Path, low_resource: LowResource, dtype: torch.dtype, devic
         ConfigError: The folder holds no causal language model, or bitsandbytes is needed and missing.
         CheckpointError: Its weights cannot be read, or do not fill the model.
     """
-    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "attn_implementation": "sdpa"}
+    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
     if low_resource is not LowResource.off:
         options["quantization_config"] = _quantisation(low_resource, dtype)
     try:
