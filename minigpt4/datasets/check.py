@@ -110,7 +110,7 @@ def show(console: Console, name: str, report: Report, limit: int | None) -> None
     """Print a report: counts, lengths, an example, warnings and the first `limit` problems (None: all)."""
     counts = Counter(record.split for record in report.records)
     splits = ", ".join(f"{split} {count:,}" for split, count in counts.items()) or "none"
-    console.print(f"{name}: {len(report.records):,} usable rows ({splits})")
+    console.print(f"{name}: {len(report.records):,} well-formed rows ({splits})")
     words = [len(answer.split()) for record in report.records for answer in record.answers]
     if words:
         middle = statistics.median(words)
@@ -119,9 +119,9 @@ def show(console: Console, name: str, report: Report, limit: int | None) -> None
     for warning in report.warnings:
         console.print(f"  warning: {warning}")
     if not report.problems:
-        console.print("  no bad row")
+        console.print("  bad rows: none")
         return
-    console.print(f"  {len(report.problems):,} bad rows:")
+    console.print(f"  bad rows: {len(report.problems):,}")
     for problem in report.problems[:limit]:
         console.print(f"    {problem}")
     hidden = len(report.problems[limit:]) if limit is not None else 0

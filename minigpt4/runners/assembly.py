@@ -26,7 +26,7 @@ from minigpt4.runners.feature_cache import use_caches
 from minigpt4.runners.lr_schedule import LrSettings
 from minigpt4.runners.optimizer import Updater, build_optimizer, trainable_parameters
 from minigpt4.runners.parts import RunParts
-from minigpt4.runners.plan import Plan, check_run
+from minigpt4.runners.plan import Plan, check_run, warn_of_long_warmup
 from minigpt4.runners.precision import TrainPrecision, train_precision
 from minigpt4.runners.resume import check_same_run, data_identity, find_resume_point, run_identity
 from minigpt4.runners.rng import seed_all
@@ -59,6 +59,7 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     train_data = build_datasets(cfg, encoder, run.train_splits, train=True)
     valid_data = build_datasets(cfg, encoder, run.valid_splits, train=False)
     plan = _plan(cfg, train_data, processes.world_size)
+    warn_of_long_warmup(plan, run)
     schedule = partial(lr_at, settings=LrSettings.of(run, plan.steps_per_epoch))
     identity = run_identity(plan, data_identity(train_data))
     start_from = None if dry_run else _resume_point(loaded, identity, processes)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import RunConfig
 
+logger = logging.getLogger(__name__)
 AT_LEAST_ONE = ("max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "save_freq")
 NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
 
@@ -38,6 +40,17 @@ class Plan:
     def global_batch(self) -> int:
         """Samples an optimizer step."""
         return self.batch_size * self.accumulation * self.world_size
+
+
+def warn_of_long_warmup(plan: Plan, run: RunConfig) -> None:
+    """Say so where the learning rate never reaches its peak."""
+    if run.warmup_steps >= plan.total_steps:
+        logger.warning(
+            "the run has %d steps, all of them warm-up (run.warmup_steps: %d): the learning rate never reaches %g",
+            plan.total_steps,
+            run.warmup_steps,
+            run.init_lr,
+        )
 
 
 def check_run(run: RunConfig) -> None:

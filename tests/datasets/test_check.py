@@ -35,10 +35,10 @@ def spoil(tmp_path: Path, numbers: range) -> None:
 def test_a_good_data_set(card: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(card)]) == 0
     out = capsys.readouterr().out
-    assert "mine: 30 usable rows (train 29, val 1)" in out
+    assert "mine: 30 well-formed rows (train 29, val 1)" in out
     assert "answers: 30, 2 to 2 words long" in out
     assert "example: 0.png | answers: picture 0" in out
-    assert "no bad row" in out
+    assert "bad rows: none" in out
     assert "warning: 1 pictures are in more than one split, such as 3.png" in out
 
 
@@ -50,12 +50,12 @@ def test_bad_rows_and_pictures_are_named(
     (images / "8.png").write_bytes(b"broken")
     assert main([str(card)]) == 1
     out = capsys.readouterr().out
-    assert "4 bad rows" in out
+    assert "bad rows: 4" in out
     assert "mine.jsonl, line 3: no 'answer'" in out
     assert "mine.jsonl, line 8: image" in out and "7.png does not exist" in out
     assert "mine.jsonl, line 9: image" in out and "8.png cannot be read" in out
     assert main([str(card), "--no-images"]) == 1
-    assert "2 bad rows" in capsys.readouterr().out
+    assert "bad rows: 2" in capsys.readouterr().out
 
 
 def test_the_first_twenty_are_shown_unless_all_are_asked_for(
@@ -74,7 +74,7 @@ def test_every_dataset_of_a_run(card: Path, tmp_path: Path, capsys: pytest.Captu
     run.write_text(f"datasets: {{a: {{card: {card}}}, b: {{card: {card}, val_fraction: 0.5}}}}")
     assert main(["--cfg-path", str(run)]) == 0
     out = capsys.readouterr().out
-    assert "a: 30 usable rows" in out and "b: 30 usable rows" in out
+    assert "a: 30 well-formed rows" in out and "b: 30 usable rows" in out
 
 
 def test_options_reach_the_card(card: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from minigpt4.common.registry import schedules
 from minigpt4.common.schema import RunConfig
 from minigpt4.runners.lr_schedule import LrSettings, linear_warmup_cosine_lr, linear_warmup_step_lr
+from minigpt4.runners.plan import Plan, warn_of_long_warmup
 
 TABLES = Path(__file__).parents[1] / "fixtures" / "lr_schedule.npz"
 FLICKR = LrSettings.of(RunConfig(), steps_per_epoch=500)
@@ -59,3 +60,13 @@ def test_key_values_of_the_flickr_recipe() -> None:
 def test_schedules_are_found_by_name() -> None:
     assert schedules.get("linear_warmup_cosine_lr") is linear_warmup_cosine_lr
     assert schedules.get("linear_warmup_step_lr") is linear_warmup_step_lr
+
+
+@pytest.mark.parametrize(("warmup_steps", "warned"), [(19, False), (20, True)])
+def test_a_run_that_is_all_warmup_is_warned_of(
+    warmup_steps: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = Plan(max_epoch=2, steps_per_epoch=10, batch_size=1, accumulation=1, world_size=1)
+    with caplog.at_level("WARNING"):
+        warn_of_long_warmup(plan, RunConfig(warmup_steps=warmup_steps))
+    assert ("never reaches 3e-05" in caplog.text) == warned
