@@ -74,7 +74,7 @@ def test_every_dataset_of_a_run(card: Path, tmp_path: Path, capsys: pytest.Captu
     run.write_text(f"datasets: {{a: {{card: {card}}}, b: {{card: {card}, val_fraction: 0.5}}}}")
     assert main(["--cfg-path", str(run)]) == 0
     out = capsys.readouterr().out
-    assert "a: 30 well-formed rows" in out and "b: 30 usable rows" in out
+    assert "a: 30 well-formed rows" in out and "b: 30 well-formed rows" in out
 
 
 def test_options_reach_the_card(card: Path, capsys: pytest.CaptureFixture[str]) -> None:
