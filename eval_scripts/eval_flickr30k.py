@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def main() -> None:
     console().print(results.table)
     print(f"Scores: {results.metrics}\nPlot:   {results.trends}\nReport: {results.report} (open it in a browser)")
     ckpt = f" --ckpt {args.ckpt[-1]}" if args.ckpt else ""
-    print(f"Chat:   python -m minigpt4.chat --cfg-path {args.cfg_path}{ckpt} --image PICTURE")
+    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+    print(f"Chat:   {python} -m minigpt4.chat --cfg-path {args.cfg_path}{ckpt} --image {results.example}")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ class WrittenResults:
         trends: path of metric_trends.png.
         report: path of report.html.
         missing_pictures: cards of the report without a picture.
+        example: one of the pictures, None where they are unknown.
     """
 
     table: Table
@@ -66,6 +67,7 @@ class WrittenResults:
     trends: Path
     report: Path
     missing_pictures: int
+    example: Path | None
 
 
 def write_results(
@@ -110,12 +112,13 @@ def write_results(
     write_json(out / "metrics.json", content)
     _write_csv(out / "per_image_scores.csv", results)
     summary = protocol.summary()
+    samples = make_samples(results, image_dir)
     trends = plot_trends(out / "metric_trends.png", rows, intervals, title=title, subtitle=summary)
     counts = write_report(
         out / "report.html",
         protocol,
         rows,
-        make_samples(results, image_dir),
+        samples,
         title=title,
         trends=trends,
         intervals=intervals,
@@ -126,7 +129,7 @@ def write_results(
         logger.warning("report: %d of %d pictures could not be read", counts.missing_pictures, counts.cards)
     table = build_table(rows, title=title, caption=summary)
     paths = (out / "metrics.json", out / "per_image_scores.csv", trends, out / "report.html")
-    return WrittenResults(table, *paths, counts.missing_pictures)
+    return WrittenResults(table, *paths, counts.missing_pictures, samples[0].image if samples else None)
 
 
 def make_samples(results: Sequence[CheckpointResult], image_dir: str | Path | None = None) -> list[Sample]:
