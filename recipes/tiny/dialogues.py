@@ -27,32 +27,22 @@ SYSTEM = (
     "Please answer my questions."
 )
 EMPTY_SHARE = 0.04
-_SHORT, _SECOND_TURN = 0.06, 0.06
-_INTERVIEW_TURNS = 6
+_DESCRIBE, _SHORT, _QUESTION = 0.68, 0.08, 0.16  # the rest: a description and then a question
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A scene and what is said about it.
-
-    Attributes:
-        scene: what the picture shows.
-        turns: rendered prompts, each with the answer to learn; the first prompt holds the picture.
-    """
+    """A scene, the rendered prompt about it (one picture) and the answer to learn."""
 
     scene: Scene
-    turns: tuple[tuple[str, str], ...]
+    prompt: str
+    answer: str
 
     def encode(self, encoder: PromptEncoder) -> Encoded:
-        """Token ids and labels; one turn is laid out as `PromptEncoder.example` does it."""
-        ids: list[int] = []
-        labels: list[int] = []
-        for prompt, answer in self.turns:
-            asked = encoder.tokenizer.encode(prompt) if ids else encoder.rendered(prompt)
-            target = encoder.tokenizer.encode(answer + encoder.template.end)
-            ids += asked + target
-            labels += [IGNORED_LABEL] * len(asked) + target
-        return Encoded(input_ids=ids, labels=labels)
+        """Token ids and labels, as `PromptEncoder.example` lays them out."""
+        prompt = encoder.rendered(self.prompt)
+        target = encoder.tokenizer.encode(self.answer + encoder.template.end)
+        return Encoded(input_ids=prompt + target, labels=[IGNORED_LABEL] * len(prompt) + target)
 
 
 def training_scene(rng: random.Random) -> Scene:
@@ -65,30 +55,30 @@ def training_scene(rng: random.Random) -> Scene:
             return scene
 
 
-def make_dialogue(scene: Scene, rng: random.Random, prompts: list[str], questions: float = 0.3) -> Dialogue:
-    """Draw what is said about a scene: a description, a short one, questions, or a description and a question.
+def make_dialogue(scene: Scene, rng: random.Random, prompts: list[str]) -> Dialogue:
+    """Draw what is asked about a scene: mostly a description, sometimes a short one, a question, or two turns.
 
     Args:
         scene: what the picture shows.
         rng: source of every choice.
         prompts: instructions that ask for a description, with the picture's place in each.
-        questions: share of dialogues that are questions only.
     """
     draw = rng.random()
-    if draw < _SHORT:
-        instruction = with_image_tag(rng.choice(SHORT_PROMPTS))
-        return Dialogue(scene, ((TEMPLATE.render(instruction), short_caption(scene, rng)),))
-    if draw < _SHORT + _SECOND_TURN:
-        return _second_turn(scene, rng, prompts)
-    if draw < _SHORT + _SECOND_TURN + questions:
-        return _interview(scene, rng)
-    return describe(scene, rng, prompts)
+    if draw < _DESCRIBE:
+        return describe(scene, rng, prompts)
+    if draw < _DESCRIBE + _SHORT:
+        instruction, answer = with_image_tag(rng.choice(SHORT_PROMPTS)), short_caption(scene, rng)
+        return Dialogue(scene, TEMPLATE.render(instruction), answer)
+    if draw < _DESCRIBE + _SHORT + _QUESTION:
+        _, question, answer = ask(scene, rng)
+        return Dialogue(scene, TEMPLATE.render(with_image_tag(question)), answer)
+    return _two_turns(scene, rng, prompts)
 
 
 def describe(scene: Scene, rng: random.Random, prompts: list[str]) -> Dialogue:
     """One of the five captions, asked for by one of the prompts."""
     answer = rng.choice(captions_of(scene, rng))
-    return Dialogue(scene, ((TEMPLATE.render(rng.choice(prompts)), answer),))
+    return Dialogue(scene, TEMPLATE.render(rng.choice(prompts)), answer)
 
 
 def short_caption(scene: Scene, rng: random.Random) -> str:
@@ -101,34 +91,24 @@ def short_caption(scene: Scene, rng: random.Random) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _interview(scene: Scene, rng: random.Random) -> Dialogue:
-    """Many questions about one picture, each answer learnt.
+def _two_turns(scene: Scene, rng: random.Random, prompts: list[str]) -> Dialogue:
+    """A first turn with its answer, then a question: how a chat goes on.
 
-    Finding the object that a question names is a skill that appears suddenly and late; a sequence with one question
-    gives it a single token to learn from.
+    Chat programs differ in whether the end mark of an answer is also the start of the next turn, and in whether a
+    system message comes first; both occur.
     """
-    turns = []
-    for number in range(_INTERVIEW_TURNS):
-        _, question, answer = ask(scene, rng)
-        turns.append((_following(question, rng) if number else TEMPLATE.render(with_image_tag(question)), answer))
-    return Dialogue(scene, tuple(turns))
-
-
-def _second_turn(scene: Scene, rng: random.Random, prompts: list[str]) -> Dialogue:
-    """A question after a description, all that came before in one stretch of text: how a chat program asks it.
-
-    Chat programs differ in whether a system message comes first; both occur.
-    """
-    prompt, caption = describe(scene, rng, prompts).turns[0]
+    first = describe(scene, rng, prompts) if rng.random() < 0.6 else _question_turn(scene, rng)
     _, question, answer = ask(scene, rng)
+    following = TEMPLATE.render(question)
+    if rng.random() < 0.5:
+        following = following.removeprefix(TEMPLATE.end)
     system = SYSTEM if rng.random() < 0.5 else ""
-    return Dialogue(scene, ((f"{system}{prompt}{caption}{TEMPLATE.end}{_following(question, rng)}", answer),))
+    return Dialogue(scene, f"{system}{first.prompt}{first.answer}{TEMPLATE.end}{following}", answer)
 
 
-def _following(question: str, rng: random.Random) -> str:
-    """A later turn, with or without the mark that the answer before it has ended in already."""
-    text = TEMPLATE.render(question)
-    return text.removeprefix(TEMPLATE.end) if rng.random() < 0.5 else text
+def _question_turn(scene: Scene, rng: random.Random) -> Dialogue:
+    _, question, answer = ask(scene, rng)
+    return Dialogue(scene, TEMPLATE.render(with_image_tag(question)), answer)
 
 
 def alignment_prompts() -> list[str]:

@@ -21,17 +21,14 @@ from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.tokenizer import SentencePieceTokenizer
 from minigpt4.datasets.collate import collate
 from minigpt4.models.multimodal_inputs import splice_images
-from recipes.tiny.codes import PIECES, WORDS, encode_scene
+from recipes.tiny.codes import PIECES, encode_scene
 from recipes.tiny.dialogues import Dialogue, alignment_prompts, make_dialogue, training_scene
 from recipes.tiny.optim import HybridOptimizer
 from recipes.tiny.sizes import LLAMA_ARGS
 
 logger = logging.getLogger(__name__)
 _EMBEDDING_STD = 0.3
-_LIKENESS = 0.7  # of a code word's first embedding to that of the plain word
 _NOISE, _MIXING, _ZEROED = 0.5, 0.4, 0.02
-_CLEAN_SHARE, _RAMP_SHARE = 0.15, 0.25  # of the steps: without blur, and until it is whole
-_QUESTIONS = 0.4
 
 
 @dataclass(frozen=True)
@@ -57,23 +54,23 @@ class CodeReader:
         """Codes (B, 16) as embeddings (B, 16, D)."""
         return self.model.get_input_embeddings()(self.piece_ids[codes])
 
-    def blurred(self, codes: Tensor, amount: float = 1.0) -> Tensor:
+    def blurred(self, codes: Tensor) -> Tensor:
         """The same with noise, a share of another word mixed in, and here and there nothing; all drawn by sample."""
         clean = self.code_embeddings(codes)
         table = self.model.get_input_embeddings()(self.piece_ids)
         others = table[torch.randint(len(PIECES), codes.shape)]
-        share = torch.rand(len(codes), 1, 1) * _MIXING * amount * (torch.rand(len(codes), 1, 1) < 0.5)
+        share = torch.rand(len(codes), 1, 1) * _MIXING * (torch.rand(len(codes), 1, 1) < 0.5)
         noise = torch.randn_like(clean) * clean.detach().pow(2).mean().sqrt()
-        level = torch.rand(len(codes), 1, 1) * _NOISE * amount
-        kept = torch.rand(*codes.shape, 1) >= _ZEROED * amount
+        level = torch.rand(len(codes), 1, 1) * _NOISE
+        kept = torch.rand(*codes.shape, 1) >= _ZEROED
         return ((1 - share) * clean + share * others + level * noise) * kept
 
-    def loss(self, dialogues: list[Dialogue], blur: float = 1.0) -> Tensor:
-        """Mean cross-entropy of the answers' tokens, the codes blurred by a share of the usual."""
+    def loss(self, dialogues: list[Dialogue]) -> Tensor:
+        """Mean cross-entropy of the answers' tokens."""
         batch = collate([Sample(image_id="", images=(), encoded=d.encode(self.encoder)) for d in dialogues])
         codes = torch.tensor([encode_scene(d.scene) for d in dialogues])
         logits = self.model(
-            inputs_embeds=self.embed(batch, self.blurred(codes, blur)),
+            inputs_embeds=self.embed(batch, self.blurred(codes)),
             use_cache=False,
             logits_to_keep=batch.target_positions,
         ).logits
@@ -95,50 +92,31 @@ def piece_id(tokenizer: SentencePieceTokenizer, piece: str) -> int:
     return ids[1]
 
 
-def build_language_model(encoder: PromptEncoder) -> LlamaForCausalLM:
-    """An untrained tiny LLaMA, its embeddings large enough for words to differ under the noise.
-
-    A code word begins near the plain word ("<red>" near "red"), which spares attention from having to learn by heart
-    which of them belong together.
-    """
-    tokenizer = encoder.tokenizer
-    assert isinstance(tokenizer, SentencePieceTokenizer)
+def build_language_model(vocabulary: int) -> LlamaForCausalLM:
+    """An untrained tiny LLaMA, its embeddings large enough for words to differ under the noise."""
     config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        tie_word_embeddings=False,
-        **LLAMA_ARGS,
+        vocab_size=vocabulary, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False, **LLAMA_ARGS
     )
     model = LlamaForCausalLM(config)
     for name, parameter in model.named_parameters():
         if "layers" in name and parameter.ndim == 2:
             nn.init.xavier_uniform_(parameter)
-    table = model.get_input_embeddings().weight
-    assert isinstance(table, Tensor)
-    nn.init.normal_(table, std=_EMBEDDING_STD)
-    with torch.no_grad():
-        for word, piece in zip(WORDS, PIECES, strict=True):
-            plain, code = tokenizer.encode(word), piece_id(tokenizer, piece)
-            if len(plain) == 1:
-                table[code] = _LIKENESS * table[plain[0]] + (1 - _LIKENESS**2) ** 0.5 * table[code]
+    nn.init.normal_(model.get_input_embeddings().weight, std=_EMBEDDING_STD)
     return model
 
 
 def train_language_model(encoder: PromptEncoder, settings: LanguageSettings) -> LlamaForCausalLM:
     """Train the language model from scratch on dialogues made up as it goes."""
     torch.manual_seed(settings.seed)
-    model = build_language_model(encoder)
+    model = build_language_model(encoder.tokenizer.vocab_size)
     reader, prompts = CodeReader(model, encoder), alignment_prompts()
     optimizer = HybridOptimizer([model], settings.steps, muon_lr=3e-3, adam_lr=3e-3)
     started, total = time.monotonic(), 0.0
     for step in range(settings.steps):
         rngs = [random.Random(f"language-{settings.seed}-{step}-{row}") for row in range(settings.batch)]
-        dialogues = [make_dialogue(training_scene(rng), rng, prompts, _QUESTIONS) for rng in rngs]
-        blur = min(1.0, max(0.0, (step / settings.steps - _CLEAN_SHARE) / _RAMP_SHARE))
+        dialogues = [make_dialogue(training_scene(rng), rng, prompts) for rng in rngs]
         with torch.autocast("cpu", torch.bfloat16):
-            loss = reader.loss(dialogues, blur)
+            loss = reader.loss(dialogues)
         loss.backward()
         optimizer.step(step)
         total += loss.item()

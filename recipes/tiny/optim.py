@@ -32,8 +32,7 @@ class HybridOptimizer:
         max_norm: float = 1.0,
     ) -> None:
         self.steps, self.warmup, self.max_norm = steps, warmup, max_norm
-        matrices: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
+        matrices, others = [], []
         for module in modules:
             for name, parameter in module.named_parameters():
                 hidden = parameter.ndim == 2 and ("blocks" in name or "layer" in name)

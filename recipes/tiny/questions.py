@@ -22,8 +22,6 @@ KINDS = (
     "colour of",
     "what is at",
 )
-# Finding a named object first and then one of its properties takes far longer to learn than the rest.
-_HARD = ("where", "is there", "size", "colour of", "what is at")
 
 
 def ask(scene: Scene, rng: random.Random, kind: str | None = None) -> tuple[str, str, str]:
@@ -37,7 +35,7 @@ def ask(scene: Scene, rng: random.Random, kind: str | None = None) -> tuple[str,
     Returns:
         The kind asked, the question and the answer.
     """
-    kind = kind or rng.choice((*KINDS, *_HARD, *_HARD))
+    kind = kind or rng.choice(KINDS)
     if not scene.objects and kind not in ("count", "background", "is there"):
         kind = rng.choice(("count", "background", "is there"))
     question, answer = _about_largest(scene, rng, kind) or _about_named(scene, rng, kind)

@@ -62,8 +62,7 @@ def _corpus() -> list[str]:
     for number in range(_SENTENCES):
         rng = random.Random(f"tokenizer-{number}")
         dialogue = make_dialogue(training_scene(rng), rng, prompts)
-        for prompt, answer in dialogue.turns:
-            lines += [prompt.replace(IMAGE_TOKEN, ""), answer]
+        lines += [dialogue.prompt.replace(IMAGE_TOKEN, ""), dialogue.answer]
     rare = [*SHORT_PROMPTS, SYSTEM, TEMPLATE.pattern, _CHAT_WORDS]
     return lines + rare * 20
 
