@@ -42,8 +42,7 @@ Datasets = Mapping[str, InstructionDataset]
 def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     """A whole run, from its configuration to the last checkpoint.
 
-    What can be wrong is looked at before what takes long: configuration, annotations, resume point, model. A user's
-    mistake is a MiniGPT4Error.
+    What can be wrong is looked at before what takes long; a user's mistake is a MiniGPT4Error.
 
     Args:
         loaded: The configuration.
@@ -59,7 +58,6 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     train_data = build_datasets(cfg, encoder, run.train_splits, train=True)
     valid_data = build_datasets(cfg, encoder, run.valid_splits, train=False)
     plan = _plan(cfg, train_data, processes.world_size)
-    warn_of_long_warmup(plan, run)
     schedule = partial(lr_at, settings=LrSettings.of(run, plan.steps_per_epoch))
     identity = run_identity(plan, data_identity(train_data))
     start_from = None if dry_run else _resume_point(loaded, identity, processes)
@@ -111,13 +109,15 @@ def _look_up(run: RunConfig) -> tuple[Task, Callable[[RunParts], Any], Callable[
 
 
 def _plan(cfg: Config, train_data: Datasets, world_size: int) -> Plan:
-    return Plan(
+    plan = Plan(
         max_epoch=cfg.run.max_epoch,
         steps_per_epoch=steps_per_epoch(cfg, train_data, world_size),
         batch_size=common_setting(cfg, train_data, "batch_size"),
         accumulation=cfg.run.accum_grad_iters,
         world_size=world_size,
     )
+    warn_of_long_warmup(plan, cfg.run)
+    return plan
 
 
 def _resume_point(loaded: LoadedConfig, identity: Mapping[str, Any], processes: Processes) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -42,12 +43,12 @@ class Validation:
     samples: int
 
 
-class Task:
+class Task(ABC):
     """A training objective; subclasses say what the loss of a batch is."""
 
+    @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Sum over the batch's target tokens, float32 scalar."""
-        raise NotImplementedError
 
     def train_step(
         self,

@@ -53,7 +53,7 @@ def test_fresh_projection_without_checkpoint(parity_a: Case, fresh: Any) -> None
     assert torch.equal(fresh.qformer.query_tokens, parity_a.model.qformer.query_tokens)
 
 
-def refused(model: Any, path: Path, content: Any, *words: str) -> None:
+def assert_refused(model: Any, path: Path, content: Any, *words: str) -> None:
     torch.save(content, path)
     before = model.llama_proj.weight.clone()
     with pytest.raises(CheckpointError) as caught:
@@ -66,21 +66,23 @@ def refused(model: Any, path: Path, content: Any, *words: str) -> None:
 
 def test_projection_for_another_width(fresh: Any, tmp_path: Path) -> None:
     state = {"llama_proj.weight": torch.zeros(5120, 48), "llama_proj.bias": torch.zeros(5120)}
-    refused(fresh, tmp_path / "c.pth", {"model": state}, "(5120, 48)", "width 64", "model.llama_model")
+    assert_refused(fresh, tmp_path / "c.pth", {"model": state}, "(5120, 48)", "width 64", "model.llama_model")
 
 
 def test_checkpoint_without_projection(fresh: Any, tmp_path: Path) -> None:
-    refused(fresh, tmp_path / "c.pth", {"model": {"t5_proj.weight": torch.zeros(2, 2)}}, "missing", "t5_proj.weight")
+    assert_refused(
+        fresh, tmp_path / "c.pth", {"model": {"t5_proj.weight": torch.zeros(2, 2)}}, "missing", "t5_proj.weight"
+    )
 
 
 def test_half_a_projection(parity_a: Case, fresh: Any, tmp_path: Path) -> None:
     state = {"llama_proj.weight": projection(parity_a)["llama_proj.weight"]}
-    refused(fresh, tmp_path / "c.pth", {"model": state}, "llama_proj.bias")
+    assert_refused(fresh, tmp_path / "c.pth", {"model": state}, "llama_proj.bias")
 
 
 def test_checkpoint_of_another_template(parity_a: Case, fresh: Any, tmp_path: Path) -> None:
     content = {"model": projection(parity_a), "metadata": {"prompt_template": "[INST] {} [/INST]"}}
-    refused(fresh, tmp_path / "c.pth", content, "[INST] {} [/INST]", "model.prompt_template")
+    assert_refused(fresh, tmp_path / "c.pth", content, "[INST] {} [/INST]", "model.prompt_template")
 
 
 def test_other_base_weights_are_a_warning(

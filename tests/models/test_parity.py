@@ -34,7 +34,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return case
 
 
-def close(actual: torch.Tensor, expected: np.ndarray) -> None:
+def assert_close_to(actual: torch.Tensor, expected: np.ndarray) -> None:
     wanted = torch.from_numpy(np.asarray(expected))
     assert actual.shape == wanted.shape
     torch.testing.assert_close(actual.detach(), wanted, rtol=RELATIVE, atol=RELATIVE * float(wanted.abs().max()))
@@ -43,22 +43,22 @@ def close(actual: torch.Tensor, expected: np.ndarray) -> None:
 def test_pixels(case: Case) -> None:
     processor = ImageProcessor(case.config["image_size"])
     pixels = torch.stack([processor(Image.fromarray(image)) for image in case.images["images_uint8"]])
-    close(pixels, case.images["pixel_values"])
+    assert_close_to(pixels, case.images["pixel_values"])
 
 
 def test_positional_embedding(case: Case) -> None:
-    close(case.model.visual_encoder.backbone.pos_embed, case.arrays["pos_embed_used"])
+    assert_close_to(case.model.visual_encoder.backbone.pos_embed, case.arrays["pos_embed_used"])
 
 
 def test_vision_encoder_layer_norm_and_qformer(case: Case) -> None:
     features = case.model.visual_encoder(case.pixels)
-    close(features, case.arrays["vit_out"])
-    close(case.model.qformer.ln_vision(features), case.arrays["ln_vision_out"])
-    close(case.model.qformer(features), case.arrays["qformer_last_hidden_state"])
+    assert_close_to(features, case.arrays["vit_out"])
+    assert_close_to(case.model.qformer.ln_vision(features), case.arrays["ln_vision_out"])
+    assert_close_to(case.model.qformer(features), case.arrays["qformer_last_hidden_state"])
 
 
 def test_projected_images(case: Case) -> None:
-    close(case.model.encode_image(case.pixels), case.arrays["encode_img"])
+    assert_close_to(case.model.encode_image(case.pixels), case.arrays["encode_img"])
 
 
 def test_token_ids_of_every_string(case: Case) -> None:
@@ -87,8 +87,8 @@ def test_training_sequence(case: Case, name: str) -> None:
         # Padding is ours to choose: each sample's own positions are compared, wherever the original had put them.
         own = mask[row]
         assert length == own.sum()
-        close(embeds[row, :length], case.arrays[f"{name}.inputs_embeds"][row][own])
-        close(logits[row, :length], case.arrays[f"{name}.logits"][row][own])
+        assert_close_to(embeds[row, :length], case.arrays[f"{name}.inputs_embeds"][row][own])
+        assert_close_to(logits[row, :length], case.arrays[f"{name}.logits"][row][own])
         assert batch.labels[row, :length].tolist() == case.arrays[f"{name}.targets"][row][own].tolist()
         assert (batch.labels[row, length:] == IGNORED_LABEL).all()
 
@@ -99,11 +99,11 @@ def test_loss_and_gradient(case: Case, name: str) -> None:
     batch = case.batch(inputs["images"], inputs["instruction"], inputs["answer"])
     case.model.zero_grad()
     loss = case.model(batch) / batch.num_targets
-    close(loss, case.arrays[f"{name}.loss"])
+    assert_close_to(loss, case.arrays[f"{name}.loss"])
     if f"{name}.grad.llama_proj.weight" in case.arrays:
         loss.backward()
-        close(case.model.llama_proj.weight.grad, case.arrays[f"{name}.grad.llama_proj.weight"])
-        close(case.model.llama_proj.bias.grad, case.arrays[f"{name}.grad.llama_proj.bias"])
+        assert_close_to(case.model.llama_proj.weight.grad, case.arrays[f"{name}.grad.llama_proj.weight"])
+        assert_close_to(case.model.llama_proj.bias.grad, case.arrays[f"{name}.grad.llama_proj.bias"])
 
 
 def test_loss_of_each_sample(case: Case) -> None:
@@ -111,7 +111,7 @@ def test_loss_of_each_sample(case: Case) -> None:
     losses = case.model.answer_losses(case.batch(inputs["images"], inputs["instruction"], inputs["answer"]))
     # The original averages over all positions of the padded sequence, learnt or not; the sum below it is the same.
     width = case.arrays["train_list_reduction_none.targets"].shape[1] - 1
-    close(losses, case.arrays["train_list_reduction_none.loss"] * width)
+    assert_close_to(losses, case.arrays["train_list_reduction_none.loss"] * width)
 
 
 def test_ranking_of_candidate_answers(case: Case) -> None:
@@ -149,7 +149,7 @@ def test_prompt_embeddings_for_generation(case: Case) -> None:
         embeds = case.model.embed(row, case.model.encode_image(case.pixels[[index]]), places)
         number = expected["prompts"].index(prompt)
         own = case.arrays["gen.attention_mask.3"][number].astype(bool)
-        close(embeds[0], case.arrays["gen.inputs_embeds.3"][number][own])
+        assert_close_to(embeds[0], case.arrays["gen.inputs_embeds.3"][number][own])
 
 
 def test_chat_prompts(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
