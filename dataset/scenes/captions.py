@@ -10,7 +10,7 @@ Every caption of a scene with objects names each of them exactly once, with its 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from minigpt4.evaluation.scenes import COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Scene, SceneObject
 
@@ -46,6 +46,11 @@ def captions_of(scene: Scene, rng: random.Random) -> list[str]:
     chosen = [(favoured, 0), (favoured, 1), *((name, rng.randrange(2)) for name in others)]
     rng.shuffle(chosen)
     return [_finish(FAMILIES[name](scene, rng, form)) for name, form in chosen]
+
+
+def caption_in(scene: Scene, families: Sequence[str], rng: random.Random) -> str:
+    """One caption, of one of these families (keys of `FAMILIES`), for a scene with objects."""
+    return _finish(FAMILIES[rng.choice(families)](scene, rng, rng.randrange(2)))
 
 
 def favoured_family(scene: Scene) -> str:

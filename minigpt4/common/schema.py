@@ -42,6 +42,13 @@ class Target(str, Enum):
     one = "one"  # one, drawn for each sample and epoch
 
 
+class BadShards(str, Enum):
+    """What a shard that is missing, damaged or without captions does to a run."""
+
+    stop = "stop"
+    skip = "skip"
+
+
 @dataclass(kw_only=True, slots=True)
 class PathsConfig:
     """Where data, weights and results live; relative paths start at the current folder."""
@@ -139,13 +146,21 @@ class DatasetConfig:
     card: str | None = None
     """Card to start from: a shipped card's name or a path; null: the card of the dataset's own name, if any."""
     builder: str = "instruction"
-    """Registered kind of dataset."""
+    """Registered kind of dataset: instruction (pictures and annotations), or webdataset (both in tar shards)."""
     reader: str = "???"
-    """Registered reader of the annotations: flickr30k, jsonl, csv or folder."""
+    """Registered reader of the annotations: cc_sbu_align, flickr30k, jsonl, csv or folder; none for shards."""
     annotations: str | None = None
     """Annotation file (or folder, for the reader `folder`)."""
     images: str | None = None
     """Folder that relative image paths start at; null: the annotation file's own folder."""
+    shards: Any = None
+    """Tar files of the kind `webdataset`: a pattern such as '{00000..01255}.tar' or '*.tar', or a list of them."""
+    shard_index: str | None = None
+    """Folder that keeps where the samples lie in the shards; null: `minigpt4_index` beside the first shard."""
+    bad_shards: BadShards = BadShards.stop
+    """stop: refuse to train where a shard is missing, damaged or without captions; skip: leave it out, and say so."""
+    shuffle_shards: int = 16
+    """Shards whose samples are shuffled among each other; so many files are read at a time."""
     prompts: str | None = None
     """Text file of instructions, one a line; null: `model.prompt_path`."""
     answer: str = "{answer}"

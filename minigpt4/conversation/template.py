@@ -11,6 +11,8 @@ from minigpt4.common.types import IMAGE_TOKEN
 
 IMAGE_TAG = f"<Img>{IMAGE_TOKEN}</Img>"
 """How a picture stands in a prompt."""
+NO_TEMPLATE = "{}"
+"""The pattern of stage 1, which puts nothing around a picture."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,23 @@ from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import read_prompts
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.records import MissingSplitError, images_folder, load_records, select_splits
+from minigpt4.datasets.shards.dataset import ShardDataset, index_shards, load_shards
 
 logger = logging.getLogger(__name__)
+SHARDS = "webdataset"
+"""Name of the kind of dataset whose pictures and captions lie in tar shards."""
+
+
+def prepare_datasets(cfg: Config) -> None:
+    """What has to be done once before any process builds the datasets: shards are indexed.
+
+    Raises:
+        ConfigError: The patterns are wrong or match nothing.
+        DataError: The index cannot be written.
+    """
+    for name, dataset in cfg.datasets.items():
+        if dataset.builder == SHARDS:
+            index_shards(name, dataset)
 
 
 def build_datasets(
@@ -79,24 +94,42 @@ def build_instruction(
 ) -> InstructionDataset:
     """Pictures with an instruction and an answer; arguments and errors as for `build_datasets`."""
     records = select_splits(name, load_records(name, cfg), splits)
+    common = _common(name, cfg, model, train)
+    return InstructionDataset(name, records, images=images_folder(name, cfg), encoder=encoder, seed=seed, **common)
+
+
+@builders.register(SHARDS)
+def build_shards(
+    name: str,
+    cfg: DatasetConfig,
+    model: ModelConfig,
+    encoder: PromptEncoder,
+    splits: Sequence[str],
+    *,
+    seed: int,
+    train: bool,
+) -> ShardDataset:
+    """Pictures and captions in tar shards; arguments and errors as for `build_datasets`."""
+    common = _common(name, cfg, model, train)
+    records = load_shards(name, cfg, splits)
+    return ShardDataset(name, records, window=cfg.shuffle_shards, encoder=encoder, seed=seed, **common)
+
+
+def _common(name: str, cfg: DatasetConfig, model: ModelConfig, train: bool) -> dict[str, Any]:
+    """What a card says of pictures and texts, wherever they lie."""
     vision = cfg.vis_processor.train if train else cfg.vis_processor.eval
     text = cfg.text_processor.train if train else cfg.text_processor.eval
     phase = "train" if train else "eval"
     size = vision.image_size or model.image_size
-    return InstructionDataset(
-        name,
-        records,
-        images=images_folder(name, cfg),
-        image_processor=_processor(f"datasets.{name}.vis_processor.{phase}", vision, image_size=size),
-        text_processor=_processor(
+    return {
+        "image_processor": _processor(f"datasets.{name}.vis_processor.{phase}", vision, image_size=size),
+        "text_processor": _processor(
             f"datasets.{name}.text_processor.{phase}", text, prompt=text.prompt, max_words=text.max_words
         ),
-        prompts=dataset_prompts(name, cfg, model),
-        encoder=encoder,
-        target=cfg.target,
-        answer=cfg.answer,
-        seed=seed,
-    )
+        "prompts": dataset_prompts(name, cfg, model),
+        "target": cfg.target,
+        "answer": cfg.answer,
+    }
 
 
 def dataset_prompts(name: str, cfg: DatasetConfig, model: ModelConfig) -> Sequence[str]:

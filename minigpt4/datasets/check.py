@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -21,9 +19,11 @@ from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig
 from minigpt4.common.types import Record
-from minigpt4.datasets.builders import dataset_prompts
+from minigpt4.datasets.builders import SHARDS, dataset_prompts
+from minigpt4.datasets.check_report import Report, show
 from minigpt4.datasets.readers.rows import RowProblem
 from minigpt4.datasets.records import images_folder, read_rows
+from minigpt4.datasets.shards.check import check_shards
 from minigpt4.processors.image import open_image
 
 THREADS = 4
@@ -31,39 +31,29 @@ SHOWN = 20
 """Bad rows named without --all."""
 
 
-@dataclass(slots=True)
-class Report:
-    """What a check found.
-
-    Attributes:
-        records: Usable rows.
-        problems: Rows and pictures that cannot be used.
-        warnings: What is usable and still looks wrong.
-    """
-
-    records: list[Record] = field(default_factory=list)
-    problems: list[RowProblem] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-
 def check_dataset(name: str, cfg: DatasetConfig, model: ModelConfig, with_images: bool = True) -> Report:
-    """Read every row of a dataset, and open every picture.
+    """Read every row of a dataset, and open every picture; of shards, every sample.
 
     Raises:
         ConfigError: A path is missing.
         DataError: The annotations as a whole cannot be read, or the prompts are wrong.
     """
+    if cfg.builder == SHARDS:
+        dataset_prompts(name, cfg, model)
+        return check_shards(name, cfg, with_images)
     report = Report()
+    records: list[Record] = []
     for row in tqdm(read_rows(name, cfg), desc=f"{name}: rows", unit=" rows", disable=None):
         if isinstance(row, RowProblem):
             report.problems.append(row)
         else:
-            report.records.append(row)
-    if any(record.question is None for record in report.records):
+            report.add(row)
+            records.append(row)
+    if any(record.question is None for record in records):
         dataset_prompts(name, cfg, model)
     if with_images:
-        report.problems.extend(_broken_images(name, report.records, images_folder(name, cfg)))
-    shared = _in_several_splits(report.records)
+        report.problems.extend(_broken_images(name, records, images_folder(name, cfg)))
+    shared = _in_several_splits(records)
     if shared:
         report.warnings.append(f"{len(shared):,} pictures are in more than one split, such as {shared[0]}")
     return report
@@ -106,40 +96,16 @@ def load_card(card: str, options: Sequence[str] = ()) -> Config:
         return load_config(run, options).config
 
 
-def show(console: Console, name: str, report: Report, limit: int | None) -> None:
-    """Print a report: counts, lengths, an example, warnings and the first `limit` problems (None: all)."""
-    counts = Counter(record.split for record in report.records)
-    splits = ", ".join(f"{split} {count:,}" for split, count in counts.items()) or "none"
-    console.print(f"{name}: {len(report.records):,} well-formed rows ({splits})")
-    words = [len(answer.split()) for record in report.records for answer in record.answers]
-    if words:
-        middle = statistics.median(words)
-        console.print(f"  answers: {len(words):,}, {min(words)} to {max(words)} words long, {middle:g} in the middle")
-        _show_example(console, report.records[0])
-    for warning in report.warnings:
-        console.print(f"  warning: {warning}")
-    if not report.problems:
-        console.print("  bad rows: none")
-        return
-    console.print(f"  bad rows: {len(report.problems):,}")
-    for problem in report.problems[:limit]:
-        console.print(f"    {problem}")
-    hidden = len(report.problems[limit:]) if limit is not None else 0
-    if hidden:
-        console.print(f"    ... and {hidden:,} more; --all shows them")
-
-
-def _show_example(console: Console, record: Record) -> None:
-    question = f" | question: {record.question}" if record.question else ""
-    console.print(f"  example: {record.image}{question} | answers: {' / '.join(record.answers)}")
-
-
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m minigpt4.datasets.check", description=__doc__)
     parser.add_argument("card", nargs="?", metavar="CARD", help="a shipped card's name, or the path of yours")
     parser.add_argument("--cfg-path", help="YAML file of a run: check all of its datasets")
     parser.add_argument("--options", nargs="+", default=[], action="extend", metavar="KEY=VALUE")
-    parser.add_argument("--no-images", action="store_true", help="do not open the pictures")
+    parser.add_argument(
+        "--no-images",
+        action="store_true",
+        help="rows only; of shards, only their index",
+    )
     parser.add_argument("--all", action="store_true", help=f"name every bad row, not only the first {SHOWN}")
     arguments = parser.parse_args(argv)
     if (arguments.card is None) == (arguments.cfg_path is None):
@@ -166,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, dataset in _datasets(cfg).items():
         report = check_dataset(name, dataset, cfg.model, with_images=not arguments.no_images)
         show(console, name, report, None if arguments.all else SHOWN)
-        bad = bad or bool(report.problems) or not report.records
+        bad = bad or not report.good
     return int(bad)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -16,6 +17,7 @@ from minigpt4.common.types import Record, Sample
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import with_image_tag
 from minigpt4.datasets.feature_cache import FeatureCache
+from minigpt4.datasets.orders import FullShuffle, Order
 from minigpt4.processors.image import open_image
 
 MAX_SUBSTITUTES = 10
@@ -74,6 +76,17 @@ class InstructionDataset(Dataset[Sample]):
         """The sample as validation sees it, the same each time."""
         return self.sample(index, draw=0)
 
+    def order(self) -> Order:
+        """In what order training goes through the records."""
+        return FullShuffle(f"{self.seed}-{self.name}", len(self))
+
+    def identity(self) -> str:
+        """What is trained on, records and prompts, without pictures or paths: their number and a digest."""
+        digest = hashlib.sha256(repr(list(self.prompts)).encode())
+        for record in self.records:
+            digest.update(repr((record.image_id, record.question, record.answers)).encode())
+        return f"{len(self)} records, {digest.hexdigest()[:16]}"
+
     def image_path(self, index: int) -> Path:
         """Where the picture of a record lies."""
         return self.images / self.records[index].image
@@ -126,9 +139,13 @@ class InstructionDataset(Dataset[Sample]):
                 generator = Random(f"{self.seed}-{draw}-{index}-substitute-{substitute}")
                 chosen = generator.randrange(len(self.records))
         raise DataError(
-            f"dataset {self.name}: {MAX_SUBSTITUTES} pictures in a row cannot be read, so the image folder "
-            f"{self.images} looks wrong ({skipped[0]}); set it by --options datasets.{self.name}.images=DIR or the "
-            "environment variable MINIGPT4_DATA"
+            f"dataset {self.name}: {MAX_SUBSTITUTES} pictures in a row cannot be read, so {self._remedy(skipped[0])}"
+        )
+
+    def _remedy(self, reason: str) -> str:
+        return (
+            f"the image folder {self.images} looks wrong ({reason}); set it by --options datasets.{self.name}."
+            "images=DIR or the environment variable MINIGPT4_DATA"
         )
 
     def _texts(self, record: Record, generator: Random) -> tuple[str, str]:

@@ -65,6 +65,7 @@ def train_loader(
         [len(dataset) for dataset in datasets.values()],
         [cfg.datasets[name].sample_ratio for name in datasets],
         cfg.run.seed,
+        [dataset.order() for dataset in datasets.values()],
     )
     sampler = StepSampler(
         order,

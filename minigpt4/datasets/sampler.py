@@ -7,19 +7,18 @@ on the same samples in each step, and a resumed run goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from minigpt4.datasets.orders import FullShuffle, Order, digest
+
 GOLDEN = 0x9E3779B97F4A7C15
 """2^64 / golden ratio: multiples of it fill [0, 2^64) as evenly as any sequence can."""
 CHUNK = 1 << 20
 """Positions counted at a time, to bound memory."""
-KEPT_PASSES = 2
-"""Permutations remembered for each dataset; a step touches two at a pass's end."""
 
 
 class Key(NamedTuple):
@@ -36,10 +35,6 @@ class Key(NamedTuple):
     draw: int
 
 
-def _digest(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
-
-
 class SampleOrder:
     """Position in the stream -> sample, for one dataset or several mixed by ratio.
 
@@ -50,16 +45,23 @@ class SampleOrder:
         sizes: Records of each.
         ratios: Weight of each; the sum need not be one.
         seed: Of the run.
+        orders: How each dataset is gone through; None: in any order.
     """
 
-    def __init__(self, names: Sequence[str], sizes: Sequence[int], ratios: Sequence[float], seed: int) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        ratios: Sequence[float],
+        seed: int,
+        orders: Sequence[Order] | None = None,
+    ) -> None:
         self.names = names
         self.sizes = sizes
-        self.seed = seed
+        self.orders = orders or [FullShuffle(f"{seed}-{n}", size) for n, size in zip(names, sizes, strict=True)]
         bounds = np.cumsum(ratios)[:-1] / np.sum(ratios)
         self._bounds = np.minimum(bounds * 2.0**64, 2.0**64 - 2048).astype(np.uint64)
-        self._offset = np.uint64(int.from_bytes(_digest(f"{seed}-mixture")[:8], "little"))
-        self._passes: list[dict[int, np.ndarray]] = [{} for _ in names]
+        self._offset = np.uint64(int.from_bytes(digest(f"{seed}-mixture")[:8], "little"))
 
     def datasets(self, start: int, stop: int) -> np.ndarray:
         """The dataset at each position of [start, stop): an evenly spread sequence, so any stretch keeps the ratio."""
@@ -89,19 +91,9 @@ class SampleOrder:
         keys = []
         for dataset in self.datasets(start, stop).tolist():
             draw, place = divmod(int(counts[dataset]), self.sizes[dataset])
-            keys.append(Key(dataset, int(self._permutation(dataset, draw)[place]), draw))
+            keys.append(Key(dataset, self.orders[dataset].record(draw, place), draw))
             counts[dataset] += 1
         return keys
-
-    def _permutation(self, dataset: int, draw: int) -> np.ndarray:
-        passes = self._passes[dataset]
-        if draw not in passes:
-            while len(passes) >= KEPT_PASSES:
-                del passes[min(passes)]
-            seed = np.frombuffer(_digest(f"{self.seed}-{self.names[dataset]}-{draw}"), dtype=np.uint32)
-            # RandomState, because numpy promises that its streams never change.
-            passes[draw] = np.random.RandomState(seed).permutation(self.sizes[dataset])
-        return passes[draw]
 
 
 class StepSampler(Sampler[list[Key]]):

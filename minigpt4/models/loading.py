@@ -15,7 +15,7 @@ from minigpt4.common.paths import existing
 from minigpt4.common.registry import models
 from minigpt4.common.schema import ModelConfig
 from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.conversation.template import Template
+from minigpt4.conversation.template import NO_TEMPLATE, Template
 from minigpt4.conversation.tokenizer import load_tokenizer
 from minigpt4.models.llm import build_llm
 from minigpt4.models.minigpt4 import MiniGPT4
@@ -104,7 +104,9 @@ def _check_metadata(model: MiniGPT4, metadata: object, source: str) -> None:
     if not isinstance(metadata, dict):
         return  # a published checkpoint: it says nothing of its template
     ours = model.metadata()
-    for key in ("prompt_template", "end_sym", "num_query_token"):
+    # Stage 1 shows the language model no dialogue; what it learnt goes into any, which is what stage 2 is for.
+    wording = () if metadata.get("prompt_template") == NO_TEMPLATE else ("prompt_template", "end_sym")
+    for key in (*wording, "num_query_token"):
         if key in metadata and metadata[key] != ours[key]:
             raise CheckpointError(
                 f"{source} was trained with {key} {json.dumps(metadata[key])}, this configuration has "

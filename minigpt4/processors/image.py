@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -45,17 +46,22 @@ class ImageProcessor:
         return tensor
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """The picture at `path` as RGB, turned upright by its EXIF orientation.
+def open_image(file: str | Path | BinaryIO, name: str = "") -> Image.Image:
+    """The picture in a file as RGB, turned upright by its EXIF orientation.
+
+    Args:
+        file: Its path, or the opened file.
+        name: What messages call it; its path where not given.
 
     Raises:
         DataError: The file is missing, no picture, or broken; the message names it.
     """
+    name = name or str(file)
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             upright: Image.Image = ImageOps.exif_transpose(image)
             return upright.convert("RGB")
     except FileNotFoundError as error:
-        raise DataError(f"image {path} does not exist") from error
+        raise DataError(f"image {name} does not exist") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"image {path} cannot be read: {error}") from error
+        raise DataError(f"image {name} cannot be read: {error}") from error

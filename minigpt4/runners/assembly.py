@@ -17,7 +17,7 @@ from minigpt4.common.log import log_to_file, set_up_logging
 from minigpt4.common.parallel import SharedGradients
 from minigpt4.common.registry import runners, schedules, tasks
 from minigpt4.common.schema import Config, RunConfig
-from minigpt4.datasets.builders import build_datasets, common_setting
+from minigpt4.datasets.builders import build_datasets, common_setting, prepare_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.loaders import steps_per_epoch, train_loader, valid_loader
 from minigpt4.models.loading import build_encoder, build_model, load_projection
@@ -55,6 +55,7 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     seed_all(run.seed)  # the same in every process, so that a fresh projection is
 
     encoder = build_encoder(cfg.model)
+    processes.from_main(lambda: prepare_datasets(cfg))
     train_data = build_datasets(cfg, encoder, run.train_splits, train=True)
     valid_data = build_datasets(cfg, encoder, run.valid_splits, train=False)
     plan = _plan(cfg, train_data, processes.world_size)

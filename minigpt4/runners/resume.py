@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
@@ -32,6 +31,8 @@ HARMLESS = (
     "datasets.*.batch_size",  # with these two, the samples of a step count: Plan.global_batch is compared
     "run.accum_grad_iters",
     "datasets.*.eval_batch_size",
+    "datasets.*.shard_index",
+    "datasets.*.bad_shards",  # which shards are used is compared by content
     "datasets.*.feature_cache",  # changes the numbers by float16 rounding only
 )
 TELLING = (
@@ -45,6 +46,7 @@ TELLING = (
     "model.prompt_path",
     "datasets.*.annotations",
     "datasets.*.images",
+    "datasets.*.shards",
     "datasets.*.prompts",
 )
 FREE_KEYS = ("model.vit_args.*", "model.q_former_args.*")
@@ -76,14 +78,8 @@ def find_resume_point(run: RunConfig) -> Path | None:
 
 
 def data_identity(datasets: Mapping[str, Any]) -> dict[str, str]:
-    """A digest of what each dataset trains on: its records and prompts, without pictures or paths."""
-    identity = {}
-    for name, dataset in datasets.items():
-        digest = hashlib.sha256(repr(list(getattr(dataset, "prompts", ()))).encode())
-        for record in getattr(dataset, "records", ()):
-            digest.update(repr((record.image_id, record.question, record.answers)).encode())
-        identity[name] = f"{len(dataset)} records, {digest.hexdigest()[:16]}"
-    return identity
+    """A digest of what each dataset trains on."""
+    return {name: dataset.identity() for name, dataset in datasets.items()}
 
 
 def run_identity(plan: Plan, data: Mapping[str, str]) -> dict[str, Any]:

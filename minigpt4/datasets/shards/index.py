@@ -1,0 +1,238 @@
+"""The index of a dataset's shards: made once, by several processes at a time, and kept beside the shards.
+
+An index folder holds `shards.json`, one entry a shard, and for each shard a `.npy` file of its samples' places, which
+is mapped into memory when it is first needed. An entry counts as long as the shard's size and time of change are those
+it was made with. Whatever has been looked through when an indexing is killed is not looked through again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from minigpt4.common.errors import DataError
+from minigpt4.common.files import write_atomically
+from minigpt4.datasets.shards.scan import scan
+
+logger = logging.getLogger(__name__)
+FOLDER = "minigpt4_index"
+"""Where the index lies, beside the shards, unless the configuration names another folder."""
+TABLE = "shards.json"
+FORMAT = 1
+SAVED_EVERY = 30.0
+"""Seconds between two savings of the table while shards are looked through."""
+ALONE = 16
+"""Shards looked through without starting processes for it."""
+STAT_THREADS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEntry:
+    """What the table says of a shard.
+
+    Attributes:
+        size: Bytes of the tar.
+        mtime_ns: Its time of change.
+        samples: Samples with picture and caption.
+        without_caption: Samples with a picture only.
+        without_picture: Samples with a caption only.
+        damage: What is wrong with the file, if anything.
+    """
+
+    size: int
+    mtime_ns: int
+    samples: int
+    without_caption: int
+    without_picture: int
+    damage: str | None
+
+    @property
+    def problem(self) -> str | None:
+        """Why not all of the shard can be used; None where nothing is wrong."""
+        if self.damage:
+            return f"{self.damage}; {self.samples:,} samples before that are whole" if self.samples else self.damage
+        if self.samples:
+            return None
+        if self.without_caption:
+            return f"none of its {self.without_caption:,} pictures has a caption (.txt, or .json with 'caption')"
+        return "it holds no sample (a picture and a caption of the same name)"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardIndex:
+    """The shards of a dataset that exist.
+
+    Attributes:
+        folder: Of the index.
+        entries: The shards' paths, in the order of the configuration, and what is known of them.
+        missing: Paths of those that do not exist.
+    """
+
+    folder: Path
+    entries: Mapping[Path, ShardEntry]
+    missing: Sequence[Path]
+
+    def problems(self) -> dict[Path, str]:
+        """Shards that cannot be used, or not to the end, and why."""
+        absent = {path: "it does not exist" for path in self.missing}
+        return absent | {path: entry.problem for path, entry in self.entries.items() if entry.problem}
+
+    def rows(self, path: Path) -> np.ndarray:
+        """Where the samples of a shard lie, memory-mapped, of type ROW.
+
+        Raises:
+            DataError: The index cannot be read.
+        """
+        file = self.folder / f"{_name(path, self.folder)}.npy"
+        try:
+            rows: np.ndarray = np.load(file, mmap_mode="r" if self.entries[path].samples else None)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"index {file} cannot be read ({error}); delete {self.folder}, and it is made anew"
+            ) from error
+        return rows
+
+
+def open_index(paths: Sequence[Path], folder: Path | None, processes: int | None = None) -> ShardIndex:
+    """The index of these shards; those that are new or have changed are looked through first.
+
+    Args:
+        paths: Of the shards, existing or not.
+        folder: Of the index; None: beside the first shard that exists.
+        processes: Look through so many shards at a time; None: as many as there are cores.
+
+    Raises:
+        DataError: The folder cannot be written.
+    """
+    # Threads: on a network disk each answer takes its time.
+    with ThreadPoolExecutor(STAT_THREADS) as pool:
+        found = {path: stat for path, stat in zip(paths, pool.map(_stat, paths), strict=True) if stat is not None}
+    missing = [path for path in paths if path not in found]
+    if not found:
+        return ShardIndex(folder or Path(), {}, missing)
+    folder = folder or next(iter(found)).parent / FOLDER
+    table = _read_table(folder)
+    changed = [path for path, stat in found.items() if not _is_current(table.get(_name(path, folder)), stat)]
+    if changed:
+        _look_through(changed, found, folder, table, processes)
+    return ShardIndex(folder, {path: table[_name(path, folder)] for path in found}, missing)
+
+
+def _stat(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _is_current(entry: ShardEntry | None, stat: tuple[int, int]) -> bool:
+    return entry is not None and (entry.size, entry.mtime_ns) == stat
+
+
+def _name(path: Path, folder: Path) -> str:
+    """A shard's key in the table; it stays where shards and index are moved together."""
+    relative = os.path.relpath(path.parent, folder)
+    return f"{path.name}-{hashlib.sha256(relative.encode()).hexdigest()[:8]}"
+
+
+def _read_table(folder: Path) -> dict[str, ShardEntry]:
+    """What is known already; a table that cannot be understood is made anew."""
+    try:
+        content = json.loads((folder / TABLE).read_text(encoding="utf-8"))
+        if content["format"] == FORMAT:
+            return {name: ShardEntry(**entry) for name, entry in content["shards"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s cannot be used (%s) and is made anew", folder / TABLE, error)
+    return {}
+
+
+def _write_table(folder: Path, table: Mapping[str, ShardEntry]) -> None:
+    content: dict[str, Any] = {"format": FORMAT, "shards": {name: asdict(entry) for name, entry in table.items()}}
+    write_atomically(folder / TABLE, lambda temporary: temporary.write_text(json.dumps(content), encoding="utf-8"))
+
+
+def _look_through(
+    paths: Sequence[Path],
+    stats: Mapping[Path, tuple[int, int]],
+    folder: Path,
+    table: dict[str, ShardEntry],
+    processes: int | None,
+) -> None:
+    """Add these shards to the table, saving it now and then."""
+    logger.info(
+        "looking through %d shards; their index goes to %s (for many shards do this before a run of several processes: "
+        "python -m minigpt4.datasets.check CARD --no-images)",
+        len(paths),
+        folder,
+    )
+    saved = time.monotonic()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        jobs = [(path, folder / f"{_name(path, folder)}.npy", stats[path]) for path in paths]
+        for path, entry in tqdm(_entries(jobs, processes), total=len(jobs), desc="index", unit="shard", disable=None):
+            table[_name(path, folder)] = entry
+            if time.monotonic() - saved > SAVED_EVERY:
+                _write_table(folder, table)
+                saved = time.monotonic()
+        _write_table(folder, table)
+    except OSError as error:
+        raise DataError(
+            f"the index of the shards cannot be written to {folder} ({error.strerror or error}); name a folder that "
+            "can be in datasets.NAME.shard_index"
+        ) from error
+
+
+Job = tuple[Path, Path, tuple[int, int]]
+
+
+def _entries(jobs: Sequence[Job], processes: int | None) -> Iterator[tuple[Path, ShardEntry]]:
+    if len(jobs) <= ALONE or processes == 1:
+        yield from map(_index_shard, jobs)
+        return
+    # Not forked: this process may hold a GPU and threads of its own.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes or _cores(), mp_context=context) as pool:
+        yield from pool.map(_index_shard, jobs)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _index_shard(job: Job) -> tuple[Path, ShardEntry]:
+    path, rows_file, (size, mtime_ns) = job
+    try:
+        found = scan(path)
+    except OSError as error:
+        # With a time that no file has, so that the shard is looked at again the next time.
+        reason = f"it cannot be read ({error.strerror or error})"
+        return path, ShardEntry(size=size, mtime_ns=-1, samples=0, without_caption=0, without_picture=0, damage=reason)
+    write_atomically(rows_file, lambda temporary: _save_rows(temporary, found.rows))
+    return path, ShardEntry(
+        size=size,
+        mtime_ns=mtime_ns,
+        samples=len(found.rows),
+        without_caption=found.without_caption,
+        without_picture=found.without_picture,
+        damage=found.damage,
+    )
+
+
+def _save_rows(temporary: Path, rows: np.ndarray) -> None:
+    with temporary.open("wb") as file:  # np.save would append .npy to a name
+        np.save(file, rows)
