@@ -31,6 +31,9 @@ PIECE = 1 << 20
 """Bytes read at a time."""
 LONGEST = 1 << 24
 """Characters after which what looks like the beginning of a value is broken JSON."""
+LONGEST_TOKEN = 12
+"""Characters of the longest thing in JSON that makes no sense when it is cut: two escaped halves of a character."""
+BLANKS = (" ", "\t", "\r", "\n")
 EXPECTED = 'a JSON array of objects such as [{"caption": "...", "url": "..."}, ...]'
 
 
@@ -74,7 +77,7 @@ class ArrayReader:
             yield self._value()
             separator = self._next_character()
             if separator not in (",", "]"):
-                raise self._broken("',' or ']' is expected")
+                raise self._broken("',' or ']' is expected", truncated=not separator)
             self.place += 1
             if separator == "]":
                 return
@@ -85,11 +88,12 @@ class ArrayReader:
             try:
                 value, end = self._json.raw_decode(self.text, self.place)
             except json.JSONDecodeError as error:
-                if self.ended or len(self.text) - self.place > LONGEST:
-                    raise self._broken(error.msg) from error
+                breaks_off = error.msg.startswith("Unterminated") or error.pos >= len(self.text) - LONGEST_TOKEN
+                if self.ended or not breaks_off or len(self.text) - self.place > LONGEST:
+                    raise self._broken(error.msg, truncated=self.ended and breaks_off) from error
             else:
-                # At the very end of a piece, "12" may go on as "123".
-                if end < len(self.text) or self.ended:
+                # Where a piece ends, "12" may go on as "12.5".
+                if self.ended or self.text[self.place] in '{["' or self.text[end : end + 1] in (*BLANKS, ",", "]"):
                     self.place = end
                     return value
             self._read()
@@ -97,7 +101,7 @@ class ArrayReader:
     def _next_character(self) -> str:
         """The next one that is no white space; empty at the end of the file."""
         while True:
-            while self.place < len(self.text) and self.text[self.place] in " \t\r\n":
+            while self.place < len(self.text) and self.text[self.place] in BLANKS:
                 self.place += 1
             if self.place < len(self.text):
                 return self.text[self.place]
@@ -117,11 +121,11 @@ class ArrayReader:
             raise self._broken(f"not UTF-8 ({error.reason})") from error
         self.place = 0
 
-    def _broken(self, reason: str) -> BrokenArrayError:
+    def _broken(self, reason: str, *, truncated: bool = False) -> BrokenArrayError:
         byte = self._dropped + len(self.text[: self.place].encode())
-        rest = len(self.text) - self.place
-        what = "truncated" if self.ended and rest <= LONGEST else "broken JSON"
-        return BrokenArrayError(f"{self.name}: {what} at byte {byte:,} ({reason})")
+        return BrokenArrayError(
+            f"{self.name}: {'truncated' if truncated else 'broken JSON'} at byte {byte:,} ({reason})"
+        )
 
 
 @dataclass(slots=True)

@@ -57,7 +57,7 @@ def _write_source(folder: Path, source: str, scenes: list[PlacedScene], per_shar
     paths = []
     for number, start in enumerate(range(0, len(scenes), per_shard)):
         paths.append(folder / f"{number:05d}.tar")
-        with webdataset.TarWriter(str(paths[-1]), encoder=False, mtime=0.0) as tar:
+        with webdataset.TarWriter(str(paths[-1]), encoder=False, mtime=0) as tar:
             for row, placed in enumerate(scenes[start : start + per_shard], start):
                 tar.write(_sample(f"{row:09d}", placed, SOURCES[source], size))
     return paths

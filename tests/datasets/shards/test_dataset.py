@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.schema import BadShards, Config
+from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.datasets.builders import build_datasets
+from minigpt4.datasets.instruction import InstructionDataset
+from minigpt4.datasets.loaders import train_loader
+from minigpt4.datasets.shards.dataset import ShardDataset
+from tests.datasets.conftest import SIDE
+from tests.datasets.shards.conftest import broken_sample, numbered, picture, write_shard
+
+MakeConfig = Callable[..., Config]
+DRAWS = 10_000
+
+
+def build(cfg: Config, encoder: PromptEncoder, *splits: str, train: bool = True) -> dict[str, InstructionDataset]:
+    return build_datasets(cfg, encoder, splits or ("train",), train=train)
+
+
+def test_a_sample_is_picture_prompt_and_caption(dataset: ShardDataset, encoder: PromptEncoder) -> None:
+    sample = dataset.sample(13, draw=2)
+    assert (sample.image_id, sample.answer, sample.skipped) == ("00002/00013", "caption 13", ())
+    assert sample.images[0].shape == (3, SIDE, SIDE)
+    assert sample.encoded == encoder.example(sample.instruction, "caption 13")
+    assert len({dataset.sample(13, draw).instruction for draw in range(40)}) == 4
+
+
+class TestStream:
+    def names(self, cfg: Config, encoder: PromptEncoder, **share: int) -> list[list[str]]:
+        """Names of the samples of each batch."""
+        loader = train_loader(cfg, build(cfg, encoder), **share)
+        return [batch.image_ids for batch in loader]
+
+    def keys(self, cfg: Config, encoder: PromptEncoder, start: int, world: int) -> Counter[tuple[int, int]]:
+        """(dataset, record) of 10,000 draws from `start` on, over all processes."""
+        found: Counter[tuple[int, int]] = Counter()
+        for dataset in cfg.datasets.values():
+            dataset.batch_size = 200 // world
+        cfg.run.iters_per_epoch, cfg.run.max_epoch = DRAWS // 200, 2
+        for rank in range(world):
+            sampler = train_loader(
+                cfg, build(cfg, encoder), world_size=world, rank=rank, start_step=start // 200
+            ).batch_sampler
+            assert sampler is not None
+            batches = list(sampler)[: DRAWS // 200]
+            assert len(batches) == DRAWS // 200  # the same number everywhere: nobody waits for anybody
+            found.update((key.dataset, key.record) for keys in batches for key in keys)
+        return found
+
+    def test_the_mixture_is_exact_on_any_number_of_processes(
+        self, shard_config: MakeConfig, encoder: PromptEncoder
+    ) -> None:
+        one, two, four = (self.keys(shard_config(), encoder, 0, world) for world in (1, 2, 4))
+        assert one.total() == DRAWS and one == two == four
+        wide = sum(count for (dataset, _), count in one.items() if dataset == 0)
+        assert wide / DRAWS == pytest.approx(115 / 129, abs=0.01)
+
+    def test_epochs_differ(self, shard_config: MakeConfig, encoder: PromptEncoder) -> None:
+        first, second = (self.keys(shard_config(), encoder, start, 1) for start in (0, DRAWS))
+        assert first.total() == second.total() and first != second
+        again = self.names(shard_config(max_epoch=2, iters_per_epoch=4), encoder)
+        assert again[:4] != again[4:]
+        assert again != self.names(shard_config(max_epoch=2, iters_per_epoch=4, seed=1), encoder)
+
+    def test_every_sample_comes_once_a_pass(self, shard_config: MakeConfig, encoder: PromptEncoder) -> None:
+        cfg = shard_config(max_epoch=1, iters_per_epoch=3)
+        del cfg.datasets["narrow"]
+        cfg.datasets["wide"].batch_size = 10
+        names = [name for batch in self.names(cfg, encoder) for name in batch]
+        assert sorted(names) == [f"{n // 6:05d}/{n:05d}" for n in range(30)]
+
+    def test_it_goes_on_in_the_middle_and_with_workers(self, shard_config: MakeConfig, encoder: PromptEncoder) -> None:
+        cfg = shard_config(max_epoch=2, iters_per_epoch=6)
+        whole = self.names(cfg, encoder)
+        assert self.names(cfg, encoder, start_step=5) == whole[5:]
+        cfg.run.num_workers = 2
+        assert self.names(cfg, encoder, start_step=5) == whole[5:]
+
+
+class TestBadSamples:
+    def test_another_one_stands_in_and_both_kinds_are_named(
+        self, shards: list[Path], shard_config: MakeConfig, encoder: PromptEncoder
+    ) -> None:
+        broken_sample(shards[1], 2, png=b"no picture")
+        broken_sample(shards[3], 0, txt=b" ")
+        dataset = build(shard_config(), encoder)["wide"]
+        for number, message in ((8, f"image 00008.png in {shards[1]} cannot be read"), (18, "sample 00018: the cap")):
+            sample = dataset.sample(number, draw=0)
+            assert message in sample.skipped[0]
+            stand_in = int(sample.image_id[-5:])
+            assert stand_in not in (8, 18) and sample.answer == f"caption {stand_in}"
+            assert dataset.sample(number, draw=0).image_id == sample.image_id
+        batches = list(train_loader(shard_config(max_epoch=1, iters_per_epoch=8), {"wide": dataset}))
+        assert sum(len(batch.skipped) for batch in batches) >= 2
+
+    def test_ten_in_a_row_end_the_run(
+        self, shards: list[Path], shard_config: MakeConfig, encoder: PromptEncoder
+    ) -> None:
+        for path in shards:
+            first = int(path.stem) * 6
+            write_shard(path, [(key, {"png": b"x", "txt": b"x"}) for key, _ in numbered(first, 6)])
+        with pytest.raises(DataError, match=r"dataset wide: 10 pictures in a row .*the shards look wrong .*check"):
+            build(shard_config(), encoder)["wide"].sample(0, 0)
+
+
+class TestBadShards:
+    @pytest.fixture
+    def spoilt(self, shards: list[Path]) -> list[Path]:
+        """One missing, one truncated in its fifth sample, one without captions; two are whole."""
+        shards[0].unlink()
+        content = write_shard(shards[1], numbered(6, 6)).read_bytes()
+        shards[1].write_bytes(content[: len(content) // 6 * 4])
+        write_shard(shards[2], [(f"{n:05d}", {"png": picture(n)}) for n in range(12, 18)])
+        return shards
+
+    def test_stop_names_the_first_and_counts_the_others(
+        self, spoilt: list[Path], shard_config: MakeConfig, encoder: PromptEncoder
+    ) -> None:
+        expected = rf"datasets\.wide\.shards: {spoilt[0]}: it does not exist \(and 2 more shards\);.*bad_shards=skip"
+        with pytest.raises(DataError, match=expected):
+            build(shard_config(), encoder)
+
+    def test_skip_names_each_and_trains_on_the_rest(
+        self, spoilt: list[Path], shard_config: MakeConfig, encoder: PromptEncoder, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        cfg = shard_config(max_epoch=1, iters_per_epoch=5)
+        cfg.datasets["wide"].bad_shards = BadShards.skip
+        with caplog.at_level(logging.WARNING):
+            dataset = build(cfg, encoder)["wide"]
+        for path, problem in zip(spoilt, ("does not exist", "truncated", "none of its 6 pictures"), strict=False):
+            assert f"shard {path}" in caplog.text and problem in caplog.text
+        whole = {int(dataset[number].image_id[-5:]) for number in range(len(dataset))}
+        assert whole >= {6, 7, *range(18, 30)} and not whole & {*range(6), *range(12, 18)}
+        assert all(not batch.skipped for batch in train_loader(cfg, {"wide": dataset}))
+
+    def test_nothing_left_is_an_error_even_then(
+        self, shards: list[Path], shard_config: MakeConfig, encoder: PromptEncoder
+    ) -> None:
+        cfg = shard_config()
+        for path in shards:
+            path.unlink()
+        cfg.datasets["wide"].bad_shards = BadShards.skip
+        with pytest.raises(DataError, match=r"does not exist \(and 4 more shards\); set the pattern.*MINIGPT4_DATA"):
+            build(cfg, encoder)
+
+
+def test_identity_follows_content_and_prompts_only(
+    shards: list[Path], shard_config: MakeConfig, encoder: PromptEncoder, tmp_path: Path
+) -> None:
+    first = build(shard_config(), encoder)["wide"].identity()
+    assert first.startswith("30 samples in 5 shards, ")
+    cfg = shard_config(seed=3, num_workers=2)
+    cfg.datasets["wide"].shard_index = str(tmp_path / "elsewhere")
+    assert build(cfg, encoder)["wide"].identity() == first
+    Path(str(cfg.model.prompt_path)).write_text("<Img><ImageHere></Img> Another.\n")
+    assert build(cfg, encoder)["wide"].identity() != first
+    write_shard(shards[0], numbered(0, 5))
+    assert build(cfg, encoder)["wide"].identity().startswith("29 samples")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("feature_cache", "cache", r"datasets\.wide\.feature_cache: there is none for shards"),
+        ("shuffle_shards", 0, r"datasets\.wide\.shuffle_shards: 0 should be at least 1"),
+        ("shards", None, r"datasets\.wide\.shards: a pattern"),
+    ],
+)
+def test_keys_that_make_no_sense(
+    shard_config: MakeConfig, encoder: PromptEncoder, key: str, value: object, message: str
+) -> None:
+    cfg = shard_config()
+    setattr(cfg.datasets["wide"], key, value)
+    with pytest.raises(ConfigError, match=message):
+        build(cfg, encoder)
+
+
+def test_there_is_nothing_but_training(shard_config: MakeConfig, encoder: PromptEncoder) -> None:
+    with pytest.raises(ConfigError, match=r"datasets\.wide: there is no split 'val'.*valid_splits: \[\]"):
+        build(shard_config(), encoder, "val", train=False)
