@@ -3,14 +3,15 @@
     python dataset/download_shards.py data/cc_sbu/ccs_synthetic_filtered_large.tsv --out data/cc_sbu/cc_sbu_dataset
     python dataset/download_shards.py data/laion/laion_synthetic_filtered_large.tsv --out data/laion/laion_dataset
 
-A download that was interrupted goes on with the shards it had not finished.
+A download that was interrupted goes on with the shards it had not finished. img2dataset needs older releases of pandas
+and webdataset than training does, so it lives in an environment of its own: `pipx install img2dataset`.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import ConfigError, DataError
 
-INSTALL = "pip install -c constraints.txt -e '.[download]'"
+INSTALL = (
+    "pipx install img2dataset (or uv tool install img2dataset) puts it into an environment of its own; it needs older "
+    "releases of pandas and webdataset than training does"
+)
 INPUT_FORMATS = (".tsv", ".csv")
 DISTRIBUTORS = ("multiprocessing", "pyspark", "ray")
 
@@ -79,10 +83,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.only_print:
         print(shlex.join(["img2dataset", *arguments]))
         return 0
-    if importlib.util.find_spec("img2dataset") is None:
-        raise ConfigError(f"img2dataset is not installed: {INSTALL}")
-    code = "from img2dataset.main import main; main()"
-    status = subprocess.run([sys.executable, "-c", code, *arguments], check=False).returncode
+    command = shutil.which("img2dataset")
+    if command is None:
+        raise ConfigError(f"there is no command img2dataset; {INSTALL}")
+    status = subprocess.run([command, *arguments], check=False).returncode
     if status == 0:
         print(f"train on them with datasets.NAME.shards='{args.out}/*.tar'")
     return status

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,12 +50,12 @@ def test_the_command_is_run_and_its_status_returned(
         commands.append(command)
         return SimpleNamespace(returncode=len(commands) - 1)
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/tools/{name}")
     monkeypatch.setattr(subprocess, "run", run)
     arguments = [table, "--out", "shards", "--threads", "4"]
     assert main(arguments) == 0 and "datasets.NAME.shards='shards/*.tar'" in capsys.readouterr().out
     assert main(arguments) == 1 and capsys.readouterr().out == ""
-    assert commands[0][3:] == img2dataset_arguments(parse_args(arguments))
+    assert commands[0] == ["/tools/img2dataset", *img2dataset_arguments(parse_args(arguments))]
     assert "--thread_count=4" in commands[0]
 
 
@@ -68,12 +68,12 @@ def test_printing_needs_nothing(table: str, capsys: pytest.CaptureFixture[str]) 
 def test_mistakes_say_what_to_do(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     (tmp_path / "ccs.json").write_text("[]")
     for wrong in (table, str(tmp_path / "no.tsv"), str(tmp_path / "ccs.json")):
         with pytest.raises(SystemExit):
             main([wrong, "--out", "shards"])
     absent, missing, kind = capsys.readouterr().err.splitlines()
-    assert "img2dataset is not installed: pip install" in absent and "[download]" in absent
+    assert "there is no command img2dataset; pipx install img2dataset" in absent
     assert "no.tsv does not exist; dataset/convert_captions.py makes it" in missing
     assert "ends in .tsv or .csv" in kind

@@ -80,6 +80,15 @@ def test_half_a_projection(parity_a: Case, fresh: Any, tmp_path: Path) -> None:
     assert_refused(fresh, tmp_path / "c.pth", {"model": state}, "llama_proj.bias")
 
 
+def test_a_projection_of_stage_1_goes_into_any_template(parity_a: Case, fresh: Any, tmp_path: Path) -> None:
+    metadata = {"prompt_template": "{}", "end_sym": "\n"}
+    write_checkpoint(tmp_path / "c.pth", {"model": projection(parity_a), "metadata": metadata})
+    load_projection(fresh, tmp_path / "c.pth")
+    assert torch.equal(fresh.llama_proj.weight, projection(parity_a)["llama_proj.weight"])
+    content = {"model": projection(parity_a), "metadata": metadata | {"num_query_token": "7"}}
+    assert_refused(fresh, tmp_path / "d.pth", content, "num_query_token")
+
+
 def test_checkpoint_of_another_template(parity_a: Case, fresh: Any, tmp_path: Path) -> None:
     content = {"model": projection(parity_a), "metadata": {"prompt_template": "[INST] {} [/INST]"}}
     assert_refused(fresh, tmp_path / "c.pth", content, "[INST] {} [/INST]", "model.prompt_template")

@@ -1,0 +1,80 @@
+"""The shipped recipes of both stages: their numbers, and how a sample is laid out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from minigpt4.common.config import load_config
+from minigpt4.common.paths import CONFIGS, PROJECT
+from minigpt4.common.registry import schedules
+from minigpt4.common.schema import Config
+from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION
+from minigpt4.conversation.template import read_prompts
+from minigpt4.models.loading import build_encoder
+from minigpt4.runners.lr_schedule import LrSettings
+from tests.runners.project import PARITY_A
+
+QUERIES = 32
+
+
+def recipe(name: str, *options: str) -> Config:
+    return load_config(PROJECT / "train_configs" / f"{name}.yaml", list(options)).config
+
+
+def rate(cfg: Config, step: int) -> float:
+    assert cfg.run.iters_per_epoch is not None
+    return schedules.get(cfg.run.lr_sched)(step, settings=LrSettings.of(cfg.run, cfg.run.iters_per_epoch))
+
+
+class TestStage1:
+    def test_numbers(self) -> None:
+        cfg = recipe("minigpt4_stage1_pretrain")
+        assert (cfg.run.max_epoch, cfg.run.iters_per_epoch, cfg.run.weight_decay) == (4, 5000, 0.05)
+        assert rate(cfg, 0) == pytest.approx(1e-6)
+        assert rate(cfg, 2500) == pytest.approx((1e-6 + 1e-4) / 2, rel=1e-3)
+        assert max(rate(cfg, step) for step in range(4990, 5010)) == pytest.approx(1e-4, rel=0.05)
+        assert rate(cfg, 19_999) == pytest.approx(8e-5, rel=1e-3)
+        assert {name: (d.batch_size, d.sample_ratio) for name, d in cfg.datasets.items()} == {
+            "laion": (64, 115),
+            "cc_sbu": (64, 14),
+        }
+        assert cfg.model.ckpt is None and cfg.run.valid_splits == []
+
+    def test_shards_lie_where_the_original_puts_them(self) -> None:
+        cfg = recipe("minigpt4_stage1_pretrain", "paths.data_root=D")
+        assert cfg.datasets["laion"].shards == "D/laion/laion_dataset/{00000..10488}.tar"
+        assert cfg.datasets["cc_sbu"].shards == "D/cc_sbu/cc_sbu_dataset/{00000..01255}.tar"
+
+    def test_a_sample_is_bos_picture_caption_and_line_break(self) -> None:
+        cfg = recipe("minigpt4_stage1_pretrain", f"model.llama_model={PARITY_A / 'llama'}")
+        encoder = build_encoder(cfg.model)
+        (prompt,) = read_prompts(str(cfg.model.prompt_path), "model.prompt_path")
+        encoded = encoder.example(prompt, "a dog")
+        caption = encoder.tokenizer.encode("a dog\n")
+        assert encoded.input_ids == [encoder.tokenizer.bos_id, *[IMAGE_POSITION] * QUERIES, *caption]
+        assert encoded.labels == [IGNORED_LABEL] * (1 + QUERIES) + caption
+        assert caption[:-1] == encoder.tokenizer.encode("a dog")  # so the end is one token of its own
+
+
+class TestStage2:
+    def test_numbers(self) -> None:
+        cfg = recipe("minigpt4_stage2_finetune")
+        assert (cfg.run.max_epoch, cfg.run.iters_per_epoch, cfg.datasets["cc_sbu_align"].batch_size) == (5, 200, 12)
+        assert (rate(cfg, 0), rate(cfg, 999)) == (pytest.approx(1e-6), pytest.approx(1e-5, rel=1e-3))
+        assert max(rate(cfg, step) for step in range(190, 210)) == pytest.approx(3e-5, rel=0.1)
+        assert (cfg.model.prompt_template, cfg.model.end_sym) == ("###Human: {} ###Assistant: ", "###")
+        assert len(read_prompts(str(cfg.model.prompt_path), "model.prompt_path")) == 4
+
+    def test_it_starts_from_what_stage_1_made(self) -> None:
+        cfg = recipe("minigpt4_stage2_finetune", "paths.weights_root=W")
+        assert cfg.model.ckpt == "W/minigpt4_stage1.pth"
+
+
+@pytest.mark.parametrize("card", sorted(path.stem for path in (CONFIGS / "models").glob("minigpt4_*.yaml")))
+def test_every_model_card_goes_with_both_stages(card: str) -> None:
+    model_type = card.removeprefix("minigpt4_")
+    for name in ("minigpt4_stage1_pretrain", "minigpt4_stage2_finetune"):
+        cfg = recipe(name, f"model.model_type={model_type}")
+        assert cfg.model.llama_model and cfg.model.q_former_model and Path(str(cfg.model.prompt_path)).is_file()
