@@ -166,4 +166,4 @@ def _show(
     counts = {"train": sum(map(len, train_data.values())), "validation": sum(map(len, valid_data.values()))}
     out.print(plan_table(plan, cfg.run, schedule, counts))
     out.print(f"precision: {precision}")
-    out.print("dry run: nothing was written")
+    out.print("dry run: no run was started")
