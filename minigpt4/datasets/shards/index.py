@@ -33,8 +33,8 @@ TABLE = "shards.json"
 FORMAT = 1
 SAVED_EVERY = 30.0
 """Seconds between two savings of the table while shards are looked through."""
-ALONE = 16
-"""Shards looked through without starting processes for it."""
+ALONE = 2 << 30
+"""Bytes of shards looked through without starting processes for it, which takes some seconds."""
 STAT_THREADS = 16
 
 
@@ -201,7 +201,7 @@ Job = tuple[Path, Path, tuple[int, int]]
 
 
 def _entries(jobs: Sequence[Job], processes: int | None) -> Iterator[tuple[Path, ShardEntry]]:
-    if len(jobs) <= ALONE or processes == 1:
+    if processes == 1 or sum(size for _, _, (size, _) in jobs) <= ALONE:
         yield from map(_index_shard, jobs)
         return
     # Not forked: this process may hold a GPU and threads of its own.

@@ -11,6 +11,7 @@ import webdataset
 from PIL import Image
 
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig, RunConfig
+from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.shards.dataset import ShardDataset
 
 Members = dict[str, bytes]
@@ -86,8 +87,6 @@ def shard_config(tmp_path: Path, model_config: ModelConfig) -> Callable[..., Con
 
 @pytest.fixture
 def dataset(shards: list[Path], shard_config, encoder) -> ShardDataset:
-    from minigpt4.datasets.builders import build_datasets
-
     built = build_datasets(shard_config(), encoder, ["train"], train=True)["wide"]
     assert isinstance(built, ShardDataset)
     return built

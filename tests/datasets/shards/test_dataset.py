@@ -76,6 +76,8 @@ class TestStream:
         cfg.datasets["wide"].batch_size = 10
         names = [name for batch in self.names(cfg, encoder) for name in batch]
         assert sorted(names) == [f"{n // 6:05d}/{n:05d}" for n in range(30)]
+        for group in (names[:12], names[12:24]):  # two shards at a time
+            assert len({name.split("/")[0] for name in group}) == 2
 
     def test_it_goes_on_in_the_middle_and_with_workers(self, shard_config: MakeConfig, encoder: PromptEncoder) -> None:
         cfg = shard_config(max_epoch=2, iters_per_epoch=6)

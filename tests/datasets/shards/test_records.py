@@ -11,7 +11,7 @@ from minigpt4.common.errors import DataError
 from minigpt4.datasets.shards import records as records_module
 from minigpt4.datasets.shards.index import open_index
 from minigpt4.datasets.shards.records import ShardRecords
-from tests.datasets.shards.conftest import numbered, picture, write_shard
+from tests.datasets.shards.conftest import broken_sample, numbered, picture, write_shard
 
 
 def opened(shards: list[Path]) -> ShardRecords:
@@ -31,6 +31,7 @@ def test_any_sample_at_any_time(shards: list[Path], monkeypatch: pytest.MonkeyPa
         assert sample.picture == picture(number)
         assert sample.open().getpixel((0, 0)) == (number,) * 3
         assert records[number] == sample.record
+        assert records[0].answers == ("caption 0",)
         assert len(records._open) <= 2
 
 
@@ -105,6 +106,9 @@ def test_a_shard_that_changes_during_a_run(shards: list[Path]) -> None:
         shards[1].write_bytes(content)
         with pytest.raises(DataError, match=rf"shard {shards[1]} is not what it was when it was indexed"):
             records.sample(9)
+    broken_sample(shards[1], 3, png=picture(9)[:-1])  # all else stays where it was
+    with pytest.raises(DataError, match="another member than when it was indexed"):
+        records.sample(9)
     shards[2].unlink()
     with pytest.raises(DataError, match=rf"shard {shards[2]} cannot be read"):
         records.sample(14)

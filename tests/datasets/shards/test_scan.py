@@ -62,11 +62,12 @@ def test_incomplete_samples_are_counted(tmp_path: Path) -> None:
     assert (len(found.rows), found.without_caption, found.without_picture) == (2, 1, 1)
 
 
-@pytest.mark.parametrize("where", ["content", "padding", "header", "boundary"])
+@pytest.mark.parametrize("where", ["picture", "caption", "padding", "header", "boundary"])
 def test_a_truncated_file_keeps_what_is_whole(tmp_path: Path, where: str) -> None:
     path = write_shard(tmp_path / "a.tar", numbered(0, 4))
-    third = int(scan(path).rows["picture"][2])
-    cut = {"content": third + 520, "padding": third - 3, "header": third + 100, "boundary": third}[where]
+    third, caption, length = (int(scan(path).rows[name][2]) for name in ("picture", "caption", "caption_bytes"))
+    cuts = {"picture": third + 520, "caption": caption + length - 1}
+    cut = (cuts | {"padding": third - 3, "header": third + 100, "boundary": third})[where]
     path.write_bytes(path.read_bytes()[:cut])
     found = scan(path)
     assert found.damage is not None and "truncated" in found.damage and "byte" in found.damage
