@@ -12,6 +12,7 @@ from minigpt4.common.registry import schedules
 from minigpt4.common.schema import Config
 from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION
 from minigpt4.conversation.template import read_prompts
+from minigpt4.datasets.shards.files import shard_paths
 from minigpt4.models.loading import build_encoder
 from minigpt4.runners.lr_schedule import LrSettings
 from tests.runners.project import PARITY_A
@@ -46,6 +47,12 @@ class TestStage1:
         cfg = recipe("minigpt4_stage1_pretrain", "paths.data_root=D")
         assert cfg.datasets["laion"].shards == "D/laion/laion_dataset/{00000..10488}.tar"
         assert cfg.datasets["cc_sbu"].shards == "D/cc_sbu/cc_sbu_dataset/{00000..01255}.tar"
+
+    def test_shards_are_a_pattern_or_a_list_from_the_command_line_too(self) -> None:
+        several = recipe("minigpt4_stage1_pretrain", "datasets.laion.shards=[a.tar,'{0..1}.tar']")
+        assert shard_paths("laion", several.datasets["laion"].shards) == [Path(n) for n in ("a.tar", "0.tar", "1.tar")]
+        one = recipe("minigpt4_stage1_pretrain", "datasets.laion.shards=d/{00..01}.tar")
+        assert shard_paths("laion", one.datasets["laion"].shards) == [Path("d/00.tar"), Path("d/01.tar")]
 
     def test_a_sample_is_bos_picture_caption_and_line_break(self) -> None:
         cfg = recipe("minigpt4_stage1_pretrain", f"model.llama_model={PARITY_A / 'llama'}")

@@ -31,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stage1(data: Path, run: str, *options: str) -> Path:
+def stage1(data: Path, run: str, *options: str, dry_run: bool = False) -> Path:
     """Train with the recipe for scenes, in one thread, so that sums are rounded in the same order; the run folder."""
     shared = (f"paths.output_root={data}", f"run.run_dir={data / run}")
     loaded = load_config(REPOSITORY / "train_configs" / "scenes_stage1.yaml", [*SHORT, *SMALL, *shared, *options])
@@ -39,7 +39,7 @@ def stage1(data: Path, run: str, *options: str) -> Path:
     torch.set_num_threads(1)
     try:
         with logging_restored():
-            train(loaded)
+            train(loaded, dry_run=dry_run)
     finally:
         torch.set_num_threads(threads)
     return data / run
@@ -57,6 +57,14 @@ def test_it_trains_from_shards(whole: Path) -> None:
     assert lines[1]["train_loss"] < lines[0]["train_loss"]
     identity = read_checkpoint(whole / "checkpoint_1.pth")["run"]["data"]
     assert identity["laion"].startswith("107 samples in 6 shards") and identity["cc_sbu"].startswith("13 samples in 1")
+
+
+def test_a_dry_run_shows_a_sample_of_each_source(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage1(data, "none", dry_run=True)
+    out = capsys.readouterr().out
+    assert out.count("[BOS]<ImageHere>*16[[") == 2
+    assert "dataset laion:" in out and "dataset cc_sbu:" in out and "120 samples" in out
+    assert not (data / "none").exists()
 
 
 def test_it_goes_on_in_mid_epoch_to_the_identical_loss(data: Path, whole: Path) -> None:

@@ -2,7 +2,7 @@
 
 An index folder holds `shards.json`, one entry a shard, and for each shard a `.npy` file of its samples' places, which
 is mapped into memory when it is first needed. An entry counts as long as the shard's size and time of change are those
-it was made with. Whatever has been looked through when an indexing is killed is not looked through again.
+it was made with. An indexing that is killed loses its last half minute.
 """
 
 from __future__ import annotations
