@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt4.common.errors import CheckpointError
 from minigpt4.common.schema import GenerationConfig
-from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, Batch
+from minigpt4.common.types import IMAGE_POSITION, Batch
 from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.models.answer_losses import answer_losses
 from minigpt4.models.generation import Answer, generate_answers
 from minigpt4.models.multimodal_inputs import left_padded, splice_images
 from minigpt4.models.qformer import QFormer
@@ -110,20 +110,9 @@ class MiniGPT4(nn.Module):
         return self.answer_losses(batch).sum()
 
     def answer_losses(self, batch: Batch) -> Tensor:
-        """The same by sample, (B,).
-
-        Batches are padded on the right and no attention mask is passed: under causal attention nothing real sees the
-        padding, and attention takes its fast path. Logits are computed only where a next token is learnt.
-        """
-        assert batch.image_positions is not None and batch.target_positions is not None
+        """The same by sample, (B,)."""
         image_embeds = None if batch.images is None else self.encode_image(batch.images)
-        embeds = self.embed(batch.input_ids, image_embeds, batch.image_positions)
-        logits = self.llama_model(
-            inputs_embeds=embeds, use_cache=False, logits_to_keep=batch.target_positions
-        ).logits.float()
-        targets = batch.labels[:, batch.target_positions + 1]
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
-        return losses.view_as(targets).sum(dim=1)
+        return answer_losses(self.llama_model, self.embed(batch.input_ids, image_embeds, batch.image_positions), batch)
 
     @torch.no_grad()
     def generate(

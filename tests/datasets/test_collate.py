@@ -18,7 +18,7 @@ def test_samples_are_padded_on_the_right() -> None:
     assert batch.input_ids.tolist() == [[1, IMAGE_POSITION, 5, 0, 0], [1, IMAGE_POSITION, 6, 7, 8]]
     ignored = IGNORED_LABEL
     assert batch.labels.tolist() == [[ignored, ignored, 5, ignored, ignored], [ignored, ignored, ignored, 7, 8]]
-    assert batch.lengths.tolist() == [3, 5]
+    assert batch.lengths == [3, 5]
     assert batch.num_targets == 3
     assert batch.images is not None and batch.images[:, 0, 0, 0].tolist() == [3.0, 5.0]
     assert batch.skipped == []
