@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from minigpt4.common.schema import GenerationConfig
 from minigpt4.common.types import IMAGE_POSITION, Batch
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.models.answer_losses import answer_losses
-from minigpt4.models.generation import Answer, generate_answers
-from minigpt4.models.multimodal_inputs import left_padded, splice_images
+from minigpt4.models.generation import Answer, Generator
+from minigpt4.models.multimodal_inputs import splice_images
 from minigpt4.models.qformer import QFormer
 from minigpt4.models.state_dict_adapter import CHECKPOINT_UNUSED, leftovers
 from minigpt4.models.vision import VisionEncoder
@@ -114,7 +114,6 @@ class MiniGPT4(nn.Module):
         image_embeds = None if batch.images is None else self.encode_image(batch.images)
         return answer_losses(self.llama_model, self.embed(batch.input_ids, image_embeds, batch.image_positions), batch)
 
-    @torch.no_grad()
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -122,23 +121,45 @@ class MiniGPT4(nn.Module):
         *,
         images: Tensor | None = None,
         queries: Tensor | None = None,
+        rows: int | None = None,
     ) -> list[Answer]:
-        """Answers to a batch of encoded prompts.
+        """Answers to encoded prompts, in their order.
 
         Args:
-            prompts: B prompts, as `encoder.prompt` makes them.
+            prompts: As `encoder.prompt` makes them.
             settings: Greedy, beam or sampling, and their limits.
             images: Pictures of all prompts in order, (N, 3, S, S); None where there are none.
             queries: What `encode_queries` made of them, (N, Q, width of the Q-Former), instead of `images`.
+            rows: Prompts worked on at the same time; None: all.
         """
-        input_ids, mask = left_padded(prompts)
-        positions = (input_ids.flatten() == IMAGE_POSITION).nonzero().squeeze(1).to(self.device)
+        return self._generator(settings).answers(self._embed_prompts(prompts, images, queries), rows)
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        settings: GenerationConfig,
+        *,
+        images: Tensor | None = None,
+        queries: Tensor | None = None,
+    ) -> Iterator[Answer]:
+        """The answer to one prompt as it grows; arguments as for `generate`. Who stops iterating stops the work."""
+        return self._generator(settings).stream(*self._embed_prompts([prompt], images, queries))
+
+    def _generator(self, settings: GenerationConfig) -> Generator:
+        return Generator(self.llama_model, self.encoder.tokenizer, settings, self.encoder.template.end)
+
+    @torch.no_grad()
+    def _embed_prompts(
+        self, prompts: Sequence[Sequence[int]], images: Tensor | None, queries: Tensor | None
+    ) -> list[Tensor]:
+        """Embeddings of each prompt with its images in place, (T, D)."""
+        ids = torch.tensor([[token for prompt in prompts for token in prompt]])
+        positions = (ids.flatten() == IMAGE_POSITION).nonzero().squeeze(1).to(self.device)
         if images is not None:
             queries = self.encode_queries(images.to(self.device))
         image_embeds = None if queries is None else self.project(queries.to(self.device))
-        embeds = self.embed(input_ids.to(self.device), image_embeds, positions)
-        stop = self.encoder.template.end
-        return generate_answers(self.llama_model, self.encoder.tokenizer, embeds, mask.to(self.device), settings, stop)
+        embeds = self.embed(ids.to(self.device), image_embeds, positions)
+        return list(embeds[0].split([len(prompt) for prompt in prompts]))
 
     def trainable_state(self) -> dict[str, Tensor]:
         """The projection under its published names, on the CPU."""

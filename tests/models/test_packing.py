@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from minigpt4.common.types import IGNORED_LABEL, Batch, Encoded, Sample
 from minigpt4.datasets.collate import collate
 from minigpt4.models import packing
 from minigpt4.models.answer_losses import answer_losses, packed_losses, padded_losses
 from minigpt4.models.packing import attention_by_layout, packable
+from tests.models.small_llm import language_model
 
 LENGTHS = ((9, 4), (30, 1), (5, 5), (17, 12))
 """Prompt and answer tokens of each sample."""
-SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
-
-
-@cache
-def language_model(kind: str, **options: Any) -> nn.Module:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        kind, vocab_size=50, intermediate_size=48, head_dim=8, initializer_range=0.2, **SIZES, **options
-    )
-    model: nn.Module = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-    return model
 
 
 def make_batch(lengths: tuple[tuple[int, int], ...] = LENGTHS) -> Batch:
