@@ -18,6 +18,7 @@ from minigpt4.models.multimodal_inputs import splice_images
 from minigpt4.models.qformer import QFormer
 from minigpt4.models.state_dict_adapter import CHECKPOINT_UNUSED, leftovers
 from minigpt4.models.vision import VisionEncoder
+from minigpt4.processors.normalise import normalise
 
 CACHED_NDIM = 3
 """Dimensions of a batch of cached features; a batch of pictures has four."""
@@ -81,7 +82,7 @@ class MiniGPT4(nn.Module):
         if images.ndim == CACHED_NDIM:
             return images
         assert self.visual_encoder is not None and self.qformer is not None, "built for cached features only"
-        queries: Tensor = self.qformer(self.visual_encoder(images))
+        queries: Tensor = self.qformer(self.visual_encoder(normalise(images)))
         return queries
 
     def encode_image(self, images: Tensor) -> Tensor:
