@@ -12,11 +12,11 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @lru_cache(maxsize=16)
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, (3, 1, 1) each; kept, since copying them to a device would stall it."""
+def _scale_and_shift(device: torch.device) -> tuple[Tensor, Tensor]:
+    """(level / 255 - mean) / std as level * scale + shift, (3, 1, 1) each; kept, since copying stalls a device."""
     with torch.inference_mode(False):  # what is kept must serve in training too
-        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-    return mean, std
+        mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+        return (1 / (255 * std)).to(device, torch.float32), (-mean / std).to(device, torch.float32)
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -32,5 +32,5 @@ def normalise(pixels: Tensor) -> Tensor:
     """
     if pixels.dtype is not torch.uint8:
         return pixels
-    mean, std = _statistics(pixels.device)
-    return pixels.float().div_(255).sub_(mean).div_(std)
+    scale, shift = _scale_and_shift(pixels.device)
+    return pixels.float().mul_(scale).add_(shift)
