@@ -194,8 +194,8 @@ def _show(figures: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         f"{figures['machine']}; {figures['photographs']} photographs of {figures['mean_kilobytes']:.0f} kB; "
-        f"grey levels apart from Pillow: {apart['largest']} at most, one for {apart['share_of_one']:.2%} of the values, "
-        f"more for {apart['share_above_one']:.1e}"
+        f"grey levels apart from Pillow: {apart['largest']} at most, "
+        f"one for {apart['share_of_one']:.2%} of the values, more for {apart['share_above_one']:.1e}"
     )
 
 
