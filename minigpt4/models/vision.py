@@ -44,6 +44,7 @@ class VisionEncoder(nn.Module):
         backbone.fc_norm = nn.Identity()
         self.backbone: Any = backbone
         self.width: int = backbone.num_features
+        self.image_size = image_size
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) -> (N, P, width)."""
