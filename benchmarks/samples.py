@@ -44,6 +44,6 @@ def for_peer(batch: Batch) -> dict[str, Tensor]:
     return {
         "pixel_values": batch.images,
         "input_ids": torch.where(batch.input_ids == IMAGE_POSITION, IMAGE_TOKEN_ID, batch.input_ids),
-        "attention_mask": (positions < batch.lengths[:, None]).long(),
+        "attention_mask": (positions < torch.tensor(batch.lengths)[:, None]).long(),
         "labels": torch.where(batch.labels == IGNORED_LABEL, -100, batch.labels),
     }

@@ -26,7 +26,7 @@ from benchmarks.machine import describe_machine
 from minigpt4.datasets.orders import ShardShuffle
 from minigpt4.datasets.shards.index import open_index
 from minigpt4.datasets.shards.records import ShardRecords
-from minigpt4.processors.image import ImageProcessor, open_image
+from minigpt4.processors.image import ImageProcessor, decode_picture
 
 SIDE = 224
 WINDOW = 16
@@ -79,14 +79,14 @@ def main() -> None:
             for number in numbers:
                 sample = records.sample(number)
                 if decode:
-                    transform(sample.open())
+                    decode_picture(sample.picture, sample.name, transform)
             return len(numbers)
 
         def stream(decode: bool) -> int:
             samples = islice(webdataset.WebDataset([str(path) for path in paths], shardshuffle=False), len(in_order))
             for sample in samples:
                 if decode:
-                    transform(open_image(io.BytesIO(sample["jpg"])))
+                    decode_picture(sample["jpg"], sample["__key__"], transform)
             return len(in_order)
 
         table = Table("samples/s, one process", "read", "read, decoded and transformed")

@@ -95,7 +95,6 @@ def floor_seconds(preset: Preset, batches: list[Batch], flops_per_second: float)
     operations = 0.0
     for batch in batches:
         rows, length = batch.input_ids.shape
-        assert batch.target_positions is not None
         operations += vision_forward(preset, rows)
         operations += language_step(preset, rows, length, batch.target_positions.numel())
     return operations / len(batches) / flops_per_second

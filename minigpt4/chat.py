@@ -37,10 +37,10 @@ def answers(cfg: Config, image: str | Path, questions: Iterator[str]) -> Iterato
     """
     from minigpt4.common.dist import start_processes
     from minigpt4.models.loading import build_model
-    from minigpt4.processors.image import ImageProcessor, open_image
+    from minigpt4.processors.image import ImageProcessor, load_picture
     from minigpt4.runners.precision import evaluation_dtype
 
-    pixels = ImageProcessor(cfg.model.image_size)(open_image(image))[None]
+    pixels = load_picture(image, ImageProcessor(cfg.model.image_size))[None]
     device = start_processes(cfg.run.device).device
     model = build_model(cfg.model, device, evaluation_dtype(cfg.evaluation.precision, device))
     queries = model.encode_queries(pixels.to(device))

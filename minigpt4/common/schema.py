@@ -245,6 +245,8 @@ class GenerationConfig:
     top_p: float = 0.9
     repetition_penalty: float = 1.0
     length_penalty: float = 1.0
+    static_cache: bool = False
+    """Let transformers generate with a cache of fixed size; on a GPU it then compiles the step of one token."""
 
 
 @dataclass(kw_only=True, slots=True)

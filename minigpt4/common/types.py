@@ -13,6 +13,8 @@ IMAGE_TOKEN = "<ImageHere>"
 """Stands for a picture in an instruction."""
 IMAGE_POSITION = -1
 """Stands for one image embedding in `input_ids`; never a token of a vocabulary."""
+CACHED_NDIM = 3
+"""Dimensions of a batch of cached features; a batch of pictures has four."""
 IGNORED_LABEL = -100
 """Label of a position that is not learnt."""
 
@@ -87,30 +89,26 @@ class Batch:
             there are none.
         input_ids: Token ids with IMAGE_POSITION at image embeddings, 0 on padding, (B, T).
         labels: IGNORED_LABEL where nothing is learnt, (B, T).
-        lengths: Tokens of each sample without padding, (B,).
+        lengths: Tokens of each of the B samples without padding; plain numbers, like `num_targets`.
         num_targets: Labels of the batch that count; a plain number, so that no device is asked for it.
+        image_positions: Places of the image embeddings in the flattened ids, (N*Q,).
+        token_positions: Places of the tokens that are no padding in the flattened ids, (sum of lengths,).
+        target_positions: Those of them, by number, whose next token is learnt, (num_targets,).
+        target_columns: Positions whose next token is learnt in some row, (P,).
         skipped: One message for each picture that was replaced by another; to be counted and logged.
-        image_positions: Places of the image embeddings in the flattened ids, (N*Q,); derived where not given.
-        target_positions: Positions whose next token is learnt in some row, (P,); derived where not given.
     """
 
     image_ids: list[str]
     images: Tensor | None
     input_ids: Tensor
     labels: Tensor
-    lengths: Tensor
+    lengths: list[int]
     num_targets: int
+    image_positions: Tensor
+    token_positions: Tensor
+    target_positions: Tensor
+    target_columns: Tensor
     skipped: list[str] = field(default_factory=list)
-    image_positions: Tensor | None = None
-    target_positions: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        # Found here, where the batch is still on the CPU: on a device each of these would stall the training step.
-        if self.image_positions is None:
-            self.image_positions = (self.input_ids.flatten() == IMAGE_POSITION).nonzero().squeeze(1)
-        if self.target_positions is None:
-            learnt = (self.labels[:, 1:] != IGNORED_LABEL).any(dim=0)
-            self.target_positions = learnt.nonzero().squeeze(1)
 
     def _map_tensors(self, change: Any) -> Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -1,7 +1,8 @@
-"""Stopping each sample of a batch at its own stop text."""
+"""Stopping each answer at its own stop text."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ CONTEXT_TOKENS = 2
 
 
 class StopAtText(StoppingCriteria):
-    """Tells transformers' `generate` which rows have written the stop text.
+    """Tells which answers have written the stop text; also to transformers' `generate`.
 
     Only the newest tokens are decoded: a token adds at least one byte, so a stop text that has just been completed
     lies within as many tokens as it has bytes (and a little context, because decoding strips a leading space).
@@ -23,19 +24,18 @@ class StopAtText(StoppingCriteria):
     Args:
         tokenizer: Decodes what was generated.
         stop: The text; empty: never stop.
-        num_prompt_tokens: Leading ids of each row that were not generated.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: str, num_prompt_tokens: int = 0) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: str) -> None:
         self.tokenizer = tokenizer
         self.stop = stop
-        self.num_prompt_tokens = num_prompt_tokens
         self.window = len(stop.encode()) + CONTEXT_TOKENS
 
+    def written(self, ids: Sequence[int]) -> bool:
+        """Whether the newest of these generated ids complete the stop text."""
+        return bool(self.stop) and self.stop in self.tokenizer.decode(ids[-self.window :])
+
     def __call__(self, input_ids: LongTensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Rows that are done, (B,) bool; `input_ids` is (B, T)."""
-        if not self.stop:
-            return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-        rows = input_ids[:, self.num_prompt_tokens :][:, -self.window :].tolist()
-        done = [self.stop in self.tokenizer.decode(row) for row in rows]
+        """Rows that are done, (B,) bool; `input_ids` is what was generated, (B, T)."""
+        done = [self.written(row) for row in input_ids[:, -self.window :].tolist()]
         return torch.tensor(done, device=input_ids.device)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt4.common.errors import CheckpointError
 from minigpt4.common.schema import GenerationConfig
-from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, Batch
+from minigpt4.common.types import CACHED_NDIM, IMAGE_POSITION, Batch
 from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.models.generation import Answer, generate_answers
-from minigpt4.models.multimodal_inputs import left_padded, splice_images
+from minigpt4.models.answer_losses import answer_losses
+from minigpt4.models.generation import Answer, Generator
+from minigpt4.models.multimodal_inputs import splice_images
 from minigpt4.models.qformer import QFormer
 from minigpt4.models.state_dict_adapter import CHECKPOINT_UNUSED, leftovers
 from minigpt4.models.vision import VisionEncoder
+from minigpt4.models.work import WorkMeter, forward_flops
+from minigpt4.processors.normalise import normalise
 
-CACHED_NDIM = 3
-"""Dimensions of a batch of cached features; a batch of pictures has four."""
 PROJECTION = ("llama_proj.weight", "llama_proj.bias")
 
 
@@ -81,7 +81,7 @@ class MiniGPT4(nn.Module):
         if images.ndim == CACHED_NDIM:
             return images
         assert self.visual_encoder is not None and self.qformer is not None, "built for cached features only"
-        queries: Tensor = self.qformer(self.visual_encoder(images))
+        queries: Tensor = self.qformer(self.visual_encoder(normalise(images)))
         return queries
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -110,22 +110,10 @@ class MiniGPT4(nn.Module):
         return self.answer_losses(batch).sum()
 
     def answer_losses(self, batch: Batch) -> Tensor:
-        """The same by sample, (B,).
-
-        Batches are padded on the right and no attention mask is passed: under causal attention nothing real sees the
-        padding, and attention takes its fast path. Logits are computed only where a next token is learnt.
-        """
-        assert batch.image_positions is not None and batch.target_positions is not None
+        """The same by sample, (B,)."""
         image_embeds = None if batch.images is None else self.encode_image(batch.images)
-        embeds = self.embed(batch.input_ids, image_embeds, batch.image_positions)
-        logits = self.llama_model(
-            inputs_embeds=embeds, use_cache=False, logits_to_keep=batch.target_positions
-        ).logits.float()
-        targets = batch.labels[:, batch.target_positions + 1]
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
-        return losses.view_as(targets).sum(dim=1)
+        return answer_losses(self.llama_model, self.embed(batch.input_ids, image_embeds, batch.image_positions), batch)
 
-    @torch.no_grad()
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -133,23 +121,53 @@ class MiniGPT4(nn.Module):
         *,
         images: Tensor | None = None,
         queries: Tensor | None = None,
+        rows: int | None = None,
     ) -> list[Answer]:
-        """Answers to a batch of encoded prompts.
+        """Answers to encoded prompts, in their order.
 
         Args:
-            prompts: B prompts, as `encoder.prompt` makes them.
+            prompts: As `encoder.prompt` makes them.
             settings: Greedy, beam or sampling, and their limits.
             images: Pictures of all prompts in order, (N, 3, S, S); None where there are none.
             queries: What `encode_queries` made of them, (N, Q, width of the Q-Former), instead of `images`.
+            rows: Prompts worked on at the same time; None: all.
         """
-        input_ids, mask = left_padded(prompts)
-        positions = (input_ids.flatten() == IMAGE_POSITION).nonzero().squeeze(1).to(self.device)
+        return self._generator(settings).answers(self._embed_prompts(prompts, images, queries), rows)
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        settings: GenerationConfig,
+        *,
+        images: Tensor | None = None,
+        queries: Tensor | None = None,
+    ) -> Iterator[Answer]:
+        """The answer to one prompt as it grows; arguments as for `generate`. Who stops iterating stops the work."""
+        return self._generator(settings).stream(*self._embed_prompts([prompt], images, queries))
+
+    def _generator(self, settings: GenerationConfig) -> Generator:
+        return Generator(self.llama_model, self.encoder.tokenizer, settings, self.encoder.template.end)
+
+    @torch.no_grad()
+    def _embed_prompts(
+        self, prompts: Sequence[Sequence[int]], images: Tensor | None, queries: Tensor | None
+    ) -> list[Tensor]:
+        """Embeddings of each prompt with its images in place, (T, D)."""
+        ids = torch.tensor([[token for prompt in prompts for token in prompt]])
+        positions = (ids.flatten() == IMAGE_POSITION).nonzero().squeeze(1).to(self.device)
         if images is not None:
             queries = self.encode_queries(images.to(self.device))
         image_embeds = None if queries is None else self.project(queries.to(self.device))
-        embeds = self.embed(input_ids.to(self.device), image_embeds, positions)
-        stop = self.encoder.template.end
-        return generate_answers(self.llama_model, self.encoder.tokenizer, embeds, mask.to(self.device), settings, stop)
+        embeds = self.embed(ids.to(self.device), image_embeds, positions)
+        return list(embeds[0].split([len(prompt) for prompt in prompts]))
+
+    def work_meter(self) -> WorkMeter:
+        """Counts the work of training steps; runs the encoders once to see what an image takes."""
+        if self.visual_encoder is None:
+            return WorkMeter(self.llama_model, 0.0)
+        size = self.visual_encoder.image_size
+        image = torch.zeros(1, 3, size, size, device=self.device)
+        return WorkMeter(self.llama_model, forward_flops(self.encode_queries, image))
 
     def trainable_state(self) -> dict[str, Tensor]:
         """The projection under its published names, on the CPU."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 def splice_images(token_embeds: Tensor, image_embeds: Tensor | None, positions: Tensor) -> Tensor:
@@ -32,15 +33,8 @@ def splice_images(token_embeds: Tensor, image_embeds: Tensor | None, positions: 
     return flat.index_copy(0, positions, embeds).view_as(token_embeds)
 
 
-def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Prompts of token ids -> (input_ids, attention_mask), both (B, T), padded on the left with 0.
-
-    The mask comes from lengths, never from ids, so that no token can be mistaken for padding.
-    """
-    width = max(len(prompt) for prompt in prompts)
-    input_ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-        mask[row, width - len(prompt) :] = 1
-    return input_ids, mask
+def left_padded(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Embeddings of B prompts, each (T, D) -> (embeddings (B, T, D) padded on the left, mask (B, T), 0 on padding)."""
+    embeds = pad_sequence(list(prompts), batch_first=True, padding_side="left")
+    ones = [prompt.new_ones(len(prompt), dtype=torch.long) for prompt in prompts]
+    return embeds, pad_sequence(ones, batch_first=True, padding_side="left")

@@ -21,11 +21,13 @@ from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.models.minigpt4 import MiniGPT4
 
 logger = logging.getLogger(__name__)
+SHARING = 4
+"""Batches of pictures that share the rows in which answers are generated: a finished answer makes room for the next."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPictures:
-    """A batch of pictures as the frozen encoders see them.
+    """A group of pictures as the frozen encoders see them.
 
     Attributes:
         indices: Their records in the dataset.
@@ -76,8 +78,8 @@ def select_pictures(records: Sequence[Record], cfg: EvaluationConfig) -> list[in
 class Captioning:
     """Describes this process's share of the pictures.
 
-    The batches are formed over the whole selection and dealt out to the processes, so that a picture shares its batch
-    with the same others, whatever the number of processes, and gets the same caption to the last bit.
+    Groups are formed over the whole selection and dealt out to the processes, so that a picture shares its group with
+    the same others, whatever the number of processes, and gets the same caption to the last bit.
 
     Args:
         model: Its projection may be exchanged between calls of `describe`; the encoders run once.
@@ -106,9 +108,9 @@ class Captioning:
         self.cfg = cfg
         self.prompt = cfg.prompt or dataset.prompts[0]
         check_placeholders(self.prompt, 1, "evaluation.prompt")
-        size = cfg.batch_size
-        batches = [list(selection[start : start + size]) for start in range(0, len(selection), size)]
-        self.batches = batches[rank::world_size]
+        size = SHARING * cfg.batch_size
+        groups = [list(selection[start : start + size]) for start in range(0, len(selection), size)]
+        self.groups = groups[rank::world_size]
         self.show_progress = None if rank == 0 else True
         self.skipped: list[str] = []
         self.skipped_everywhere: list[str] = []
@@ -117,10 +119,10 @@ class Captioning:
     def describe(self, label: str) -> list[tuple[int, str]]:
         """(record index, caption) of this process's readable pictures."""
         captions: list[tuple[int, str]] = []
-        for batch in tqdm(self.encoded(), desc=f"captions of {label}", unit="batch", disable=self.show_progress):
-            prompts = [self._prompt_ids(index) for index in batch.indices]
-            answers = self.model.generate(prompts, self.cfg.generation, queries=batch.queries)
-            captions += zip(batch.indices, (answer.text for answer in answers), strict=True)
+        for group in tqdm(self.encoded(), desc=f"captions of {label}", unit="group", disable=self.show_progress):
+            prompts = [self._prompt_ids(index) for index in group.indices]
+            answers = self.model.generate(prompts, self.cfg.generation, queries=group.queries, rows=self.cfg.batch_size)
+            captions += zip(group.indices, (answer.text for answer in answers), strict=True)
         return captions
 
     def encoded(self) -> list[EncodedPictures]:
@@ -137,17 +139,16 @@ class Captioning:
     def _encode(self) -> Iterator[EncodedPictures]:
         loader: DataLoader[list[tuple[int, Tensor | str]]] = DataLoader(
             _Pictures(self.dataset),  # type: ignore[arg-type]
-            batch_sampler=self.batches,
+            batch_sampler=self.groups,
             num_workers=self.cfg.num_workers,
             collate_fn=list,
         )
-        for batch in tqdm(loader, desc="pictures", unit="batch", disable=self.show_progress):
-            self.skipped += [item for _, item in batch if isinstance(item, str)]
-            readable = [(index, item) for index, item in batch if isinstance(item, Tensor)]
+        for group in tqdm(loader, desc="pictures", unit="group", disable=self.show_progress):
+            self.skipped += [item for _, item in group if isinstance(item, str)]
+            readable = [(index, item) for index, item in group if isinstance(item, Tensor)]
             if readable:
-                pixels = torch.stack([picture for _, picture in readable]).to(self.model.device)
-                yield EncodedPictures(
-                    indices=tuple(index for index, _ in readable), queries=self.model.encode_queries(pixels).cpu()
-                )
+                batches = torch.stack([picture for _, picture in readable]).split(self.cfg.batch_size)
+                queries = [self.model.encode_queries(pixels.to(self.model.device)).cpu() for pixels in batches]
+                yield EncodedPictures(indices=tuple(index for index, _ in readable), queries=torch.cat(queries))
         if self.skipped:
             logger.warning("%d pictures cannot be read and are left out: %s", len(self.skipped), self.skipped[0])

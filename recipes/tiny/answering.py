@@ -8,13 +8,13 @@ from torch import Tensor
 from minigpt4.common.schema import GenerationConfig
 from minigpt4.common.types import IMAGE_POSITION
 from minigpt4.evaluation.scenes import Scene
-from minigpt4.models.generation import generate_answers
+from minigpt4.models.generation import Generator
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.multimodal_inputs import left_padded, splice_images
+from minigpt4.models.multimodal_inputs import splice_images
+from minigpt4.processors.normalise import normalise
 from recipes.tiny.codes import encode_scene
 from recipes.tiny.language import CodeReader
 from recipes.tiny.oracle import Answerer
-from recipes.tiny.pictures import normalise
 
 _BATCH = 100
 _GREEDY = GenerationConfig(max_new_tokens=60)
@@ -23,18 +23,20 @@ _GREEDY = GenerationConfig(max_new_tokens=60)
 def answer_from_codes(reader: CodeReader) -> Answerer:
     """Answers of the language model alone, that reads each scene's code as text."""
 
+    generator = Generator(reader.model, reader.encoder.tokenizer, _GREEDY, reader.encoder.template.end)
+
     @torch.no_grad()
     def answer(scenes: list[Scene], instructions: list[str]) -> list[str]:
         texts: list[str] = []
         for start in range(0, len(scenes), _BATCH):
             prompts = [reader.encoder.prompt(text) for text in instructions[start : start + _BATCH]]
             codes = torch.tensor([encode_scene(scene) for scene in scenes[start : start + _BATCH]])
-            ids, mask = left_padded(prompts)
+            ids = torch.tensor([[token for prompt in prompts for token in prompt]])
             tokens = reader.model.get_input_embeddings()(ids.clamp(min=0))
             positions = (ids.flatten() == IMAGE_POSITION).nonzero().squeeze(1)
             embeds = splice_images(tokens, reader.code_embeddings(codes), positions)
-            tokenizer, stop = reader.encoder.tokenizer, reader.encoder.template.end
-            texts += [a.text for a in generate_answers(reader.model, tokenizer, embeds, mask, _GREEDY, stop)]
+            answers = generator.answers(embeds[0].split([len(prompt) for prompt in prompts]))
+            texts += [answer.text for answer in answers]
         return texts
 
     return answer

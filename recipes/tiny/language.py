@@ -72,16 +72,14 @@ class CodeReader:
         logits = self.model(
             inputs_embeds=self.embed(batch, self.blurred(codes)),
             use_cache=False,
-            logits_to_keep=batch.target_positions,
+            logits_to_keep=batch.target_columns,
         ).logits
-        assert batch.target_positions is not None
-        targets = batch.labels[:, batch.target_positions + 1]
+        targets = batch.labels[:, batch.target_columns + 1]
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED_LABEL)
 
     def embed(self, batch: Batch, image_embeds: Tensor) -> Tensor:
         """Token embeddings (B, T, D) with the code's in place."""
         tokens = self.model.get_input_embeddings()(batch.input_ids.clamp(min=0))
-        assert batch.image_positions is not None
         return splice_images(tokens, image_embeds, batch.image_positions)
 
 

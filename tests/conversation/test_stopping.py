@@ -19,13 +19,6 @@ def test_each_row_stops_at_its_own_stop_text() -> None:
     assert done.tolist() == [True, False, False]
 
 
-def test_a_stop_text_in_the_prompt_does_not_count() -> None:
-    stop = StopAtText(TOKENIZER, "###", num_prompt_tokens=3)
-    assert stop(rows_of("###"), None).tolist() == [False]
-    assert stop(rows_of("#####"), None).tolist() == [False]
-    assert stop(rows_of("######"), None).tolist() == [True]
-
-
 @pytest.mark.parametrize("text", ["ab###", "ab.###", "###"])
 def test_characters_around_the_stop_text_do_not_hide_it(text: str) -> None:
     assert StopAtText(TOKENIZER, "###")(rows_of(text), None).tolist() == [True]

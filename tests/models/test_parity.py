@@ -83,7 +83,7 @@ def test_training_sequence(case: Case, name: str) -> None:
     embeds = case.model.embed(batch.input_ids, image_embeds, batch.image_positions)
     logits = case.model.llama_model(inputs_embeds=embeds).logits
     mask = case.arrays[f"{name}.attention_mask"].astype(bool)
-    for row, length in enumerate(batch.lengths.tolist()):
+    for row, length in enumerate(batch.lengths):
         # Padding is ours to choose: each sample's own positions are compared, wherever the original had put them.
         own = mask[row]
         assert length == own.sum()

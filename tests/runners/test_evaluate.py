@@ -189,16 +189,17 @@ def test_selection() -> None:
     assert {rows[i].image_id for i in some} == {rows[::-1][i].image_id for i in reordered}
 
 
-def test_batches_are_dealt_out_whole(parity_a: Case) -> None:
+def test_groups_are_dealt_out_whole(parity_a: Case) -> None:
     class Rows:
         prompts = ("<Img><ImageHere></Img> What is it?",)
-        records = records(11)
+        records = records(27)
 
     cfg = EvaluationConfig(batch_size=2)
-    one = Captioning(parity_a.model, Rows(), range(11), cfg).batches  # type: ignore[arg-type]
-    shares = [Captioning(parity_a.model, Rows(), range(11), cfg, rank, 3).batches for rank in range(3)]  # type: ignore[arg-type]
-    assert sorted(batch for share in shares for batch in share) == one
-    assert [index for batch in one for index in batch] == list(range(11))
+    one = Captioning(parity_a.model, Rows(), range(27), cfg).groups  # type: ignore[arg-type]
+    shares = [Captioning(parity_a.model, Rows(), range(27), cfg, rank, 3).groups for rank in range(3)]  # type: ignore[arg-type]
+    assert sorted(group for share in shares for group in share) == one
+    assert [index for group in one for index in group] == list(range(27))
+    assert all(len(share) > 0 for share in shares)
 
 
 def test_labels() -> None:

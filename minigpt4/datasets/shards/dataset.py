@@ -18,6 +18,7 @@ from minigpt4.datasets.records import MissingSplitError
 from minigpt4.datasets.shards.files import shard_paths
 from minigpt4.datasets.shards.index import ShardIndex, open_index
 from minigpt4.datasets.shards.records import ShardRecords
+from minigpt4.processors.image import decode_picture
 
 logger = logging.getLogger(__name__)
 SPLIT = "train"
@@ -55,12 +56,13 @@ class ShardDataset(InstructionDataset):
         return f"{len(self)} samples in {len(self.records.paths)} shards, {digest.hexdigest()[:16]}"
 
     def open(self, index: int) -> Tensor:
-        """The picture of a sample, preprocessed, (3, S, S).
+        """The picture of a sample, (3, S, S), as an instruction dataset's.
 
         Raises:
             DataError: Picture or caption cannot be used; the message names shard and sample.
         """
-        return self.image_processor(self.records.sample(index).open())
+        sample = self.records.sample(index)
+        return decode_picture(sample.picture, sample.name, self.image_processor)
 
     def _remedy(self, reason: str) -> str:
         return f"the shards look wrong ({reason}); python -m minigpt4.datasets.check names every bad sample"

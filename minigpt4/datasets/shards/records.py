@@ -45,7 +45,12 @@ class ShardSample:
         Raises:
             DataError: It cannot be; the message names shard and sample.
         """
-        return open_image(io.BytesIO(self.picture), f"{Path(self.record.image).name} in {self.shard}")
+        return open_image(io.BytesIO(self.picture), self.name)
+
+    @property
+    def name(self) -> str:
+        """What messages call the picture."""
+        return f"{Path(self.record.image).name} in {self.shard}"
 
 
 class ShardRecords(Sequence[Record]):

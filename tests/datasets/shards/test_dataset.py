@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.schema import BadShards, Config
@@ -14,6 +16,7 @@ from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.loaders import train_loader
 from minigpt4.datasets.shards.dataset import ShardDataset
+from minigpt4.processors.image import load_picture
 from tests.datasets.conftest import SIDE
 from tests.datasets.shards.conftest import broken_sample, numbered, picture, write_shard
 
@@ -188,3 +191,17 @@ def test_keys_that_make_no_sense(
 def test_there_is_nothing_but_training(shard_config: MakeConfig, encoder: PromptEncoder) -> None:
     with pytest.raises(ConfigError, match=r"datasets\.wide: there is no split 'val'.*valid_splits: \[\]"):
         build(shard_config(), encoder, "val", train=False)
+
+
+@pytest.mark.parametrize("side", [4, 40])
+def test_a_picture_is_prepared_as_from_a_file(
+    shards: list[Path], shard_config: MakeConfig, encoder: PromptEncoder, tmp_path: Path, side: int
+) -> None:
+    """Small ones by Pillow, distinctly larger JPEGs the quick way: each as an instruction dataset does."""
+    file = tmp_path / "picture.jpg"
+    Image.linear_gradient("L").resize((side, side)).convert("RGB").save(file)
+    samples = numbered(0, 6)
+    samples[3] = ("00003", {"jpg": file.read_bytes(), "txt": b"x"})
+    write_shard(shards[0], samples)
+    dataset = build(shard_config(), encoder)["wide"]
+    assert torch.equal(dataset.open(3), load_picture(file, dataset.image_processor))

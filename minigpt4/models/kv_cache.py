@@ -1,0 +1,101 @@
+"""Keys and values of sequences under way, one row each, and the two layouts of tokens that fill them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from minigpt4.models.packing import Layout, Packed
+
+
+class KeyValueCache:
+    """Room for R sequences of up to T tokens, for every layer; taken when a layer first writes.
+
+    Args:
+        rows: R.
+        length: T.
+    """
+
+    def __init__(self, rows: int, length: int) -> None:
+        self.rows = rows
+        self.length = length
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+
+    def store(self, layer: int, places: Tensor, key: Tensor, value: Tensor) -> None:
+        """Write tokens.
+
+        Args:
+            layer: Of the model.
+            places: row * T + position of each of n tokens, (n,).
+            key: (n, heads, width of a head).
+            value: The same.
+        """
+        for kept, new in ((self._keys, key), (self._values, value)):
+            if layer not in kept:
+                kept[layer] = new.new_zeros(self.rows, self.length, *new.shape[1:])
+            kept[layer].flatten(0, 1).index_copy_(0, places, new)
+
+    def read(self, layer: int, rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """The first tokens of the first rows: keys and values, each (rows, heads, length, width of a head)."""
+        return tuple(kept[layer][:rows, :length].transpose(1, 2) for kept in (self._keys, self._values))  # type: ignore[return-value]
+
+    @torch.inference_mode()
+    def move(self, source: int, target: int, length: int) -> None:
+        """Let a row take another's place."""
+        for kept in (self._keys, self._values):
+            for tensor in kept.values():
+                tensor[target, :length] = tensor[source, :length]
+
+
+class Prompts(Packed):
+    """New sequences, packed one behind the other, that are kept for what will follow them.
+
+    Args:
+        lengths: Tokens of each.
+        places: Where each token stands among the new sequences, padded, flattened, (N,).
+        cache: Keeps them.
+        first_row: Of the cache; the sequences take the rows from there on.
+    """
+
+    def __init__(self, lengths: Sequence[int], places: Tensor, cache: KeyValueCache, first_row: int) -> None:
+        super().__init__(lengths, places)
+        self.cache = cache
+        width = max(lengths)
+        self._kept_at = (first_row + places // width) * cache.length + places % width
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        self.cache.store(_layer(module), self._kept_at, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        return super().attend(module, query, key, value, scaling)
+
+
+class NextTokens(Layout):
+    """One more token for each of the first rows of a cache, (B, 1, ...).
+
+    Args:
+        cache: Holds what came before.
+        positions: Where each row's token stands, (B,), on the device.
+        length: Tokens of the longest row, this one included; a plain number.
+    """
+
+    def __init__(self, cache: KeyValueCache, positions: Tensor, length: int) -> None:
+        self.cache = cache
+        rows = torch.arange(len(positions), device=positions.device)
+        self._kept_at = rows * cache.length + positions
+        self._length = length
+        self._seen = (torch.arange(length, device=positions.device) <= positions[:, None])[:, None, None]
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        layer = _layer(module)
+        self.cache.store(layer, self._kept_at, key.squeeze(2), value.squeeze(2))
+        keys, values = self.cache.read(layer, len(query), self._length)
+        out: Tensor = sdpa_attention_forward(module, query, keys, values, self._seen, scaling=scaling)[0]
+        return out
+
+
+def _layer(module: nn.Module) -> int:
+    index: int = module.layer_idx  # type: ignore[assignment]
+    return index

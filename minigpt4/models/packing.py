@@ -1,0 +1,121 @@
+"""Attention for sequences that lie one behind the other in one row, without padding and without a mask.
+
+Everything else in a decoder layer treats tokens one by one, so only attention has to know where a sample ends. It is
+told by a `Layout`, which transformers hands through to the attention function that is registered here. (Resetting
+position ids instead would leave it to transformers to find the samples, which waits for the device at each step and
+leaks between samples where a mask or a cache is passed as well.)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+PACKABLE = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Model types of transformers whose attention is causal, rotary and nothing else."""
+_NAME = "minigpt4_layout"
+
+
+class Layout(ABC):
+    """Where the samples lie in the tokens of one forward pass."""
+
+    @abstractmethod
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Causal attention within each sample.
+
+        Args:
+            module: The attention layer; `layer_idx` is its place.
+            query: (B, heads, T, width of a head), rotated.
+            key: The same with the key's heads.
+            value: As key.
+            scaling: Of the scores.
+
+        Returns:
+            (B, T, heads, width of a head).
+        """
+
+
+class Packed(Layout):
+    """Samples one behind the other, (1, N, ...).
+
+    Args:
+        lengths: Tokens of each sample; their sum is N.
+        places: Where each token stands in the padded batch, flattened, (N,).
+    """
+
+    def __init__(self, lengths: Sequence[int], places: Tensor) -> None:
+        self.lengths = list(lengths)
+        self.places = places
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        if query.device.type == "cpu":
+            return self._one_by_one(module, query, key, value, scaling)
+        return self._side_by_side(module, query, key, value, scaling)
+
+    def _one_by_one(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """No work on padding at all; on a GPU, where each call has its price, `_side_by_side` takes less time."""
+        dtype = query.dtype
+        # The CPU's attention is slower in bfloat16 than in float32, its backward more than twice.
+        split = [tensor.float().split(self.lengths, dim=2) for tensor in (query, key, value)]
+        outputs = [_causal(module, q, k, v, scaling) for q, k, v in zip(*split, strict=True)]
+        return torch.cat(outputs, dim=1).to(dtype)
+
+    def _side_by_side(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """One call for all samples, padded on the right for attention alone."""
+        rows, width = len(self.lengths), max(self.lengths)
+
+        def padded(packed: Tensor) -> Tensor:
+            tokens = packed[0].transpose(0, 1)
+            empty = tokens.new_zeros(rows * width, *tokens.shape[1:])
+            return empty.index_copy(0, self.places, tokens).unflatten(0, (rows, width)).transpose(1, 2)
+
+        out = _causal(module, padded(query), padded(key), padded(value), scaling)
+        return out.flatten(0, 1).index_select(0, self.places).unsqueeze(0)
+
+
+def _causal(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    out: Tensor = sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True)[0]
+    return out
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    layout: Layout,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function that transformers calls; what it computes is the layout's."""
+    return layout.attend(module, query, key, value, scaling), None
+
+
+AttentionInterface.register(_NAME, _attend)
+
+
+def packable(llm: nn.Module) -> bool:
+    """Whether the language model's attention is one that a `Layout` can stand for."""
+    config: Any = llm.config
+    slides = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    return config.model_type in PACKABLE and not slides
+
+
+@contextmanager
+def attention_by_layout(llm: nn.Module) -> Iterator[None]:
+    """Inside, forward passes of `llm` take the keyword `layout`."""
+    config: Any = llm.config
+    usual = config._attn_implementation
+    config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = usual

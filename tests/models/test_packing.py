@@ -1,0 +1,115 @@
+"""Sequences without padding: the same losses and gradients as with it, and no sample sees another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from minigpt4.common.types import IGNORED_LABEL, Batch, Encoded, Sample
+from minigpt4.datasets.collate import collate
+from minigpt4.models import packing
+from minigpt4.models.answer_losses import answer_losses, packed_losses, padded_losses
+from minigpt4.models.packing import attention_by_layout, packable
+from tests.models.small_llm import language_model
+
+LENGTHS = ((9, 4), (30, 1), (5, 5), (17, 12))
+"""Prompt and answer tokens of each sample."""
+
+
+def make_batch(lengths: tuple[tuple[int, int], ...] = LENGTHS) -> Batch:
+    generator = torch.Generator().manual_seed(3)
+    samples = []
+    for prompt, answer in lengths:
+        ids = torch.randint(3, 50, (prompt + answer,), generator=generator).tolist()
+        labels = [IGNORED_LABEL] * prompt + ids[prompt:]
+        samples.append(Sample(image_id="", images=(), encoded=Encoded(input_ids=ids, labels=labels)))
+    return collate(samples)
+
+
+def embeddings(model: nn.Module, batch: Batch) -> Tensor:
+    embeds: Tensor = model.get_input_embeddings()(batch.input_ids)
+    return embeds.requires_grad_(True)
+
+
+@pytest.mark.parametrize("kind", sorted(packing.PACKABLE))
+@pytest.mark.parametrize("attention", ["_one_by_one", "_side_by_side"])
+def test_packed_equals_padded(kind: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing.Packed, "attend", getattr(packing.Packed, attention))
+    model = language_model(kind, sliding_window=None)
+    batch = make_batch()
+    results = []
+    for losses_of in (packed_losses, padded_losses):
+        embeds = embeddings(model, batch)
+        losses = losses_of(model, embeds, batch)
+        (gradient,) = torch.autograd.grad(losses.sum(), embeds)
+        results.append((losses.detach(), gradient))
+    (packed, packed_gradient), (padded, padded_gradient) = results
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed_gradient, padded_gradient, rtol=1e-3, atol=1e-5)
+    assert packed.std() > 0 and packed_gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("attention", ["_one_by_one", "_side_by_side"])
+@pytest.mark.parametrize("spoilt", range(len(LENGTHS)))
+def test_nothing_of_a_sample_reaches_another(attention: str, spoilt: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing.Packed, "attend", getattr(packing.Packed, attention))
+    model, batch = language_model("llama"), make_batch()
+    embeds = embeddings(model, batch)
+    clean = packed_losses(model, embeds, batch)
+    others = [row for row in range(len(LENGTHS)) if row != spoilt]
+    poisoned = embeds.detach().clone()
+    poisoned[spoilt] = float("nan")
+    losses = packed_losses(model, poisoned, batch)
+    assert losses[spoilt].isnan()
+    assert torch.equal(losses[others], clean[others])
+    (gradient,) = torch.autograd.grad(clean[spoilt], embeds)
+    assert gradient[spoilt].abs().max() > 0 and gradient[others].abs().max() == 0
+
+
+def test_losses_are_each_samples_own() -> None:
+    model, batch = language_model("llama"), make_batch()
+    together = answer_losses(model, embeddings(model, batch), batch)
+    for row, lengths in enumerate(LENGTHS):
+        alone = make_batch((lengths,))
+        alone.input_ids[0] = batch.input_ids[row, : sum(lengths)]
+        alone.labels[0] = batch.labels[row, : sum(lengths)]
+        torch.testing.assert_close(answer_losses(model, embeddings(model, alone), alone)[0], together[row])
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    model, batch = language_model("llama"), make_batch()
+    exact = packed_losses(model, embeddings(model, batch), batch)
+    try:
+        rough = packed_losses(model.bfloat16(), embeddings(model, batch), batch)
+    finally:
+        model.float()
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, rtol=0.02, atol=0.02)
+    assert not torch.equal(rough, exact)
+
+
+def test_only_known_attention_is_packed() -> None:
+    assert packable(language_model("llama"))
+    assert packable(language_model("mistral", sliding_window=None))
+    assert not packable(language_model("mistral", sliding_window=8))
+    assert not packable(language_model("gemma2"))
+
+
+@pytest.mark.parametrize("options", [{"kind": "mistral", "sliding_window": 8}, {"kind": "gemma2"}])
+def test_other_attention_is_padded(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = language_model(**options), make_batch()
+    expected = padded_losses(model, embeddings(model, batch), batch)
+    monkeypatch.setattr("minigpt4.models.answer_losses.packed_losses", None)
+    assert torch.equal(answer_losses(model, embeddings(model, batch), batch), expected)
+
+
+def test_the_usual_attention_is_back_afterwards() -> None:
+    model = language_model("llama")
+    usual = model.config._attn_implementation
+    with pytest.raises(ZeroDivisionError), attention_by_layout(model):
+        assert model.config._attn_implementation != usual
+        raise ZeroDivisionError
+    assert model.config._attn_implementation == usual
