@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 QUICKSTART := output/quickstart
+STAGES := output/stages
+CURATE = $(BIN)/python -m minigpt4.curate
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check lint type format bench clean
+.PHONY: help install quickstart stages test check lint type format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -32,6 +34,26 @@ quickstart: $(VENV)/.installed ## Draw scenes, prepare, train the tiny model, ev
 	$(BIN)/torchrun --nproc-per-node 1 train.py --cfg-path train_configs/quickstart.yaml
 	$(BIN)/python eval_scripts/eval_flickr30k.py --cfg-path eval_configs/quickstart.yaml \
 		--ckpt minigpt4/assets/tiny/stage1.pth $(foreach n,0 1 2 3 4,$(QUICKSTART)/train/checkpoint_$(n).pth)
+
+stages: $(VENV)/.installed ## Both stages from nothing on drawn scenes, with stage 2's data made on the way (about three minutes)
+	rm -rf $(STAGES)
+	$(BIN)/python dataset/make_shards.py --out $(STAGES)/data --scenes 2580 --seed 0
+	$(BIN)/torchrun --nproc-per-node 1 train.py --cfg-path train_configs/scenes_stage1.yaml --options \
+		datasets.laion.shards='$(STAGES)/data/laion/laion_dataset/*.tar' \
+		datasets.cc_sbu.shards='$(STAGES)/data/cc_sbu/cc_sbu_dataset/*.tar' run.run_dir=$(STAGES)/train1
+	cp $(STAGES)/train1/checkpoint_3.pth $(STAGES)/stage1.pth
+	$(CURATE) describe --cfg-path train_configs/scenes_curation.yaml
+	$(CURATE) refine --cfg-path train_configs/scenes_curation.yaml
+	$(CURATE) filter --cfg-path train_configs/scenes_curation.yaml
+	$(CURATE) review --accept-all --cfg-path train_configs/scenes_curation.yaml
+	$(CURATE) export --cfg-path train_configs/scenes_curation.yaml
+	$(BIN)/torchrun --nproc-per-node 1 train.py --cfg-path train_configs/scenes_stage2.yaml
+	cp $(STAGES)/train2/checkpoint_2.pth $(STAGES)/stage2.pth
+	$(BIN)/python dataset/make_scenes.py --out $(STAGES)/scenes --train 0 --val 0 --test 200 --seed 7
+	$(BIN)/python prepare_flickr30k.py --annotations $(STAGES)/scenes/flickr_annotations_30k.csv \
+		--images $(STAGES)/scenes/images --out $(STAGES)/scenes/flickr30k.json
+	$(BIN)/python eval_scripts/eval_flickr30k.py --cfg-path eval_configs/scenes_stages.yaml \
+		--ckpt $(STAGES)/stage1.pth $(STAGES)/stage2.pth
 
 test: $(VENV)/.installed-dev ## Run the tests, with line coverage of the package
 	$(BIN)/python -m pytest --cov=minigpt4 --cov-report=term:skip-covered $(TESTS)

@@ -1,4 +1,4 @@
-"""The order of imports: common -> processors, conversation -> datasets | models -> tasks -> runners -> scripts."""
+"""The order of imports, from common to the scripts: `LEVELS`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ LEVELS = {
     "models": 2,
     "tasks": 3,
     "runners": 4,
+    "curate": 5,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 IDS = [str(path.relative_to(PACKAGE)) for path in FILES]

@@ -7,6 +7,8 @@ from enum import Enum
 from typing import Any
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.schema_curation import CurationConfig
+from minigpt4.common.schema_generation import GenerationConfig as GenerationConfig
 
 
 class Precision(str, Enum):
@@ -234,22 +236,6 @@ class RunConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class GenerationConfig:
-    """How answers are generated."""
-
-    max_new_tokens: int = 80
-    min_new_tokens: int = 1
-    num_beams: int = 1
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 0.9
-    repetition_penalty: float = 1.0
-    length_penalty: float = 1.0
-    static_cache: bool = False
-    """Let transformers generate with a cache of fixed size; on a GPU it then compiles the step of one token."""
-
-
-@dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
     """Generation and scoring of captions."""
 
@@ -273,6 +259,8 @@ class EvaluationConfig:
     """Folder of predictions and results; null: a new one below `paths.output_root`/evaluation."""
     precision: Precision = Precision.auto
     """Number format of the frozen weights in evaluation."""
+    fluency: bool = False
+    """Adds the shares of repetition and of sentence fragments in the answers."""
     report_samples: int = 200
     """Pictures shown in report.html."""
 
@@ -286,3 +274,4 @@ class Config:
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    curation: CurationConfig = field(default_factory=CurationConfig)

@@ -42,6 +42,8 @@ KNOWN = (
     Column("object_accuracy", "Largest object", percent=True),
     Column("all_objects_accuracy", "All objects", percent=True),
     Column("object_accuracy_shuffled", "Images shuffled", percent=True, compared=False),
+    Column("repetition", "Repetition", percent=True, compared=False),
+    Column("fragments", "Fragments", percent=True, compared=False),
 )
 _BY_KEY = {column.key: column for column in KNOWN}
 

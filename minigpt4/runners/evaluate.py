@@ -14,9 +14,10 @@ from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.dist import Processes, start_processes
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.log import set_up_logging
-from minigpt4.common.schema import Config
+from minigpt4.common.schema import Config, EvaluationConfig
 from minigpt4.datasets.builders import build_dataset
 from minigpt4.evaluation.caption import check_metrics, score_checkpoints
+from minigpt4.evaluation.fluency import fluency_scores
 from minigpt4.evaluation.predictions import Prediction, merge_shards, save_predictions
 from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.results import CheckpointResult, WrittenResults, write_results
@@ -104,7 +105,7 @@ def evaluate(cfg: Config, checkpoints: Sequence[str]) -> WrittenResults | None:
     scores = score_checkpoints(references, captions, metrics)
     results = [
         CheckpointResult(
-            label, scores[label], predictions[label], _scene_scores(captions[label], scenes, cfg.evaluation.seed)
+            label, scores[label], predictions[label], _further_scores(captions[label], scenes, cfg.evaluation)
         )
         for label in labelled
     ]
@@ -182,6 +183,14 @@ def _conditions(cfg: Config, job: Captioning) -> dict[str, Any]:
         "selection": selection,
         "notes": notes,
     }
+
+
+def _further_scores(
+    captions: Mapping[str, str], scenes: Mapping[str, Scene] | None, cfg: EvaluationConfig
+) -> dict[str, float]:
+    """What the configuration asks for besides the caption metrics."""
+    fluency = fluency_scores(captions.values()) if cfg.fluency else {}
+    return _scene_scores(captions, scenes, cfg.seed) | fluency
 
 
 def _scene_scores(captions: Mapping[str, str], scenes: Mapping[str, Scene] | None, seed: int) -> dict[str, float]:

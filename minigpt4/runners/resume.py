@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 HARMLESS = (
     "paths.*",
     "evaluation.*",
+    "curation.*",
     "model.ckpt",  # the checkpoint's own weights take its place
     "run.num_workers",
     "run.log_freq",

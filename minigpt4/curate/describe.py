@@ -1,0 +1,167 @@
+"""Pictures -> descriptions by the stage-1 model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minigpt4.common.dist import start_processes
+from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.schema import Config
+from minigpt4.common.schema_curation import DescribeConfig
+from minigpt4.common.schema_generation import GenerationConfig
+from minigpt4.conversation.dialogue import Dialogue
+from minigpt4.conversation.template import read_prompts
+from minigpt4.curate.case import Case, cases_of
+from minigpt4.curate.draw import Datasets, draw, open_datasets, picture_of, save_picture
+from minigpt4.curate.ledger import Event, Ledger
+from minigpt4.models.loading import build_encoder, build_model
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.processors.image import ImageProcessor, load_picture
+from minigpt4.runners.precision import evaluation_dtype
+
+logger = logging.getLogger(__name__)
+
+
+def describe(cfg: Config, ledger: Ledger, pictures: Path) -> None:
+    """Draw the samples that are wanted, and describe those that have no description yet.
+
+    Args:
+        cfg: The configuration; `model.ckpt` is the stage-1 projection.
+        ledger: Goes on from where it is.
+        pictures: Folder that the pictures are kept in.
+
+    Raises:
+        MiniGPT4Error: A path, dataset, checkpoint or setting that cannot be used, or data other than was drawn from.
+    """
+    settings = cfg.curation.describe
+    _check(settings)
+    datasets = open_datasets(cfg, build_encoder(cfg.model))
+    known = cases_of(ledger.events())
+    ledger.append(event for event in draw(cfg, datasets) if event["sample"] not in known)
+    cases = list(cases_of(ledger.events()).values())
+    groups = [cases[start : start + settings.batch_size] for start in range(0, len(cases), settings.batch_size)]
+    waiting = [(number, group) for number, group in enumerate(groups) if not all(case.texts for case in group)]
+    if not waiting:
+        logger.info("every sample has its description")
+        return
+    describer = Describer(cfg, _build(cfg))
+    for number, group in tqdm(waiting, desc="descriptions", unit="group", disable=None):
+        readable, unreadable = _keep_pictures(group, datasets, pictures)
+        undone = {case.sample for case in group if not case.texts}
+        events = [*unreadable, *describer.describe(readable, pictures, number)]
+        ledger.append(event for event in events if event["sample"] in undone)
+
+
+def _check(settings: DescribeConfig) -> None:
+    for key, least in (("batch_size", 1), ("samples", 1), ("max_continues", 0), ("min_tokens", 0)):
+        if getattr(settings, key) < least:
+            raise ConfigError(f"curation.describe.{key}: {getattr(settings, key)} should be at least {least}")
+
+
+def _build(cfg: Config) -> MiniGPT4:
+    device = start_processes(cfg.run.device).device
+    return build_model(cfg.model, device, evaluation_dtype(cfg.evaluation.precision, device))
+
+
+def _keep_pictures(group: Sequence[Case], datasets: Datasets, folder: Path) -> tuple[list[Case], list[Event]]:
+    """The samples whose pictures could be read, and the failures of the others."""
+    readable, failures = [], []
+    for case in group:
+        path = folder / f"{case.sample}.jpg"
+        try:
+            if not path.is_file():
+                save_picture(path, picture_of(case.drawn, datasets), case.drawn["name"])
+            readable.append(case)
+        except DataError as error:
+            failures.append({"sample": case.sample, "step": "describe", "error": str(error)})
+    return readable, failures
+
+
+class Describer:
+    """Descriptions of groups of pictures; a group with its number gets the same ones, whenever it is described.
+
+    Args:
+        cfg: The configuration.
+        model: With the stage-1 projection.
+
+    Raises:
+        ConfigError: The prompt's file is missing or empty.
+        DataError: The prompt has no image placeholder.
+    """
+
+    def __init__(self, cfg: Config, model: MiniGPT4) -> None:
+        self.settings = cfg.curation.describe
+        self.seed = cfg.curation.seed
+        self.size = cfg.model.image_size
+        self.model = model
+        self.prompt = read_prompts(self.settings.prompt_path or "", "curation.describe.prompt_path")[0]
+
+    def describe(self, group: Sequence[Case], pictures: Path, number: int) -> Iterator[Event]:
+        """The events of a group's descriptions.
+
+        Args:
+            group: Samples whose pictures lie in `pictures`.
+            pictures: Folder of {sample}.jpg.
+            number: Of the group; names its draws.
+        """
+        if not group:
+            return
+        images = [load_picture(pictures / f"{case.sample}.jpg", ImageProcessor(self.size)) for case in group]
+        queries = self.model.encode_queries(torch.stack(images).to(self.model.device))
+        dialogues = [Dialogue(self.model.encoder.template) for _ in group]
+        main = self._continued(dialogues, queries, number)
+        drawn = replace(self.settings.generation, do_sample=True)
+        others = [
+            self._answers(dialogues_of(len(group), self.model), self.prompt, queries, drawn, f"{number}-{sample}")
+            for sample in range(1, self.settings.samples)
+        ]
+        for row, case in enumerate(group):
+            texts = [main[row], *(answers[row] for answers in others)]
+            turns = len(dialogues[row].turns)
+            yield {"sample": case.sample, "step": "describe", "texts": texts, "continued": turns - 1}
+
+    def _continued(self, dialogues: Sequence[Dialogue], queries: Tensor, number: int) -> list[str]:
+        """The main descriptions, the short ones continued."""
+        settings = self.settings
+        rows = list(range(len(dialogues)))
+        for turn in range(1 + settings.max_continues):
+            asked = settings.continue_prompt if turn else self.prompt
+            short, name = [dialogues[row] for row in rows], f"{number}-turn-{turn}"
+            self._answers(short, asked, queries[rows], settings.generation, name)
+            rows = [row for row in rows if self._tokens(dialogues[row]) < settings.min_tokens]
+            if not rows:
+                break
+        return [_joined(dialogue) for dialogue in dialogues]
+
+    def _answers(
+        self, dialogues: Sequence[Dialogue], asked: str, queries: Tensor, generation: GenerationConfig, name: str
+    ) -> list[str]:
+        """One more turn of each dialogue; what is drawn depends on the seed and this `name` alone."""
+        encoder = self.model.encoder
+        prompts = [encoder.rendered(dialogue.prompt(asked), source="description") for dialogue in dialogues]
+        with torch.random.fork_rng():
+            torch.manual_seed(Random(f"{self.seed}-describe-{name}").getrandbits(63))
+            answers = [answer.text for answer in self.model.generate(prompts, generation, queries=queries)]
+        for dialogue, answer in zip(dialogues, answers, strict=True):
+            dialogue.add(asked, answer)
+        return answers
+
+    def _tokens(self, dialogue: Dialogue) -> int:
+        return len(self.model.encoder.tokenizer.encode(_joined(dialogue)))
+
+
+def dialogues_of(count: int, model: MiniGPT4) -> list[Dialogue]:
+    """As many new conversations in the model's template."""
+    return [Dialogue(model.encoder.template) for _ in range(count)]
+
+
+def _joined(dialogue: Dialogue) -> str:
+    return " ".join(answer for _, answer in dialogue.turns if answer)
