@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -92,9 +93,6 @@ def serve(cfg: Config, ledger: Ledger, pictures: Path) -> str:
     except (OSError, OverflowError) as error:
         raise ConfigError(f"curation.port: {cfg.curation.port} cannot be used ({error}); choose another") from error
     logger.info("open http://127.0.0.1:%d/ and end with Ctrl-C", server.server_port)
-    with server:
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            pass
+    with server, suppress(KeyboardInterrupt):
+        server.serve_forever()
     return "ended; every decision is saved"

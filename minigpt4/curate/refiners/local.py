@@ -92,14 +92,13 @@ def _without_items(
     body, end = sentence[:-1], sentence[-1]
     first, *rest = _BETWEEN_ITEMS.split(body)
     seen = {*named, *things(first)}
-    result, dropped, said = first, 0, False
+    result, dropped = first, 0
     for link, item in zip(rest[::2], rest[1::2], strict=True):
         found = things(item)
         if found and (found[0] in seen or support.get(found[0], 0.0) < min_support):
             dropped += 1
             continue
-        # "A: b" and "A which is bigger than b" lead into a list; after them the next item needs no other link.
-        result += (link if said or not dropped else rest[0]) + item
+        # A colon leads into a list: whatever comes first after it needs no other link.
+        result += (rest[0] if result is first and rest[0].startswith(":") else link) + item
         seen.update(found)
-        said = True
     return result + end, dropped

@@ -1,0 +1,83 @@
+"""The ledger, and what its lines add up to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from minigpt4.common.errors import DataError
+from minigpt4.curate.case import Tally, cases_of, price
+from minigpt4.curate.ledger import Ledger, read_events
+from tests.curate.conftest import described, drawn, fill, kept, refined
+
+
+def test_what_a_kill_cut_off_is_left_out_and_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    with Ledger(path) as ledger:
+        ledger.append([drawn(0), drawn(1)])
+    path.write_bytes(path.read_bytes()[:-9])
+    assert read_events(path) == [drawn(0)]
+    with Ledger(path) as ledger:
+        ledger.append([drawn(2)])
+    assert read_events(path) == [drawn(0), drawn(2)]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"sample": 3, "step": "draw"}', '{"sample": "3"}'])
+def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_text('{"sample": "0", "step": "draw"}\n' + line + "\n")
+    with pytest.raises(DataError, match=r"ledger\.jsonl, line 2: "):
+        read_events(path)
+
+
+def test_two_commands_do_not_write_at_once(ledger: Ledger) -> None:
+    with pytest.raises(DataError, match="in use by another curation command"):
+        Ledger(ledger.path)
+
+
+def test_a_surrogate_does_not_end_the_run(ledger: Ledger) -> None:
+    ledger.append([drawn(0), described(0, "broken \ud800 text")])
+    assert ledger.events()[1]["texts"] == ["broken ? text"]
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        (refined(7), "line 2: sample '7' was never drawn"),
+        ({"sample": "0", "step": "guess"}, "line 2: unknown step 'guess'"),
+        ({"sample": "0", "step": "refine"}, "line 2: step 'refine' of sample '0' lacks 'text'"),
+    ],
+)
+def test_events_that_do_not_fit_are_named(event: dict[str, str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        cases_of([drawn(0), event])
+
+
+def test_every_sample_is_counted_once(ledger: Ledger) -> None:
+    fill(ledger, 6)
+    ledger.append([described(n, "A red circle.") for n in (1, 2, 3, 4, 5)] + [refined(n) for n in (2, 3, 4, 5)])
+    ledger.append([kept(n) for n in (3, 4)])
+    ledger.append([{"sample": "5", "step": "filter", "rule": "too_short", "reason": "", "rules": "x"}])
+    ledger.append([{"sample": "4", "step": "review", "decision": "accept"}])
+    ledger.append([{"sample": "1", "step": "refine", "error": "HTTP 500", "usage": {"prompt_tokens": 3}}])
+    cases = cases_of(ledger.events())
+    tally = Tally.of(cases)
+    assert (tally.drawn, tally.accepted, tally.rejected, tally.failed) == (6, 1, Counter({"rule too_short": 1}), 1)
+    assert tally.pending == Counter({"describe": 1, "refine": 1, "filter": 1, "review": 1})
+    assert str(tally).startswith("6 drawn = 1 accepted + 1 rejected + 4 pending (")
+    assert "1 of these after a failure" in str(tally)
+    assert cases["1"].usage["prompt_tokens"] == 3
+
+
+def test_a_later_text_is_judged_anew() -> None:
+    events = [drawn(0), described(0, "x"), refined(0), kept(0), refined(0, "Another text.")]
+    assert cases_of(events)["0"].waits_for == "filter"
+    assert cases_of([*events, described(0, "y")])["0"].waits_for == "refine"
+
+
+def test_the_bill() -> None:
+    usage = Counter(prompt_tokens=2_000_000, completion_tokens=500_000)
+    assert price(usage, 0.5, 2.0) == {"prompt_tokens": 2_000_000, "completion_tokens": 500_000, "cost": 2.0}
+    assert "cost" not in price(usage, None, None)
