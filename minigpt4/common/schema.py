@@ -150,7 +150,8 @@ class DatasetConfig:
     builder: str = "instruction"
     """Registered kind of dataset: instruction (pictures and annotations), or webdataset (both in tar shards)."""
     reader: str = "???"
-    """Registered reader of the annotations: cc_sbu_align, flickr30k, jsonl, csv or folder; none for shards."""
+    """Registered reader of the annotations: cc_sbu_align, flickr30k, jsonl, csv, folder, coco_boxes or table_triples;
+    none for shards."""
     annotations: str | None = None
     """Annotation file (or folder, for the reader `folder`)."""
     images: str | None = None

@@ -23,7 +23,7 @@ def local(min_support: float = 0.5) -> LocalRefiner:
         ("A red dog. There is a blue car. Three things.", "A red dog. There is a blue car."),
         ("Two things: a red dog, a big red dog and a blue car.", "Two things: a red dog and a blue car."),
         ("Three things: a small red dog, a medium red dog and a large red dog.", "Three things: a small red dog."),
-        ("There is a red dog with a red dog and a blue car.", "There is a red dog with a blue car."),
+        ("There is a red dog with a red dog and a blue car.", "There is a red dog and a blue car."),
     ],
 )
 def test_repeats_and_fragments_go(text: str, expected: str) -> None:

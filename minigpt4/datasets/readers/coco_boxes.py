@@ -1,0 +1,113 @@
+"""Detection as text: COCO's boxes in pixels -> `{"dog1": [xmin, ymin, xmax, ymax], ...}` in shares of the picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from minigpt4.common.errors import DataError
+from minigpt4.common.registry import readers
+from minigpt4.common.types import Record
+from minigpt4.datasets.readers.rows import Reader, RowProblem, read_text, text_of
+
+DECIMALS = 3
+EXPECTED = '{"images": [{"id", "file_name", "width", "height"}], "annotations": [{"image_id", "category_id", "bbox"}], '
+EXPECTED += '"categories": [{"id", "name"}]}'
+NamedBox = tuple[str, Sequence[float]]
+
+
+@readers.register("coco_boxes")
+class CocoBoxesReader(Reader):
+    """COCO's instances file; a picture without boxes has the answer `{}`."""
+
+    def read(self, path: Path) -> Iterator[Record | RowProblem]:
+        """Every picture of `path`, usable or not; errors as for `Reader.read`."""
+        images, annotations, names = _content(path)
+        of_image: dict[Any, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+        for number, row in enumerate(annotations, 1):
+            of_image[row.get("image_id")].append((number, row))
+        for number, image in enumerate(images, 1):
+            source = f"{path}, image {number}"
+            try:
+                yield _record(image, of_image.pop(image.get("id"), []), names, source)
+            except DataError as error:
+                yield RowProblem(source, str(error))
+        for image_id, rows in of_image.items():
+            yield RowProblem(f"{path}, annotation {rows[0][0]}", f"there is no image with the id {image_id!r}")
+
+
+def boxes_text(boxes: Sequence[NamedBox], width: float, height: float) -> str:
+    """The answer for named boxes.
+
+    Objects are numbered within their name, from left to right, then downwards, so that the answer does not depend on
+    the order of the annotations.
+
+    Args:
+        boxes: (name, (x, y, width, height) in pixels); parts outside the picture are cut off.
+        width: Of the picture, in pixels.
+        height: The same.
+    """
+    counts: Counter[str] = Counter()
+    parts = []
+    for name, (x, y, w, h) in sorted(boxes, key=lambda box: (box[0], *box[1])):
+        counts[name] += 1
+        corners = (x / width, y / height, (x + w) / width, (y + h) / height)
+        shown = ", ".join(f"{min(1.0, max(0.0, corner)):.{DECIMALS}f}" for corner in corners)
+        parts.append(f"{json.dumps(f'{name}{counts[name]}', ensure_ascii=False)}: [{shown}]")
+    return "{" + ", ".join(parts) + "}"
+
+
+def _content(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[Any, str]]:
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: broken JSON ({error.msg})") from error
+    lists = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations", "categories")]
+    if not all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in lists):
+        raise DataError(f"{path}: {EXPECTED} is expected")
+    images, annotations, categories = lists
+    return images, annotations, {row.get("id"): str(row.get("name", "")) for row in categories}  # type: ignore
+
+
+def _record(
+    image: dict[str, Any], rows: Sequence[tuple[int, dict[str, Any]]], names: dict[Any, str], source: str
+) -> Record:
+    file = text_of(image, "file_name")
+    if file is None:
+        raise DataError("no 'file_name'")
+    width, height = image.get("width"), image.get("height")
+    if not (_is_number(width) and _is_number(height) and width > 0 and height > 0):  # type: ignore[operator]
+        raise DataError(f"'width' and 'height' should be pixels above 0, found {width!r} and {height!r}")
+    boxes = [(_name(row, names, number), _box(row, number, width, height)) for number, row in rows]
+    text = boxes_text(boxes, width, height)  # type: ignore[arg-type]
+    return Record(
+        image_id=str(image.get("id", Path(file).stem)),
+        image=file,
+        answers=(text,),
+        split=text_of(image, "split"),
+        source=source,
+    )
+
+
+def _name(row: dict[str, Any], names: dict[Any, str], number: int) -> str:
+    name = names.get(row.get("category_id"), "").strip()
+    if not name:
+        raise DataError(f"annotation {number}: no category has the id {row.get('category_id')!r}")
+    return name
+
+
+def _box(row: dict[str, Any], number: int, width: Any, height: Any) -> Sequence[float]:
+    box = row.get("bbox")
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) and box[2] > 0 and box[3] > 0):
+        raise DataError(f"annotation {number}: 'bbox' should be [x, y, width, height] in pixels, found {box!r}")
+    if box[0] >= width or box[1] >= height or box[0] + box[2] <= 0 or box[1] + box[3] <= 0:
+        raise DataError(f"annotation {number}: 'bbox' {box} lies outside of the picture, {width} x {height}")
+    return box
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

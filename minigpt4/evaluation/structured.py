@@ -1,0 +1,179 @@
+"""Answers that are data: boxes by name, and triples; read tolerantly, every failure counted, and scored.
+
+A model's JSON may stand in a sentence, break off or hold a wrong entry: whatever is whole is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from minigpt4.common.errors import MetricError
+
+Box = tuple[float, float, float, float]
+"""xmin, ymin, xmax, ymax as shares of the picture."""
+NamedBox = tuple[str, Box]
+Triple = tuple[str, str, str]
+T = TypeVar("T")
+LEAST_IOU = 0.5
+_STRING = r'"((?:[^"\\]|\\.)*)"'
+_ENTRY = re.compile(_STRING + r"\s*:\s*\[([^\[\]]*)\]")
+_TRIPLE = re.compile(r"\[\s*" + r"\s*,\s*".join([_STRING] * 3) + r"\s*\]")
+_LIST = re.compile(r"\[[^\[\]]*\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed(Generic[T]):
+    """What an answer says.
+
+    Attributes:
+        items: The usable entries, in order.
+        wrong: Entries that cannot be used.
+        failed: No entry could be read, nor does the answer say that there is none (`{}`, `[]`).
+    """
+
+    items: tuple[T, ...]
+    wrong: int
+    failed: bool
+
+
+def parse_boxes(text: str) -> Parsed[NamedBox]:
+    """The named boxes of an answer such as `{"dog1": [0.100, 0.200, 0.500, 0.900]}`."""
+    entries = _ENTRY.findall(text)
+    boxes = [(_unquoted(name), box) for name, numbers in entries if (box := _box(numbers)) is not None]
+    wrong = len(_LIST.findall(text)) - len(boxes)
+    empty = re.search(r"\{\s*\}", text) is not None
+    return Parsed(tuple(boxes), max(0, wrong), not boxes and not empty)
+
+
+def parse_triples(text: str) -> Parsed[Triple]:
+    """The triples of an answer such as `[["Ann", "age", "31"]]`."""
+    found = [(_unquoted(a), _unquoted(b), _unquoted(c)) for a, b, c in _TRIPLE.findall(text)]
+    # Brackets within a text are no entries.
+    rest = _TRIPLE.sub("", text)
+    wrong = sum(bool(entry.strip("[], \n")) for entry in _LIST.findall(rest))
+    empty = re.fullmatch(r"\s*\[\s*(\[\s*\])?\s*\]\s*", text) is not None
+    return Parsed(tuple(found), wrong, not found and not empty)
+
+
+def _unquoted(text: str) -> str:
+    try:
+        return str(json.loads(f'"{text}"', strict=False))
+    except ValueError:
+        return text
+
+
+def _box(numbers: str) -> Box | None:
+    try:
+        values = [float(number) for number in numbers.split(",")]
+    except ValueError:
+        return None
+    if len(values) != 4 or not all(math.isfinite(value) and 0 <= value <= 1 for value in values):
+        return None
+    xmin, ymin, xmax, ymax = values
+    return (xmin, ymin, xmax, ymax) if xmin <= xmax and ymin <= ymax else None
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0.0, width) * max(0.0, height)
+    both = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    return shared / both if both > 0 else 0.0
+
+
+def matched_boxes(found: Sequence[NamedBox], wanted: Sequence[NamedBox]) -> list[float]:
+    """IoUs of the pairs of one name, the best pairs first, each box in one pair; those below `LEAST_IOU` are none.
+
+    "dog1" and "dog2" are both dogs: which of them is the first is nobody's concern.
+    """
+    pairs = [
+        (iou(a, b), i, j)
+        for i, (name, a) in enumerate(found)
+        for j, (other, b) in enumerate(wanted)
+        if _base(name) == _base(other)
+    ]
+    left, right, matched = set[int](), set[int](), list[float]()
+    for value, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
+        if value >= LEAST_IOU and i not in left and j not in right:
+            left.add(i)
+            right.add(j)
+            matched.append(value)
+    return matched
+
+
+def _base(name: str) -> str:
+    return re.sub(r"\d+$", "", _plain(name)).strip()
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def box_scores(answers: Iterable[tuple[str, str]]) -> dict[str, float]:
+    """Precision, recall and F1 of boxes over all pictures, mean IoU of the pairs, and how much could not be read.
+
+    Args:
+        answers: (what the model said, the reference) of each picture.
+
+    Raises:
+        MetricError: There is none, or a reference cannot be read.
+    """
+    ious: list[float] = []
+
+    def hits(found: Sequence[NamedBox], wanted: Sequence[NamedBox]) -> int:
+        matched = matched_boxes(found, wanted)
+        ious.extend(matched)
+        return len(matched)
+
+    scores = _scores(answers, parse_boxes, hits)
+    return scores | {"mean_iou": sum(ious) / len(ious) if ious else 0.0}
+
+
+def triple_scores(answers: Iterable[tuple[str, str]]) -> dict[str, float]:
+    """The same of triples, which must agree but for capitals and spaces; arguments and errors as for `box_scores`."""
+
+    def hits(found: Sequence[Triple], wanted: Sequence[Triple]) -> int:
+        said, true = (Counter(tuple(map(_plain, triple)) for triple in listed) for listed in (found, wanted))
+        return (said & true).total()
+
+    return _scores(answers, parse_triples, hits)
+
+
+def _scores(
+    answers: Iterable[tuple[str, str]],
+    parse: Callable[[str], Parsed[T]],
+    hits: Callable[[Sequence[T], Sequence[T]], int],
+) -> dict[str, float]:
+    number = right = said = true = wrong = failed = 0
+    for number, (answer, reference) in enumerate(answers, 1):
+        found, wanted = parse(answer), parse(reference)
+        if wanted.failed or wanted.wrong:
+            raise MetricError(f"reference {number} cannot be read: {reference[:80]!r}")
+        right += hits(found.items, wanted.items)
+        # A wrong entry was said too: a model does not gain by what cannot be read.
+        said += len(found.items) + found.wrong
+        true += len(wanted.items)
+        wrong += found.wrong
+        failed += found.failed
+    if not number:
+        raise MetricError("no answers to score")
+    precision, recall = right / said if said else float(not true), right / true if true else float(not said)
+    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    counts = {"answers": float(number), "wrong_entries": float(wrong), "unreadable_answers": float(failed)}
+    return {"precision": precision, "recall": recall, "f1": f1} | counts
+
+
+SCORERS = {"boxes": box_scores, "triples": triple_scores}
+
+
+if __name__ == "__main__":
+    from minigpt4.evaluation.structured_cli import main
+
+    main()
