@@ -98,6 +98,8 @@ def _without_items(
         if found and (found[0] in seen or support.get(found[0], 0.0) < min_support):
             dropped += 1
             continue
+        if dropped and not found:
+            continue  # "and to the right of it" hangs on what was taken out
         # A colon leads into a list: whatever comes first after it needs no other link.
         result += (rest[0] if result is first and rest[0].startswith(":") else link) + item
         seen.update(found)
