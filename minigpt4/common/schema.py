@@ -89,6 +89,10 @@ class ModelConfig:
     """Dialogue template around an instruction; `{}` marks its place."""
     end_sym: str = "###"
     """Ends an answer in training, and stops generation."""
+    template: str | None = None
+    """A template by name instead: vicuna0, vicuna0_demo, llama2, minigpt_v2, or chat (the language model's own)."""
+    system: str = ""
+    """System message of every prompt, where the template places it."""
     max_txt_len: int = 160
     """Tokens of an answer (with its end) kept in training."""
     max_context_len: int = 3800
@@ -232,6 +236,17 @@ class GenerationConfig:
     length_penalty: float = 1.0
     static_cache: bool = False
     """Let transformers generate with a cache of fixed size; on a GPU it then compiles the step of one token."""
+
+    def __post_init__(self) -> None:
+        least = {"max_new_tokens": 1, "min_new_tokens": 0, "num_beams": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ConfigError(f"generation: {name} is {getattr(self, name)}, should be at least {bound}")
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"generation: {name} is {getattr(self, name)}, should be above 0")
+        if self.top_p > 1:
+            raise ConfigError(f"generation: top_p is {self.top_p}, should be at most 1")
 
 
 @dataclass(kw_only=True, slots=True)
