@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from minigpt4.common.errors import DataError
+from minigpt4.common.text import whole_characters
 from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, IMAGE_TOKEN, Encoded
 from minigpt4.conversation.template import Template, check_placeholders
 from minigpt4.conversation.tokenizer import Tokenizer
@@ -56,7 +57,7 @@ class PromptEncoder:
         """The same, of any length."""
         check_placeholders(text, num_images, source)
         ids = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        for index, segment in enumerate(text.split(IMAGE_TOKEN)):
+        for index, segment in enumerate(whole_characters(text).split(IMAGE_TOKEN)):
             if index:
                 ids.extend([IMAGE_POSITION] * self.num_image_tokens)
             ids.extend(self.tokenizer.encode(segment))

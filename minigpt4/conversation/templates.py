@@ -93,20 +93,21 @@ def _from_writer(write: Callable[..., str], source: str) -> Template:
         ConfigError: No template does.
     """
     question, answer, following, _, _ = _PROBES
-    opening = write([question])
-    told, rest = opening + answer, write(_PROBES[:3])
-    joint = write(_PROBES[:2], asks=False).removeprefix(told)
-    if not rest.startswith(told + joint):
-        joint = ""
+    told, asked = write(_PROBES[:2], asks=False), write([question])
+    # Some put a space between prompt and answer, which belongs to the prompt here: answers are stripped.
+    gap = told.removeprefix(asked).split(answer)[0]
+    gap = gap if gap.isspace() else ""
+    joint = told.removeprefix(asked + gap + answer)
+    rest = write(_PROBES[:3]).removeprefix(asked + gap + answer)
     template = Template(
-        pattern=rest.removeprefix(told + joint).replace(following, "{}"),
+        pattern=rest.removeprefix(joint).replace(following, "{}") + gap,
         end=joint.strip(),
-        opening=opening.replace(question, "{}"),
-        with_system=_with_system(write, question),
-        joint=joint,
+        opening=asked.replace(question, "{}") + gap,
+        with_system=_with_system(write, question, gap),
+        joint=joint if rest.startswith(joint) else "",
     )
     turns = template.render(question) + answer + template.render_next(following) + _PROBES[3]
-    if turns + template.render_next(_PROBES[4]) != write(_PROBES) or not template.end:
+    if turns + template.render_next(_PROBES[4]) != write(_PROBES) + gap or not template.end:
         raise ConfigError(
             f"{source} writes earlier turns in another way than the newest; set model.prompt_template and "
             "model.end_sym instead"
@@ -114,7 +115,7 @@ def _from_writer(write: Callable[..., str], source: str) -> Template:
     return template
 
 
-def _with_system(write: Callable[..., str], question: str) -> str:
+def _with_system(write: Callable[..., str], question: str, gap: str) -> str:
     """The opening behind a system message; empty where the template takes none."""
     from jinja2 import TemplateError
 
@@ -122,4 +123,6 @@ def _with_system(write: Callable[..., str], question: str) -> str:
         written = write([question], system="system message")
     except TemplateError:
         return ""
-    return written.replace("system message", "{system}").replace(question, "{}") if "system message" in written else ""
+    if "system message" not in written:
+        return ""
+    return written.replace("system message", "{system}").replace(question, "{}") + gap

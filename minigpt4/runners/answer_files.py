@@ -10,6 +10,7 @@ from typing import Any
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import write_atomically
+from minigpt4.common.text import whole_characters
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Files of a folder that are taken for pictures."""
@@ -61,7 +62,7 @@ def questions_of_jsonl(path: str | Path, prompt: str) -> list[Question]:
     if not file.is_file():
         raise DataError(f"--jsonl: {file} does not exist")
     asked, named = [], set()
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_text(file).split("\n"), 1):
         if not line.strip():
             continue
         row = _object(line, f"{file}, line {number}")
@@ -74,7 +75,7 @@ def questions_of_jsonl(path: str | Path, prompt: str) -> list[Question]:
             raise DataError(f"{file}, line {number}: the id '{row['id']}' comes twice")
         named.add(str(row.get("id", "")))
         image = str(row["image"])
-        question = str(row.get("question", row.get("prompt", prompt)))
+        question = whole_characters(str(row.get("question", row.get("prompt", prompt))))
         asked.append(Question(str(row.get("id", image)), str(file.parent / image), question))
     return _named(asked, f"--jsonl: {file}")
 
@@ -90,6 +91,13 @@ def _named(asked: Sequence[Question], source: str) -> list[Question]:
         again = f"#{seen[item.id]}" if seen[item.id] > 1 else ""
         named.append(Question(item.id + again, item.image, item.prompt))
     return named
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as UTF-8 text: {error}") from error
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
