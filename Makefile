@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUICKSTART := output/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check lint type format bench clean
+.PHONY: help install quickstart demo test check lint type format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,9 @@ quickstart: $(VENV)/.installed ## Draw scenes, prepare, train the tiny model, ev
 	$(BIN)/python eval_scripts/eval_flickr30k.py --cfg-path eval_configs/quickstart.yaml \
 		--ckpt minigpt4/assets/tiny/stage1.pth $(foreach n,0 1 2 3 4,$(QUICKSTART)/train/checkpoint_$(n).pth)
 
+demo: $(VENV)/.installed-dev ## Open the chat page on the tiny model
+	$(BIN)/python demo.py
+
 test: $(VENV)/.installed-dev ## Run the tests, with line coverage of the package
 	$(BIN)/python -m pytest --cov=minigpt4 --cov-report=term:skip-covered $(TESTS)
 
@@ -49,9 +52,10 @@ format: $(VENV)/.installed-dev ## Rewrite files in the house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-dev ## Measure a training step beside transformers' BLIP-2 on the same weights
+bench: $(VENV)/.installed-dev ## Measure a training step beside transformers' BLIP-2, and the chat's first token
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.train_step --dtype bfloat16
+	$(BIN)/python -m benchmarks.chat
 
 clean: ## Remove what was built and measured
 	rm -rf output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -51,11 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.print_config:
         console().print(config_table(loaded))
         return
+    from minigpt4.processors.pictures import to_picture
+
+    pictures = [to_picture(path) for path in args.image]  # a wrong path is found before minutes of loading
     from minigpt4.api import from_config
 
     chat = from_config(loaded.config, args.ckpt).chat()
     for question in iter(args.ask) if args.ask else _typed():
-        _show(chat.stream(question, () if chat.turns else args.image))
+        _show(chat.stream(question, () if chat.turns else pictures))
         if chat.dropped:
             sys.stderr.write(f"(the {chat.dropped} oldest turns no longer fit and were left out)\n")
 

@@ -37,7 +37,7 @@ def notice(text: str, kind: str = "remark") -> Any:
 
 
 class Handlers:
-    """The page's handlers. Each returns or yields (talk, conversations..., notice, prompt as sent, text box).
+    """The page's handlers. Each returns or yields (talk, conversations..., notice, prompt as sent, text box, Stop).
 
     Args:
         models: Who answers, side by side.
@@ -98,13 +98,14 @@ class Handlers:
             yield self._shown(talk, typed or gr.skip(), str(error))
             return
         try:
-            yield self._shown(talk, {"text": "", "files": []} if typed else gr.skip())
+            yield self._shown(talk, {"text": "", "files": []} if typed else gr.skip(), stoppable=True)
             for _ in steps:
-                yield self._shown(talk, gr.skip())
+                yield self._shown(talk, gr.skip(), stoppable=True)
         finally:
             steps.close()  # type: ignore[attr-defined]
+        yield self._shown(talk, gr.skip())
 
-    def _shown(self, talk: Talk, box: Any, error: str = "") -> Update:
+    def _shown(self, talk: Talk, box: Any, error: str = "", stoppable: bool = False) -> Update:
         conversations = [talk.messages(number) for number in range(len(self.models))]
         line = notice(error, "error") if error else notice(talk.remark())
-        return (talk, *conversations, line, talk.chats[0].prompt, box)
+        return (talk, *conversations, line, talk.chats[0].prompt, box, gr.update(interactive=stoppable))

@@ -49,8 +49,9 @@ def build_page(models: Sequence[LoadedModel], labels: Sequence[str], title: str 
                 controls = _controls(models[0])
                 with gr.Accordion("Prompt as sent", open=False):
                     sent = gr.Textbox(show_label=False, lines=6, interactive=False, elem_id="sent", buttons=["copy"])
-        shown = [talk, *conversations, remark, sent, box]
-            _api(handlers, models[0], controls)
+        shown = [talk, *conversations, remark, sent, box, buttons["stop"]]
+        _connect(handlers, talk, conversations, box, buttons, controls, shown)
+        _api(handlers, models[0], controls)
     page.queue(max_size=WAITING, default_concurrency_limit=None)
     return page
 
@@ -109,6 +110,7 @@ def _conversation(label: str, number: int) -> gr.Chatbot:
 def _box() -> gr.MultimodalTextbox:
     return gr.MultimodalTextbox(
         placeholder="Ask about the picture; drop, paste or choose one or more",
+        label="Your question",
         show_label=False,
         file_types=["image"],
         file_count="multiple",
@@ -121,7 +123,7 @@ def _box() -> gr.MultimodalTextbox:
 def _buttons() -> dict[str, gr.Button]:
     with gr.Row(elem_id="buttons"):
         return {
-            "stop": gr.Button("Stop", variant="stop", size="md", min_width=70, elem_id="stop"),
+            "stop": gr.Button("Stop", variant="stop", size="md", min_width=70, elem_id="stop", interactive=False),
             "again": gr.Button("Regenerate", size="md", min_width=70, elem_id="again"),
             "undo": gr.Button("Undo", size="md", min_width=70, elem_id="undo"),
             "restart": gr.Button("Restart", size="md", min_width=70, elem_id="restart"),

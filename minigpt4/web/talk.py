@@ -93,7 +93,7 @@ class Talk:
         if not dropped:
             return ""
         turns = "The oldest turn does" if dropped == 1 else f"The {dropped} oldest turns do"
-        return f"{turns} not fit into the model's context any more and was left out of the prompt; pictures are kept."
+        return f"{turns} not fit into the model's context any more: left out of the prompt, pictures are kept."
 
 
 def _text(text: str) -> Message:
