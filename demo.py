@@ -33,7 +33,7 @@ def load_models(cfg: Config, checkpoints: Sequence[str], gpu_id: int | None) -> 
     """The models with their labels; the frozen parts are loaded once."""
     from minigpt4.api import from_config
 
-    if len(checkpoints) > 2:  # noqa: PLR2004
+    if len(checkpoints) > 2:
         raise ConfigError(f"--ckpt: {len(checkpoints)} checkpoints; give one, or two to compare")
     device = "auto" if gpu_id is None else f"cuda:{gpu_id}"
     first = from_config(cfg, checkpoints[0] if checkpoints else None, device=device)

@@ -1,7 +1,6 @@
 """How long a visitor waits for the first text, beside the time that reading the prompt takes at least.
 
-    python -m benchmarks.chat                 # the tiny model
-    python -m benchmarks.chat --cfg-path X    # any other
+`python -m benchmarks.chat` measures the tiny model, `--cfg-path X` any other.
 """
 
 from __future__ import annotations

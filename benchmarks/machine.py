@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
+
+from minigpt4.runners.peak import timed
 
 
 def describe_machine(device: torch.device) -> str:
@@ -24,30 +24,6 @@ def _processor() -> str:
         return f"{names[0]} ({os.cpu_count()} cores)"
     except (OSError, IndexError):
         return f"{platform.processor() or platform.machine()} ({os.cpu_count()} cores)"
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that `work` takes, the device's queue emptied before and after."""
-    synchronize(device)
-    start = time.perf_counter()
-    work()
-    synchronize(device)
-    return time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def matmul_peak(dtype: torch.dtype, device: torch.device, size: int | None = None) -> float:
-    """FLOP/s of a square matrix product, the median of seven."""
-    size = size or (8192 if device.type == "cuda" else 1536)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    for _ in range(2):
-        a @ b
-    return 2 * size**3 / median(timed(lambda: a @ b, device) for _ in range(7))
 
 
 def interleaved(works: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:

@@ -135,8 +135,14 @@ def build_ours(preset: Preset, dtype: torch.dtype, device: torch.device) -> Mini
     return MiniGPT4(vision, qformer, llm, encoder, preset.qformer_width).eval()
 
 
-def build_peer(preset: Preset, ours: MiniGPT4) -> Blip2ForConditionalGeneration:
-    """transformers' BLIP-2 of the same sizes, holding copies of the same weights, all but the projection frozen."""
+def build_peer(preset: Preset, ours: MiniGPT4, dtype: torch.dtype) -> Blip2ForConditionalGeneration:
+    """transformers' BLIP-2 of the same sizes, holding copies of the same weights, all but the projection frozen.
+
+    Args:
+        preset: Sizes.
+        ours: Holds the weights.
+        dtype: Number format of the frozen ones.
+    """
     config = Blip2Config(
         vision_config=Blip2VisionConfig(
             hidden_size=preset.vit_width,
@@ -154,7 +160,6 @@ def build_peer(preset: Preset, ours: MiniGPT4) -> Blip2ForConditionalGeneration:
         image_token_index=IMAGE_TOKEN_ID,
     )
     config._attn_implementation = "sdpa"
-    dtype = next(ours.llama_model.parameters()).dtype
     with torch.device(ours.device):
         peer = Blip2ForConditionalGeneration(config).to(dtype)
     peer.language_model.load_state_dict(ours.llama_model.state_dict())
@@ -162,6 +167,7 @@ def build_peer(preset: Preset, ours: MiniGPT4) -> Blip2ForConditionalGeneration:
     peer.query_tokens.data.copy_(ours.qformer.query_tokens)
     peer.language_projection.load_state_dict(ours.llama_proj.state_dict())
     peer.language_projection.float()
+    peer.generation_config.eos_token_id = 2
     _copy_vision(ours, peer.vision_model)
     peer.requires_grad_(False)
     peer.language_projection.requires_grad_(True)

@@ -20,7 +20,7 @@ from minigpt4.conversation.template import with_image_tag
 from minigpt4.models.loading import build_model, with_projection
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image import ImageProcessor
-from minigpt4.processors.pictures import EXPECTED, to_picture
+from minigpt4.processors.pictures import to_picture
 from minigpt4.runners.precision import evaluation_dtype
 
 if TYPE_CHECKING:
@@ -57,11 +57,18 @@ class LoadedModel:
 
     @overload
     def describe(
-        self, images: Sequence[Any], prompt: str | Sequence[str] | None = ..., **settings: Unpack[GenerationSettings]
+        self,
+        images: list[Any] | tuple[Any, ...],
+        prompt: str | Sequence[str] | None = ...,
+        *,
+        batch_size: int = ...,
+        **settings: Unpack[GenerationSettings],
     ) -> list[str]: ...
 
     @overload
-    def describe(self, images: Any, prompt: str | None = ..., **settings: Unpack[GenerationSettings]) -> str: ...
+    def describe(
+        self, images: Any, prompt: str | None = ..., *, batch_size: int = ..., **settings: Unpack[GenerationSettings]
+    ) -> str: ...
 
     def describe(
         self,

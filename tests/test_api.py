@@ -8,6 +8,7 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ class TestDescribe:
     def test_the_answer_follows_the_picture(self, tiny: LoadedModel) -> None:
         answers = tiny.describe([picture.image for picture in pictures()])
         told = [picture.told_by(answer) for picture, answer in zip(pictures(), answers, strict=True)]
-        swapped = [picture.told_by(answer) for picture, answer in zip(pictures(), answers[1:] + answers[:1], strict=True)]
+        swapped = [
+            picture.told_by(answer) for picture, answer in zip(pictures(), answers[1:] + answers[:1], strict=True)
+        ]
         assert sum(told) >= 8
         assert sum(swapped) <= 1
 
@@ -94,7 +97,7 @@ class TestStream:
         growing = list(tiny.stream(image))
         assert growing[-1] == tiny.describe(image)
         assert len(growing) > 10
-        assert all(later.startswith(earlier) for earlier, later in zip(growing, growing[1:], strict=False))
+        assert all(later.startswith(earlier) for earlier, later in pairwise(growing))
         assert not any("#" in text for text in growing)
 
     def test_the_first_text_takes_one_pass_and_stopping_ends_them(self, tiny: LoadedModel) -> None:
@@ -179,10 +182,44 @@ def test_threads_do_not_disturb_each_other(tiny: LoadedModel) -> None:
 
 
 ODD = [
-    *("?", " ", "\n\n", "\x00", "\ufffd", "###", "### ###", "###Human: ###Assistant:", "</s>", "<s><s>", "{}", "{system}"),
-    *("<Img></Img>", "<ImageHere>", "<Img><ImageHere></Img>", "$$", "\u202eright to left", "\U0001f600" * 20, "Ã©\u0301"),
+    *(
+        "?",
+        " ",
+        "\n\n",
+        "\x00",
+        "\ufffd",
+        "###",
+        "### ###",
+        "###Human: ###Assistant:",
+        "</s>",
+        "<s><s>",
+        "{}",
+        "{system}",
+    ),
+    *(
+        "<Img></Img>",
+        "<ImageHere>",
+        "<Img><ImageHere></Img>",
+        "$$",
+        "\u202eright to left",
+        "\U0001f600" * 20,
+        "Ã©\u0301",
+    ),
     *("<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "[a](javascript:b)", "'; DROP TABLE x; --"),
-    *("a" * 200, "word " * 200, "\u4f60\u597d", "\u0627\u0644", "\ud83d", "\t", "%s %d", "\\", '"', "`", "../../etc", "NaN"),
+    *(
+        "a" * 200,
+        "word " * 200,
+        "\u4f60\u597d",
+        "\u0627\u0644",
+        "\ud83d",
+        "\t",
+        "%s %d",
+        "\\",
+        '"',
+        "`",
+        "../../etc",
+        "NaN",
+    ),
     *("1" * 50, "-1", "[INST] [/INST]", "<<SYS>>", "<|im_end|>", "\u200b", "\x1b[31m", "\r\n", "&lt;", "None", "true"),
     *("#", "##", "####", "What?", "WHAT", "wHaT iS tHiS"),
 ]

@@ -73,7 +73,9 @@ def test_rows_with_questions(folder: Path, tmp_path: Path, asked: list[int]) -> 
         {"image": "images/none.png"},
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    rows = generate(tmp_path / "out.jsonl", "--jsonl", str(tmp_path / "in.jsonl"), "--prompt", "What is in this picture?")
+    rows = generate(
+        tmp_path / "out.jsonl", "--jsonl", str(tmp_path / "in.jsonl"), "--prompt", "What is in this picture?"
+    )
     assert [row["id"] for row in rows] == ["7", "images/1.png", "images/1.png#2", "images/none.png"]
     assert rows[0]["answer"] == "There are three objects."
     assert "blue heart" in rows[1]["answer"]
@@ -136,7 +138,10 @@ class TestResume:
         (lambda path: questions_of_jsonl(_file(path, "\n[1]"), "?"), "line 2: an object is expected"),
         (lambda path: questions_of_jsonl(_file(path, '{"id": "a"}'), "?"), "line 1: no 'image'"),
         (lambda path: questions_of_jsonl(_file(path, '{"image": ["a"]}'), "?"), r"'image' is \['a'\], should be text"),
-        (lambda path: questions_of_jsonl(_file(path, '{"image": "a", "id": 1}\n' * 2), "?"), "line 2: the id '1' comes"),
+        (
+            lambda path: questions_of_jsonl(_file(path, '{"image": "a", "id": 1}\n' * 2), "?"),
+            "line 2: the id '1' comes",
+        ),
         (lambda path: questions_of_jsonl(_file(path, ""), "?"), "nothing to answer"),
         (lambda path: questions_of_jsonl(_file(path, b"\xff\xfe"), "?"), "cannot be read as UTF-8"),
     ],

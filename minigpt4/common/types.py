@@ -13,6 +13,8 @@ IMAGE_TOKEN = "<ImageHere>"
 """Stands for a picture in an instruction."""
 IMAGE_POSITION = -1
 """Stands for one image embedding in `input_ids`; never a token of a vocabulary."""
+CACHED_NDIM = 3
+"""Dimensions of a batch of cached features; a batch of pictures has four."""
 IGNORED_LABEL = -100
 """Label of a position that is not learnt."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, Batch, Sample
+from minigpt4.processors.normalise import normalise
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -26,7 +28,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     learns_next[:, :-1] = labels[:, 1:] != IGNORED_LABEL
     return Batch(
         image_ids=[sample.image_id for sample in samples],
-        images=torch.stack(images) if images else None,
+        images=_stacked(images) if images else None,
         input_ids=input_ids,
         labels=labels,
         lengths=lengths,
@@ -37,3 +39,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
         target_columns=learns_next.any(dim=0).nonzero().squeeze(1),
         skipped=[message for sample in samples for message in sample.skipped],
     )
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    """Pictures of one batch as one tensor; uint8 ones beside a user's own floats become floats here already."""
+    mixed = len({image.dtype for image in images}) > 1
+    return torch.stack([normalise(image) for image in images] if mixed else list(images))

@@ -25,7 +25,7 @@ from minigpt4.common.schema import ModelConfig
 
 TENSOR = "queries"
 IDENTITY = "identity.json"
-TRANSFORM = "square, bicubic, CLIP statistics"
+TRANSFORM = "square, bicubic in whole grey levels, CLIP statistics"
 """Names the image transform; to be changed with it."""
 
 

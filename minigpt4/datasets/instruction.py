@@ -16,7 +16,7 @@ from minigpt4.common.types import Record, Sample
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import with_image_tag
 from minigpt4.datasets.feature_cache import FeatureCache
-from minigpt4.processors.image import open_image
+from minigpt4.processors.image import load_picture
 
 MAX_SUBSTITUTES = 10
 """Unreadable pictures in a row after which the image folder itself must be wrong."""
@@ -79,7 +79,8 @@ class InstructionDataset(Dataset[Sample]):
         return self.images / self.records[index].image
 
     def open(self, index: int) -> Tensor:
-        """The picture of a record, preprocessed, (3, S, S); with a feature cache, its features, (Q, width).
+        """The picture of a record, (3, S, S), uint8 until `normalise` or as a processor of the user's own prepares it;
+        with a feature cache, its features, (Q, width).
 
         Raises:
             DataError: It is missing or broken; the message names the picture and the annotation's row.
@@ -87,7 +88,7 @@ class InstructionDataset(Dataset[Sample]):
         try:
             if self.feature_cache is not None:
                 return self.feature_cache.get(self.records[index].image)
-            return self.image_processor(open_image(self.image_path(index)))
+            return load_picture(self.image_path(index), self.image_processor)
         except DataError as error:
             raise DataError(f"{self.records[index].source}: {error}") from error
 

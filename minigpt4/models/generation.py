@@ -64,7 +64,7 @@ class Generator:
         answers: dict[int, Answer] = {}
         for start in range(0, len(prompts), rows):
             batch = by_length[start : start + rows]
-            answers |= zip(batch, self._by_transformers([prompts[number] for number in batch]), strict=True)
+            answers |= zip(batch, self.by_transformers([prompts[number] for number in batch]), strict=True)
         return [answers[number] for number in range(len(prompts))]
 
     def stream(self, prompt: Tensor) -> Iterator[Answer]:
@@ -102,7 +102,8 @@ class Generator:
 
         return decode(self.llm, prompts, TokenChoice(self.settings, eos), done, rows, self.settings.max_new_tokens)
 
-    def _by_transformers(self, prompts: Sequence[Tensor]) -> list[Answer]:
+    def by_transformers(self, prompts: Sequence[Tensor]) -> list[Answer]:
+        """Answers to one batch, padded on the left, each row kept until the last one is done."""
         embeds, mask = left_padded(prompts)
         output: Tensor = self.llm.generate(  # type: ignore[operator]
             inputs_embeds=embeds,

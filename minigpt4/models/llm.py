@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from minigpt4.common.errors import CheckpointError, ConfigError
+from minigpt4.common.fingerprint import INDEX
 from minigpt4.common.schema import LowResource
+
+logger = logging.getLogger(__name__)
 
 
 def build_llm(folder: Path, low_resource: LowResource, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -27,6 +31,13 @@ def build_llm(folder: Path, low_resource: LowResource, dtype: torch.dtype, devic
         ConfigError: The folder holds no causal language model, or bitsandbytes is needed and missing.
         CheckpointError: Its weights cannot be read, or do not fill the model.
     """
+    converted = any((folder / name).exists() for name in ("model.safetensors", INDEX))
+    if not converted and any(folder.glob("pytorch_model*.bin")):
+        logger.info(
+            "%s holds .bin weights only; they load faster once converted: python -m minigpt4.models.convert_llm %s",
+            folder,
+            folder,
+        )
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
     if low_resource is not LowResource.off:
         options["quantization_config"] = _quantisation(low_resource, dtype)

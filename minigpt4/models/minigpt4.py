@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minigpt4.common.errors import CheckpointError
 from minigpt4.common.schema import GenerationConfig
-from minigpt4.common.types import IMAGE_POSITION, Batch
+from minigpt4.common.types import CACHED_NDIM, IMAGE_POSITION, Batch
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.models.answer_losses import answer_losses
 from minigpt4.models.generation import Answer, Generator
@@ -18,9 +18,9 @@ from minigpt4.models.multimodal_inputs import splice_images
 from minigpt4.models.qformer import QFormer
 from minigpt4.models.state_dict_adapter import CHECKPOINT_UNUSED, leftovers
 from minigpt4.models.vision import VisionEncoder
+from minigpt4.models.work import WorkMeter, forward_flops
+from minigpt4.processors.normalise import normalise
 
-CACHED_NDIM = 3
-"""Dimensions of a batch of cached features; a batch of pictures has four."""
 PROJECTION = ("llama_proj.weight", "llama_proj.bias")
 
 
@@ -81,7 +81,7 @@ class MiniGPT4(nn.Module):
         if images.ndim == CACHED_NDIM:
             return images
         assert self.visual_encoder is not None and self.qformer is not None, "built for cached features only"
-        queries: Tensor = self.qformer(self.visual_encoder(images))
+        queries: Tensor = self.qformer(self.visual_encoder(normalise(images)))
         return queries
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -166,6 +166,14 @@ class MiniGPT4(nn.Module):
         image_embeds = None if queries is None else self.project(queries.to(self.device))
         embeds = self.embed(ids.to(self.device), image_embeds, positions)
         return list(embeds[0].split([len(prompt) for prompt in prompts]))
+
+    def work_meter(self) -> WorkMeter:
+        """Counts the work of training steps; runs the encoders once to see what an image takes."""
+        if self.visual_encoder is None:
+            return WorkMeter(self.llama_model, 0.0)
+        size = self.visual_encoder.image_size
+        image = torch.zeros(1, 3, size, size, device=self.device)
+        return WorkMeter(self.llama_model, forward_flops(self.encode_queries, image))
 
     def trainable_state(self) -> dict[str, Tensor]:
         """The projection under its published names, on the CPU."""

@@ -86,14 +86,14 @@ def build_qformer(
         CheckpointError: The file does not fit.
     """
     if weights is None:
-        qformer = QFormer(vision_width, num_queries, options).to(device)
+        qformer = QFormer(vision_width, num_queries, options).to(device=device, dtype=dtype)
+        qformer.ln_vision.float()
     else:
         with init_empty_weights(include_buffers=False):
             qformer = QFormer(vision_width, num_queries, options)
-        state = model_state(read_checkpoint(weights))
-        load_strictly(qformer, _fitting(state, weights), weights, dtype=torch.float32, device=device)
-    qformer.to(device=device, dtype=dtype)
-    qformer.ln_vision.float()
+        state = _fitting(model_state(read_checkpoint(weights)), weights)
+        load_strictly(qformer, state, weights, dtype=dtype, device=device, in_float32=("ln_vision.",))
+        qformer.to(device)  # its buffers
     qformer.requires_grad_(False)
     qformer.eval()
     return qformer

@@ -44,6 +44,7 @@ class VisionEncoder(nn.Module):
         backbone.fc_norm = nn.Identity()
         self.backbone: Any = backbone
         self.width: int = backbone.num_features
+        self.image_size = image_size
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) -> (N, P, width)."""
@@ -74,8 +75,8 @@ def build_vision_encoder(
         return freeze(VisionEncoder(name, image_size, num_blocks, options).to(device=device, dtype=dtype))
     with init_empty_weights(include_buffers=False):
         encoder = VisionEncoder(name, image_size, num_blocks, options)
-    state = model_state(read_checkpoint(weights))
-    load_strictly(encoder.backbone, _fitting(state, encoder, num_blocks, weights), weights, dtype=dtype, device=device)
+    state = _fitting(model_state(read_checkpoint(weights)), encoder, num_blocks, weights)
+    load_strictly(encoder.backbone, state, weights, dtype=dtype, device=device)
     return freeze(encoder.to(device=device, dtype=dtype))
 
 

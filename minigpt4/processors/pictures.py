@@ -142,9 +142,9 @@ def _from_array(value: Any, name: str) -> Image.Image:
     channels = array.shape[2] if array.ndim == _DIMS else 1
     if array.ndim not in (2, _DIMS) or channels not in _CHANNELS or not array.size:
         raise DataError(
-            f"image {name} is an array of shape {tuple(value.shape)}; expected (height, width) or (height, width, 3 or 4)"
+            f"image {name} is an array of shape {tuple(value.shape)}; expected (height, width) or (height, width, 3)"
         )
-    if array.dtype.kind == "f" and np.isfinite(array).all() and 0 <= array.min() and array.max() <= 1:
+    if array.dtype.kind == "f" and np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1:
         array = (array * 255).round().astype(np.uint8)
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255

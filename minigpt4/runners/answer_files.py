@@ -67,7 +67,7 @@ def questions_of_jsonl(path: str | Path, prompt: str) -> list[Question]:
             continue
         row = _object(line, f"{file}, line {number}")
         if "image" not in row:
-            raise DataError(f"{file}, line {number}: no 'image'; write {{\"image\": PATH, \"question\": TEXT}}")
+            raise DataError(f'{file}, line {number}: no \'image\'; write {{"image": PATH, "question": TEXT}}')
         wrong = [key for key in _TEXT_FIELDS if key in row and not isinstance(row[key], str | int)]
         if wrong:
             raise DataError(f"{file}, line {number}: '{wrong[0]}' is {row[wrong[0]]!r}, should be text")

@@ -26,6 +26,7 @@ from minigpt4.runners.feature_cache import use_caches
 from minigpt4.runners.lr_schedule import LrSettings
 from minigpt4.runners.optimizer import Updater, build_optimizer, trainable_parameters
 from minigpt4.runners.parts import RunParts
+from minigpt4.runners.peak import matmul_peak
 from minigpt4.runners.plan import Plan, check_run, warn_of_long_warmup
 from minigpt4.runners.precision import TrainPrecision, train_precision
 from minigpt4.runners.resume import check_same_run, data_identity, find_resume_point, run_identity
@@ -93,12 +94,19 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
         valid_batches=valid_loader(cfg, valid_data, **share),
         folder=folder,
         trackers=Trackers(run.trackers, run.job_name, folder, loaded.resolved, active=processes.is_main),
+        peak=_peak(precision.frozen, processes),
     )
     runner = runner_class(parts)
     if start_from is not None:
         runner.resume(read_resumable(start_from), start_from)
     runner.run()
     processes.leave()
+
+
+def _peak(dtype: torch.dtype, processes: Processes) -> float:
+    """FLOP/s of the devices of all processes."""
+    own = torch.tensor(matmul_peak(dtype, processes.device), dtype=torch.float64, device=processes.device)
+    return float(processes.sum(own))
 
 
 def _look_up(run: RunConfig) -> tuple[Task, Callable[[RunParts], Any], Callable[..., float]]:

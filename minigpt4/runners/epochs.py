@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from minigpt4.common.log import append_epoch, forget_epochs_after, train_line
 from minigpt4.common.registry import runners
 from minigpt4.common.types import Batch
+from minigpt4.models.work import Work
 from minigpt4.runners.checkpoints import BEST, LAST, epoch_file, save
 from minigpt4.runners.finite import FiniteGuard, TrainingError, check_first_loss
 from minigpt4.runners.interrupt import StopSignal
@@ -24,6 +26,7 @@ from minigpt4.runners.meters import EpochMeter, StepClock, StepRecord, StepWindo
 from minigpt4.runners.parts import RunParts
 from minigpt4.runners.resume import load_optimizer
 from minigpt4.runners.state import TrainState, checkpoint_content
+from minigpt4.runners.throughput import Throughput
 from minigpt4.tasks import StepLoss
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,8 @@ class EpochRunner:
         self._clock = StepClock()
         self._guard = FiniteGuard(scaled=parts.updater.scaler.is_enabled())
         self._stop = StopSignal()
+        self._work = parts.model.work_meter()
+        self._done_since_line = Work()
 
     def resume(self, content: Mapping[str, Any], path: Path) -> None:
         """Put back what a checkpoint holds besides the weights.
@@ -115,7 +120,7 @@ class EpochRunner:
         loss = self._gradients(micro_batches)
         norm, skipped = parts.updater.step(parts.schedule(self.state.step))
         names = [name for batch in micro_batches for name in batch.image_ids]
-        self._window.add(self.state.step, loss, norm, skipped, names)
+        self._window.add(self.state.step, loss, norm, skipped, names, self._work.of_all(micro_batches))
         self.state.step += 1
 
     def _gradients(self, micro_batches: list[Batch]) -> StepLoss:
@@ -138,9 +143,10 @@ class EpochRunner:
 
     def _flush(self) -> list[StepRecord]:
         """Bring the steps since the last time to the host; the only wait for the device."""
-        records = self._window.flush(self.parts.processes)
+        records, work = self._window.flush(self.parts.processes)
         self.state.meter.seconds += self._clock.stop(len(records))
-        self.state.meter.add(records)
+        self.state.meter.add(records, work)
+        self._done_since_line += work
         if records and records[0].step == 0 and self.parts.processes.is_main:
             check_first_loss(records[0].loss, self.parts.model.encoder.tokenizer.vocab_size)
         self._guard.check(records, self.parts.processes)
@@ -151,7 +157,9 @@ class EpochRunner:
         """A log point: the line, and the trackers."""
         parts, meter = self.parts, self.state.meter
         latest = self._flush()[-1]
-        seconds, data_seconds = self._clock.lap()
+        steps, seconds, data_seconds = self._clock.lap()
+        speed = Throughput.of(self._done_since_line, steps * seconds, parts.peak)
+        self._done_since_line = Work()
         left = parts.plan.steps_per_epoch - 1 - iteration
         lr = parts.schedule(latest.step)
         line = train_line(
@@ -166,8 +174,9 @@ class EpochRunner:
             max_mem=peak_memory(parts.processes.device),
         )
         logger.info("%s", line)
+        logger.info("Speed: %s", speed)
         values = {"loss": latest.loss, "lr": lr, "grad_norm": latest.grad_norm, "time": seconds, "data": data_seconds}
-        parts.trackers.log({f"train/{name}": value for name, value in values.items()}, latest.step)
+        parts.trackers.log({f"train/{name}": v for name, v in (values | asdict(speed)).items()}, latest.step)
 
     def _end_epoch(self) -> None:
         """Validate, write log.txt and the checkpoints."""
@@ -183,6 +192,7 @@ class EpochRunner:
             "val_loss": val_loss,
             "samples_seen": state.step * parts.plan.global_batch,
             "seconds": round(state.meter.seconds, 3),
+            **asdict(Throughput.of(state.meter.work, state.meter.seconds, parts.peak)),
             "skipped_images": sum(parts.processes.gather(state.meter.skipped_images)),
             "skipped_steps": state.meter.skipped_steps,
         }

@@ -26,6 +26,7 @@ from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.models.loading import build_encoder, build_encoders
 from minigpt4.models.qformer import QFormer
 from minigpt4.models.vision import VisionEncoder
+from minigpt4.processors.normalise import normalise
 from minigpt4.runners.precision import train_precision
 
 logger = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ def _batches(dataset: InstructionDataset, indices: Sequence[int], cfg: Config) -
 
 @torch.no_grad()
 def _encode(pixels: Tensor, vision: VisionEncoder, qformer: QFormer) -> list[Tensor]:
-    return list(qformer(vision(pixels)).to("cpu", torch.float16))
+    return list(qformer(vision(normalise(pixels))).to("cpu", torch.float16))
 
 
 @exit_on_error()

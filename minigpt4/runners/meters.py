@@ -7,13 +7,14 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from minigpt4.common.dist import Processes
+from minigpt4.models.work import Work
 from minigpt4.tasks import StepLoss
 
 
@@ -52,17 +53,24 @@ class StepWindow:
         self._rows: list[Tensor] = []
         self._local: list[Tensor] = []
         self._steps: list[tuple[int, list[str]]] = []
+        self._work = Work()
 
-    def add(self, step: int, loss: StepLoss, norm: Tensor, skipped: Tensor, image_ids: list[str]) -> None:
-        """Keep a step's scalars, on the device."""
+    def add(self, step: int, loss: StepLoss, norm: Tensor, skipped: Tensor, image_ids: list[str], work: Work) -> None:
+        """Keep a step's scalars, on the device, and what this process did in it."""
         self._local.append(loss.local_sum)
         self._rows.append(torch.stack([loss.targets.double(), norm.double(), skipped.double()]))
         self._steps.append((step, image_ids))
+        self._work += work
 
-    def flush(self, processes: Processes) -> list[StepRecord]:
-        """All steps kept, in order; waits for the device once. Every process must call it at the same step."""
+    def flush(self, processes: Processes) -> tuple[list[StepRecord], Work]:
+        """All steps kept, in order, and the work of all processes in them.
+
+        Waits for the device; every process must call it at the same step.
+        """
         if not self._steps:
-            return []
+            return [], Work()
+        done = torch.tensor(astuple(self._work), dtype=torch.float64, device=processes.device)
+        work = Work(*processes.sum(done).tolist())
         local = torch.stack(self._local)
         total = processes.sum(local.clone())
         rows = torch.cat([total[:, None], torch.stack(self._rows), local[:, None]], dim=1).tolist()
@@ -79,7 +87,7 @@ class StepWindow:
             for (loss, targets, norm, skipped, own), (step, ids) in zip(rows, self._steps, strict=True)
         ]
         self.__init__()  # type: ignore[misc]
-        return records
+        return records, work
 
 
 @dataclass(slots=True)
@@ -93,6 +101,10 @@ class EpochMeter:
         skipped_steps: Steps left out because a gradient was not finite.
         skipped_images: Pictures of this process that could not be read.
         seconds: Spent training.
+        samples: That all processes trained on.
+        tokens: Of these.
+        padded_tokens: The same with the padding that went through the language model.
+        flops: Operations that all this took.
     """
 
     loss_sum: float = 0.0
@@ -101,9 +113,15 @@ class EpochMeter:
     skipped_steps: int = 0
     skipped_images: int = 0
     seconds: float = 0.0
+    samples: float = 0.0
+    tokens: float = 0.0
+    padded_tokens: float = 0.0
+    flops: float = 0.0
 
-    def add(self, records: Sequence[StepRecord]) -> None:
+    def add(self, records: Sequence[StepRecord], work: Work) -> None:
         """Count steps, one after the other, so that the sums do not depend on where the log points are."""
+        for name, amount in asdict(work).items():
+            setattr(self, name, getattr(self, name) + amount)
         for record in records:
             self.steps += 1
             if record.skipped or not record.finite:
@@ -117,6 +135,11 @@ class EpochMeter:
         """Mean over target tokens; None before the first."""
         return self.loss_sum / self.targets if self.targets else None
 
+    @property
+    def work(self) -> Work:
+        """What all processes did in the epoch."""
+        return Work(self.samples, self.tokens, self.padded_tokens, self.flops)
+
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
         return asdict(self)
@@ -124,7 +147,7 @@ class EpochMeter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
         for field in fields(self):
-            setattr(self, field.name, state[field.name])
+            setattr(self, field.name, state.get(field.name, field.default))
 
 
 def peak_memory(device: torch.device) -> float:
@@ -160,9 +183,9 @@ class StepClock:
         self._seconds += passed
         return passed
 
-    def lap(self) -> tuple[float, float]:
-        """Seconds a step, and of them waiting for data, since the last lap."""
+    def lap(self) -> tuple[int, float, float]:
+        """Steps since the last lap, seconds of one, and of these waiting for data."""
         steps = max(1, self._steps)
-        lap = self._seconds / steps, self._data / steps
+        lap = self._steps, self._seconds / steps, self._data / steps
         self._steps, self._seconds, self._data = 0, 0.0, 0.0
         return lap

@@ -36,6 +36,7 @@ class RunParts:
         valid_batches: This process's share of the validation split; None: there is none.
         folder: The run folder.
         trackers: Where curves are sent.
+        peak: FLOP/s that the devices of all processes reach together in a large matrix product.
     """
 
     run: RunConfig
@@ -52,3 +53,4 @@ class RunParts:
     valid_batches: Iterable[Batch] | None
     folder: Path
     trackers: Trackers
+    peak: float

@@ -50,7 +50,9 @@ class Handlers:
         """Answer what is in the text box, token by token."""
         talk = talk or Talk(self.models)
         files = message["files"]
-        yield from self._growing(talk, lambda: talk.ask(message["text"], files, generation_settings(*controls)), message)
+        yield from self._growing(
+            talk, lambda: talk.ask(message["text"], files, generation_settings(*controls)), message
+        )
 
     def regenerate(self, talk: Talk | None, *controls: Any) -> Iterator[Update]:
         """Answer the newest question again."""

@@ -177,7 +177,9 @@ def _connect(
     ending: dict[str, Any] = {"outputs": shown, "cancels": [asked, again], "api_visibility": "private"}
     buttons["stop"].click(handlers.stopped, [talk], **ending)
     buttons["undo"].click(handlers.undo, [talk], **ending)
-    gr.on([buttons["restart"].click, *(shown_by.clear for shown_by in conversations)], handlers.restart, [talk], **ending)
+    gr.on(
+        [buttons["restart"].click, *(shown_by.clear for shown_by in conversations)], handlers.restart, [talk], **ending
+    )
 
 
 def _api(handlers: Handlers, model: LoadedModel, controls: list[Any]) -> None:

@@ -97,7 +97,7 @@ class Talk:
 
 
 def _text(text: str) -> Message:
-    # gr.Chatbot takes text for HTML, also where it renders no Markdown; and what visitors and models write is no markup.
+    # gr.Chatbot takes text for HTML, also where it renders no Markdown; what visitors and models write is neither.
     return {"type": "text", "text": html.escape(text, quote=False)}
 
 

@@ -15,8 +15,9 @@ from minigpt4.common.types import Sample
 from minigpt4.datasets.collate import collate
 from minigpt4.evaluation.scenes import Scene
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.processors.normalise import normalise
 from recipes.tiny.dialogues import alignment_prompts, short_caption
-from recipes.tiny.pictures import Pictures, normalise
+from recipes.tiny.pictures import Pictures
 
 Answers = Callable[[int, random.Random], str]
 

@@ -11,10 +11,10 @@ from minigpt4.evaluation.scenes import Scene
 from minigpt4.models.generation import Generator
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.multimodal_inputs import splice_images
+from minigpt4.processors.normalise import normalise
 from recipes.tiny.codes import encode_scene
 from recipes.tiny.language import CodeReader
 from recipes.tiny.oracle import Answerer
-from recipes.tiny.pictures import normalise
 
 _BATCH = 100
 _GREEDY = GenerationConfig(max_new_tokens=60)

@@ -14,7 +14,6 @@ from torch import Tensor
 from dataset.scenes.draw import draw_background, draw_scene
 from dataset.scenes.scene import REFERENCE_SIZE, PlacedScene, sample_split
 from minigpt4.evaluation.scenes import BACKGROUNDS, Scene
-from minigpt4.processors.image import CLIP_MEAN, CLIP_STD
 from recipes.tiny.codes import encode_scene
 
 EMPTY_SHARE = 0.05
@@ -39,12 +38,6 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.scenes)
-
-
-def normalise(images: Tensor) -> Tensor:
-    """uint8 pictures (B, 3, S, S) as the image processor gives them: float32, CLIP mean and deviation."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-    return (images.float() / 255 - mean) / std
 
 
 def draw_pictures(split: str, count: int, seed: str, patch: int, empty_share: float = EMPTY_SHARE) -> Pictures:

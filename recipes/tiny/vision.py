@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from minigpt4.models.qformer import QFormer
 from minigpt4.models.vision import VisionEncoder
+from minigpt4.processors.normalise import normalise
 from recipes.tiny.codes import ATTRIBUTES, CODE_LENGTH, MAX_OBJECTS, WORDS, position_name
 from recipes.tiny.optim import HybridOptimizer
-from recipes.tiny.pictures import BACKGROUND_SLOT, Pictures, normalise
+from recipes.tiny.pictures import BACKGROUND_SLOT, Pictures
 from recipes.tiny.sizes import IMAGE_SIZE, NUM_QUERIES, QFORMER_ARGS, VIT_ARGS, VIT_BLOCKS, VIT_NAME
 
 logger = logging.getLogger(__name__)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, Encoded, Sample
 from minigpt4.datasets.collate import collate
+from minigpt4.processors.normalise import normalise
 
 
 def sample_of(name: str, ids: list[int], targets: int, pictures: int = 1, skipped: tuple[str, ...] = ()) -> Sample:
@@ -37,3 +40,18 @@ def test_messages_of_all_samples_are_kept() -> None:
     batch = collate([sample_of("a", [1], 1, skipped=("x", "y")), sample_of("b", [1], 1, skipped=("z",))])
     assert batch.skipped == ["x", "y", "z"]
     assert batch.to("cpu").skipped == ["x", "y", "z"]
+
+
+def test_pictures_stay_uint8() -> None:
+    levels = torch.full((3, 2, 2), 7, dtype=torch.uint8)
+    batch = collate([replace(sample_of(name, [1], 1), images=(levels,)) for name in "ab"])
+    assert batch.images is not None and batch.images.dtype is torch.uint8
+    assert batch.images.unique().tolist() == [7]
+
+
+def test_grey_levels_beside_a_users_floats_are_normalised() -> None:
+    levels = torch.full((3, 2, 2), 7, dtype=torch.uint8)
+    batch = collate([sample_of("floats", [1, 2], 1), replace(sample_of("levels", [1], 1), images=(levels,))])
+    assert batch.images is not None
+    assert batch.images[0].unique().tolist() == [2.0]
+    torch.testing.assert_close(batch.images[1], normalise(levels))

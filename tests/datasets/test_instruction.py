@@ -28,8 +28,14 @@ def test_a_sample_is_picture_prompt_and_answer(dataset: InstructionDataset, enco
     assert sample.instruction in dataset.prompts
     assert sample.encoded == encoder.example(sample.instruction, sample.answer)
     assert len(sample.images) == 1 and torch.equal(sample.images[0], dataset.open(3))
-    assert sample.images[0].shape == (3, SIDE, SIDE)
+    assert (sample.images[0].shape, sample.images[0].dtype) == ((3, SIDE, SIDE), torch.uint8)
     assert sample.skipped == ()
+
+
+def test_a_processor_of_the_users_own_gives_what_it_makes(dataset: InstructionDataset) -> None:
+    dataset.image_processor = lambda image: torch.full((3, SIDE, SIDE), float(image.width))
+    opened = dataset.open(3)
+    assert opened.dtype is torch.float32 and opened.unique().tolist() == [4.0]
 
 
 def test_what_is_random_depends_on_seed_pass_and_index_only(dataset: InstructionDataset) -> None:

@@ -16,8 +16,7 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "n
 @cache
 def language_model(kind: str, **options: Any) -> nn.Module:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        kind, vocab_size=VOCABULARY, intermediate_size=48, initializer_range=0.2, **SIZES, **options
-    )
+    sizes = SIZES | {"intermediate_size": 48, "vocab_size": VOCABULARY} | options
+    config = AutoConfig.for_model(kind, initializer_range=0.2, **sizes)
     model: nn.Module = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     return model

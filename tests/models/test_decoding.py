@@ -43,7 +43,7 @@ def prompts(count: int = len(LENGTHS)) -> list[Tensor]:
 def alone(kind: str, settings: GenerationConfig, stop: str = "") -> list[Answer]:
     """Each prompt by itself, through transformers."""
     reference = Generator(language_model(kind), Letters(), settings, stop)
-    return [reference._by_transformers([prompt])[0] for prompt in prompts()]
+    return [reference.by_transformers([prompt])[0] for prompt in prompts()]
 
 
 def generate(kind: str, settings: GenerationConfig, rows: int | None = None, stop: str = "") -> list[Answer]:

@@ -266,3 +266,10 @@ def test_qformer_names_survive_the_round_trip(parity_a: Case) -> None:
     assert len(ours) > 50
     for name, tensor in ours.items():
         assert torch.equal(tensor, published[name]), name
+
+
+def test_ln_vision_is_never_rounded(parity_a: Case) -> None:
+    model = build_model(model_config(parity_a.folder), CPU, torch.bfloat16)
+    assert model.qformer is not None
+    assert torch.equal(model.qformer.ln_vision.weight, parity_a.model.qformer.ln_vision.weight)
+    assert {tensor.dtype for tensor in model.qformer.bert.parameters()} == {torch.bfloat16}

@@ -8,7 +8,8 @@ from PIL import Image
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.registry import processors
-from minigpt4.processors.image import CLIP_MEAN, CLIP_STD, ImageProcessor, open_image
+from minigpt4.processors.image import ImageProcessor, open_image
+from minigpt4.processors.normalise import CLIP_MEAN, CLIP_STD
 
 ORIENTATION = 0x0112
 

@@ -44,7 +44,10 @@ def test_every_way_to_give_a_picture_is_the_same_picture(tmp_path: Path) -> None
     array = np.asarray(image)
     given = [path, str(path), path.read_bytes(), bytearray(path.read_bytes()), io.BytesIO(path.read_bytes()), image]
     given += [array, array / 255, torch.from_numpy(array.copy()), torch.from_numpy(array.copy()).permute(2, 0, 1)]
-    given += [torch.from_numpy(array / 255).permute(2, 0, 1), np.dstack([array, np.full(array.shape[:2], 255, np.uint8)])]
+    given += [
+        torch.from_numpy(array / 255).permute(2, 0, 1),
+        np.dstack([array, np.full(array.shape[:2], 255, np.uint8)]),
+    ]
     for value in given:
         picture = to_picture(value)
         assert picture.mode == "RGB"
@@ -98,7 +101,9 @@ def bomb() -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import traceback
 from collections.abc import Callable
 from datetime import datetime
@@ -77,6 +78,19 @@ def test_log_txt_holds_an_object_an_epoch(folder: Path) -> None:
     assert [line["samples_seen"] for line in lines] == [24, 48]
     assert all(0 < line["train_lr"] < 1e-3 and line["train_loss"] > 0 and line["val_loss"] > 0 for line in lines)
     assert all(line["skipped_images"] == 0 and line["seconds"] > 0 for line in lines)
+
+
+def test_speed_is_logged_beside_each_line_and_in_log_txt(folder: Path) -> None:
+    printed = (folder / "printed.txt").read_text()
+    speed = r"Speed: samples/s: (\S+)  tokens/s: (\d+)  padded tokens/s: (\d+)  mfu: (\d\.\d{3})"
+    found = re.findall(speed, printed)
+    assert len(found) == len(LOG_LINE.findall(printed))
+    assert all(float(samples) > 0 and int(tokens) == int(padded) > 0 for samples, tokens, padded, _ in found)
+    for line in map(json.loads, (folder / "log.txt").read_text().splitlines()):
+        assert line["samples_per_second"] * line["seconds"] == pytest.approx(24, rel=0.01)
+        assert 30 * line["samples_per_second"] < line["tokens_per_second"] < 60 * line["samples_per_second"]
+        assert line["padded_tokens_per_second"] == line["tokens_per_second"]
+        assert 0 < line["mfu"] < 2
 
 
 def test_checkpoints_have_the_published_layout(folder: Path) -> None:
@@ -217,10 +231,7 @@ def test_nothing_waits_for_the_device_between_log_points(train_here: Train, monk
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             if any(name in str(function) for name in WAITING):
-                stack = traceback.extract_stack()
-                # transformers looks once a forward whether several samples are packed into a row.
-                if not any(frame.filename.endswith("masking_utils.py") for frame in stack):
-                    waits.append(f"{function}: {stack[-3]}")
+                waits.append(f"{function}: {traceback.extract_stack()[-3]}")
             return function(*args, **(kwargs or {}))
 
     plain = EpochRunner._step

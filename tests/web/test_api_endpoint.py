@@ -52,7 +52,7 @@ def test_page_command_line_and_api_say_the_same(
 
 def test_mistakes_come_back_as_a_line_and_the_server_goes_on(address: str, files: list[str], broken: str) -> None:
     client = gradio_client.Client(address, verbose=False)
-    with pytest.raises(gradio_client.exceptions.AppError, match="image broken.png cannot be read"):
+    with pytest.raises(gradio_client.exceptions.AppError, match=r"image broken\.png cannot be read"):
         client.predict(image=gradio_client.handle_file(broken), api_name="/describe")
     with pytest.raises(gradio_client.exceptions.AppError, match="no image was given"):
         client.predict(image=None, api_name="/describe")

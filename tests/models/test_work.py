@@ -1,0 +1,77 @@
+"""The work of a step by formula, beside what torch counts while it runs."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from minigpt4.models.answer_losses import answer_losses
+from minigpt4.models.work import Work, WorkMeter, forward_flops
+from tests.models.parity import Case
+from tests.models.small_llm import language_model
+from tests.models.test_packing import LENGTHS, embeddings, make_batch
+
+
+def counted(model: nn.Module) -> float:
+    batch = make_batch()
+    with FlopCounterMode(display=False) as counter:
+        answer_losses(model, embeddings(model, batch), batch).sum().backward()
+    return float(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_the_formula_counts_what_is_computed(kind: str) -> None:
+    model = language_model(kind, hidden_size=128, intermediate_size=512)
+    # torch counts all of attention's square, and its backward 2.5 times: the sizes here keep attention's share small.
+    assert WorkMeter(model, 0.0).of(make_batch()).flops == pytest.approx(counted(model), rel=0.04)
+
+
+def test_a_frozen_weight_costs_four_operations_a_token_not_six() -> None:
+    model = language_model("llama")
+    layers = sum(p.numel() for p in model.model.layers.parameters() if p.ndim == 2)
+    work = WorkMeter(model, 0.0).of(make_batch())
+    assert 4 * layers * work.tokens < work.flops < 5 * layers * work.tokens
+
+
+def test_tokens_with_and_without_padding() -> None:
+    real = sum(map(sum, LENGTHS))
+    packed = WorkMeter(language_model("llama"), 0.0).of(make_batch())
+    assert (packed.samples, packed.tokens, packed.padded_tokens) == (4, real, real)
+    padded = WorkMeter(language_model("gemma2"), 0.0).of(make_batch())
+    assert (padded.samples, padded.tokens, padded.padded_tokens) == (4, real, 4 * max(map(sum, LENGTHS)))
+
+
+def test_pictures_cost_what_the_encoders_do_unless_a_cache_holds_their_features(parity_a: Case) -> None:
+    model = parity_a.model
+    inputs = parity_a.inputs["train_list"]
+    batch = parity_a.batch(inputs["images"], inputs["instruction"], inputs["answer"])
+    assert batch.images is not None
+    count = len(batch.images)
+    without = model.work_meter().of(replace(batch, images=None)).flops
+    image = forward_flops(model.encode_queries, batch.images[:1])
+    assert image > 0
+    assert model.work_meter().of(batch).flops == pytest.approx(without + count * image, rel=1e-6)
+    queries = model.encode_queries(batch.images)
+    assert model.work_meter().of(replace(batch, images=queries)).flops == without
+
+
+def test_quantised_layers_count_as_what_they_stand_for() -> None:
+    class Linear4bit(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(32, 48, bias=False)
+            self.weight = nn.Parameter(torch.zeros(32 * 48 // 2, 1))
+
+    plain, quantised = language_model("llama"), deepcopy(language_model("llama"))
+    for layer in quantised.model.layers:
+        layer.mlp.gate_proj = Linear4bit()
+    batch = make_batch()
+    assert WorkMeter(quantised, 0.0).of(batch) == WorkMeter(plain, 0.0).of(batch)
+
+
+def test_work_adds_up() -> None:
+    assert Work(1, 2, 3, 4) + Work(10, 20, 30, 40) == Work(11, 22, 33, 44)
