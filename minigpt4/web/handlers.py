@@ -88,7 +88,7 @@ class Handlers:
             if not image:
                 raise MiniGPT4Error("no image was given")
             picture = to_picture(image, Path(image).name)
-            return self.models[0].describe(picture, prompt or None, **generation_settings(*controls))  # type: ignore[typeddict-item]
+            return self.models[0].describe(picture, prompt or None, **generation_settings(*controls))
         except MiniGPT4Error as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
