@@ -81,6 +81,8 @@ class ModelConfig:
     """Load the language model in 8 or 4 bit (bitsandbytes), on this process's own device."""
     precision: Precision = Precision.auto
     """Number format of the frozen weights."""
+    compile: bool = False
+    """Compile the blocks of the frozen parts by torch.compile when they are first used (minutes for a large model)."""
     ckpt: str | None = None
     """Checkpoint with the projection to start from; null: a fresh one."""
     prompt_path: str | None = None
@@ -207,6 +209,9 @@ class RunConfig:
     max_epoch: int = 5
     iters_per_epoch: int | None = None
     """Optimizer steps an epoch; null: once through the data."""
+    group_by_length: int = 1
+    """Optimizer steps whose samples are sorted by length together, so that a batch needs less padding; 1: not at all.
+    Of use only to language models that cannot do without padding."""
     num_workers: int = 4
     """Loader processes a training process."""
     train_splits: list[str] = field(default_factory=lambda: ["train"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -104,6 +104,18 @@ class SampleOrder:
         return passes[draw]
 
 
+class Order(Protocol):
+    """Where a sampler's samples come from; `SampleOrder`, or one that changes it."""
+
+    def drawn_before(self, position: int) -> np.ndarray:
+        """Samples of each dataset at positions below `position`."""
+        ...
+
+    def keys(self, start: int, stop: int, drawn: np.ndarray | None = None) -> list[Key]:
+        """The samples at [start, stop)."""
+        ...
+
+
 class StepSampler(Sampler[list[Key]]):
     """One process's micro-batches of the steps [start_step, stop_step).
 
@@ -119,7 +131,7 @@ class StepSampler(Sampler[list[Key]]):
 
     def __init__(
         self,
-        order: SampleOrder,
+        order: Order,
         *,
         batch_size: int,
         accumulation: int = 1,

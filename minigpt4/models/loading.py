@@ -17,6 +17,7 @@ from minigpt4.common.schema import ModelConfig
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.templates import configured_template
 from minigpt4.conversation.tokenizer import load_tokenizer
+from minigpt4.models.compiling import compile_blocks
 from minigpt4.models.llm import build_llm
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.qformer import QFormer, build_qformer, query_width
@@ -71,6 +72,8 @@ def build_minigpt4(
     encoder = build_encoder(cfg)
     vision, qformer = build_encoders(cfg, device, dtype) if with_encoders else (None, None)
     llm = build_llm(llm_folder, cfg.low_resource, dtype, device)
+    if cfg.compile:
+        compile_blocks(vision, qformer, llm)
     base = {key.removeprefix("model."): fingerprint(path) for key, path in files.items() if key != "model.ckpt"}
     base["llama_model"] = fingerprint(llm_folder)
     model = MiniGPT4(vision, qformer, llm, encoder, query_width(cfg.q_former_args), base)

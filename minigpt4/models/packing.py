@@ -85,6 +85,7 @@ def _causal(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scalin
     return out
 
 
+@torch.compiler.disable  # lengths are plain numbers here: each batch's would be compiled anew
 def _attend(
     module: nn.Module,
     query: Tensor,
