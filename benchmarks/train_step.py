@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from statistics import median
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.machine import describe_machine, interleaved
+from benchmarks.machine import as_torch_is, describe_machine, interleaved
 from benchmarks.presets import PRESETS, build_ours, build_peer
-from benchmarks.report import DTYPES, add_common_arguments, peer_dtype, report
+from benchmarks.report import DTYPES, add_common_arguments, peer_dtype, prepare_device, report
 from benchmarks.samples import for_peer, make_batches, make_samples
 from minigpt4.common.types import Batch
 from minigpt4.models.answer_losses import padded_losses
@@ -24,15 +23,8 @@ from minigpt4.runners.peak import matmul_peak
 
 LEARNING_RATE = 1e-5
 Loss = Callable[[MiniGPT4, Batch], Tensor]
-
-
-@dataclass(slots=True)
-class Steps:
-    """Work that trains on every batch once, and the sum of losses it found."""
-
-    run: Callable[[], None]
-    batches: int
-    loss: Tensor | None = None
+Steps = Callable[[], Tensor]
+"""Training on every batch once; gives the sum of the losses."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -71,7 +63,7 @@ def our_steps(model: MiniGPT4, batches: Sequence[Batch], loss_of: Loss) -> Steps
     own.llama_proj = deepcopy(model.llama_proj)
     optimizer = torch.optim.AdamW(own.llama_proj.parameters(), lr=LEARNING_RATE)
 
-    def train() -> None:
+    def train() -> Tensor:
         total = torch.zeros((), device=model.device)
         for batch in batches:
             loss = loss_of(own, batch.to(model.device))
@@ -79,10 +71,9 @@ def our_steps(model: MiniGPT4, batches: Sequence[Batch], loss_of: Loss) -> Steps
             optimizer.step()
             optimizer.zero_grad()
             total += loss.detach()
-        steps.loss = total
+        return total
 
-    steps = Steps(train, len(batches))
-    return steps
+    return train
 
 
 def their_steps(peer: Any, batches: Sequence[Batch], device: torch.device) -> Steps:
@@ -91,7 +82,7 @@ def their_steps(peer: Any, batches: Sequence[Batch], device: torch.device) -> St
     inputs = [for_peer(batch) for batch in batches]
     dtype = next(peer.language_model.parameters()).dtype
 
-    def train() -> None:
+    def train() -> Tensor:
         total = torch.zeros((), device=device)
         for batch, tensors in zip(batches, inputs, strict=True):
             moved = {name: tensor.to(device) for name, tensor in tensors.items()}
@@ -101,10 +92,9 @@ def their_steps(peer: Any, batches: Sequence[Batch], device: torch.device) -> St
             optimizer.step()
             optimizer.zero_grad()
             total += loss.detach() * batch.num_targets
-        steps.loss = total
+        return total
 
-    steps = Steps(train, len(batches))
-    return steps
+    return train
 
 
 def cached(batch: Batch, model: MiniGPT4) -> Batch:
@@ -120,7 +110,7 @@ def floor_seconds(model: MiniGPT4, batches: Sequence[Batch], dtype: torch.dtype)
 
 def main() -> None:
     args = parse_arguments()
-    device, dtype, preset = torch.device(args.device), DTYPES[args.dtype], PRESETS[args.preset]
+    device, dtype, preset = prepare_device(args.device), DTYPES[args.dtype], PRESETS[args.preset]
     ours = build_ours(preset, dtype, device)
     samples = make_samples(ours.encoder, args.batches * args.batch_size)
     batches = make_batches(samples, args.batch_size)
@@ -136,23 +126,22 @@ def main() -> None:
     }
     if not args.without_peer:
         theirs = peer_dtype(args.dtype, device)
-        works = {f"peer, {theirs}": their_steps(build_peer(preset, ours, DTYPES[theirs]), batches, device)} | works
+        peer = their_steps(build_peer(preset, ours, DTYPES[theirs]), batches, device)
+        works = {f"peer, {theirs}": as_torch_is(peer), "the same with our matrix products": peer} | works
     if args.compile:
         compile_blocks(ours.visual_encoder, ours.qformer, ours.llama_model)
-    seconds = interleaved({name: steps.run for name, steps in works.items()}, args.rounds, device)
-    first = next(iter(works))
-    rows = {}
+    measured = interleaved(works, args.rounds, device)
+    first = next(iter(measured.values()))
     floors = {False: floor_seconds(ours, batches, dtype), True: floor_seconds(ours, features, dtype)}
-    for row, steps in works.items():
-        taken = median(seconds[row]) / steps.batches
-        loss, reference = steps.loss, works[first].loss
-        assert loss is not None and reference is not None
-        rows[row] = {
-            "seconds a step": taken,
-            "times as fast": median(seconds[first]) / steps.batches / taken,
-            "times the floor": taken / floors["cache" in row],
-            "loss differs by": float((loss.double() - reference.double()).abs() / reference.double()),
+    rows = {
+        row: {
+            "seconds a step": one.seconds / args.batches,
+            "times as fast": first.seconds / one.seconds,
+            "times the floor": one.seconds / args.batches / floors["cache" in row],
+            "loss differs by": float(((one.result - first.result) / first.result).abs()),
         }
+        for row, one in measured.items()
+    }
     tokens = [length for batch in batches for length in batch.lengths]
     padded = sum(batch.input_ids.numel() for batch in batches)
     facts = {
