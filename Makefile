@@ -49,9 +49,13 @@ format: $(VENV)/.installed-dev ## Rewrite files in the house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-dev ## Measure a training step beside transformers' BLIP-2 on the same weights
+bench: $(VENV)/.installed-dev ## Measure steps, captions, loading, pictures and the cache beside what people use (ten minutes)
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.train_step --dtype bfloat16
+	$(BIN)/python -m benchmarks.generate
+	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.cache
 
 clean: ## Remove what was built and measured
 	rm -rf output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*
