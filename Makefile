@@ -52,9 +52,13 @@ format: $(VENV)/.installed-dev ## Rewrite files in the house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-dev ## Measure a training step beside transformers' BLIP-2, and the chat's first token
+bench: $(VENV)/.installed-dev ## Measure steps, captions, loading, pictures and the cache beside what people use (ten minutes)
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.train_step --dtype bfloat16
+	$(BIN)/python -m benchmarks.generate
+	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.cache
 	$(BIN)/python -m benchmarks.chat
 
 clean: ## Remove what was built and measured

@@ -126,8 +126,8 @@ def main() -> None:
     }
     if not args.without_peer:
         theirs = peer_dtype(args.dtype, device)
-        peer = their_steps(build_peer(preset, ours, DTYPES[theirs]), batches, device)
-        works = {f"peer, {theirs}": as_torch_is(peer), "the same with our matrix products": peer} | works
+        peers = [their_steps(build_peer(preset, ours, DTYPES[theirs]), batches, device) for _ in range(2)]
+        works = {f"peer, {theirs}": as_torch_is(peers[0]), "the same with our matrix products": peers[1]} | works
     if args.compile:
         compile_blocks(ours.visual_encoder, ours.qformer, ours.llama_model)
     measured = interleaved(works, args.rounds, device)
