@@ -14,6 +14,7 @@ from torch import Tensor
 from minigpt4.chat_session import Chat
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.matmul import use_onednn_where_exact
 from minigpt4.common.schema import Config, GenerationConfig, Precision
 from minigpt4.common.settings import changed
 from minigpt4.conversation.template import with_image_tag
@@ -202,6 +203,8 @@ def from_config(
         raise ConfigError(f"precision: '{precision}' should be one of {', '.join(known.value for known in Precision)}")
     wanted = cfg.evaluation.precision if precision == "auto" else Precision(precision)
     where = _device(cfg.run.device if device == "auto" else device)
+    if where.type == "cpu":
+        use_onednn_where_exact()
     return LoadedModel(build_model(cfg.model, where, evaluation_dtype(wanted, where)), cfg)
 
 
