@@ -7,7 +7,7 @@ STAGES := output/stages
 CURATE = $(BIN)/python -m minigpt4.curate
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart stages test check lint type format bench clean
+.PHONY: help install quickstart stages demo test check lint type format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,9 @@ stages: $(VENV)/.installed ## Both stages from nothing on drawn scenes, with sta
 	$(BIN)/python eval_scripts/eval_flickr30k.py --cfg-path eval_configs/scenes_stages.yaml \
 		--ckpt $(STAGES)/stage1.pth $(STAGES)/stage2.pth
 
+demo: $(VENV)/.installed-dev ## Open the chat page on the tiny model
+	$(BIN)/python demo.py
+
 test: $(VENV)/.installed-dev ## Run the tests, with line coverage of the package
 	$(BIN)/python -m pytest --cov=minigpt4 --cov-report=term:skip-covered $(TESTS)
 
@@ -71,9 +74,14 @@ format: $(VENV)/.installed-dev ## Rewrite files in the house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-dev ## Measure a training step beside transformers' BLIP-2 on the same weights
+bench: $(VENV)/.installed-dev ## Measure steps, captions, loading, pictures and the cache beside what people use (ten minutes)
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.train_step --dtype bfloat16
+	$(BIN)/python -m benchmarks.generate
+	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.cache
+	$(BIN)/python -m benchmarks.chat
 
 clean: ## Remove what was built and measured
 	rm -rf output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -19,13 +19,14 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from benchmarks.machine import describe_machine, interleaved, timed
+from benchmarks.machine import describe_machine, interleaved
 from minigpt4.common.types import Encoded, Sample
 from minigpt4.datasets.collate import collate
 from minigpt4.datasets.loaders import BatchLoader
 from minigpt4.processors.image import ImageProcessor, load_picture, open_image
 from minigpt4.processors.normalise import CLIP_MEAN, CLIP_STD, normalise
 from minigpt4.processors.pixels import plain_pixels
+from minigpt4.runners.peak import timed
 
 CPU = torch.device("cpu")
 SIZE = 224
@@ -142,7 +143,7 @@ def measure(paths: Sequence[Path], args: argparse.Namespace) -> dict[str, Any]:
     """Every figure; on one thread."""
     processor = ImageProcessor(SIZE)
     encoded = [torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for path in paths]
-    seconds = interleaved(
+    measured = interleaved(
         {
             PILLOW: each(pillow_pipeline(), paths),
             OURS: each(lambda path: normalise(load_picture(path, processor)), paths),
@@ -153,14 +154,14 @@ def measure(paths: Sequence[Path], args: argparse.Namespace) -> dict[str, Any]:
         CPU,
     )
     ratios = {
-        name: median(pillow / own for pillow, own in zip(seconds[PILLOW], times, strict=True))
-        for name, times in seconds.items()
+        name: median(pillow / own for pillow, own in zip(measured[PILLOW].times, one.times, strict=True))
+        for name, one in measured.items()
     }
     return {
         "machine": describe_machine(CPU),
         "photographs": "drawn" if args.images is None else "given",
         "mean_kilobytes": sum(map(len, encoded)) / len(encoded) / 1000,
-        "images_per_second_and_core": {name: len(paths) / median(times) for name, times in seconds.items()},
+        "images_per_second_and_core": {name: len(paths) / one.seconds for name, one in measured.items()},
         "times_as_fast_as_pillow": ratios,
         "grey_levels_apart": levels_apart(paths, processor),
         "workers": args.workers,

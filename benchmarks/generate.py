@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.answers import make_prompts, teach
-from benchmarks.machine import describe_machine, interleaved
+from benchmarks.machine import as_torch_is, describe_machine, interleaved
 from benchmarks.presets import IMAGE_SIZE, IMAGE_TOKEN_ID, PRESETS, build_ours, build_peer
-from benchmarks.report import DTYPES, add_common_arguments, peer_dtype, report
+from benchmarks.report import DTYPES, add_common_arguments, peer_dtype, prepare_device, report
 from minigpt4.common.schema import GenerationConfig
 from minigpt4.common.types import IMAGE_POSITION
 from minigpt4.models.generation import Generator
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.tasks.captioning import SHARING
 
 Texts = list[list[int]]
 MAX_NEW_TOKENS = 120
@@ -39,11 +38,10 @@ def encoded(model: MiniGPT4, pictures: Tensor, size: int) -> Tensor:
     return torch.cat([model.encode_queries(batch.to(model.device)) for batch in pictures.split(size)])
 
 
-def our_answers(model: MiniGPT4, prompts: Texts, pictures: Tensor | None, queries: Tensor, size: int) -> Texts:
-    """As evaluation generates; from `pictures`, or where these are None from their queries."""
-    seen = queries if pictures is None else encoded(model, pictures, size)
+def our_answers(model: MiniGPT4, prompts: Texts, queries: Tensor, rows: int) -> Texts:
+    """Continuing so many prompts at the same time."""
     settings = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS)
-    return [list(answer.token_ids) for answer in model.generate(prompts, settings, queries=seen, rows=size)]
+    return [list(answer.token_ids) for answer in model.generate(prompts, settings, queries=queries, rows=rows)]
 
 
 def plain_answers(model: MiniGPT4, prompts: Texts, pictures: Tensor, size: int) -> Texts:
@@ -81,7 +79,7 @@ def their_answers(peer: Any, prompts: Texts, pictures: Tensor, size: int) -> Tex
 
 def main() -> None:
     args = parse_arguments()
-    device, preset = torch.device(args.device), PRESETS[args.preset]
+    device, preset = prepare_device(args.device), PRESETS[args.preset]
     ours = build_ours(preset, DTYPES[args.dtype], device)
     prompts, answers = make_prompts(ours.encoder, args.pictures)
     teach(ours.llama_model, prompts, answers)
@@ -89,36 +87,36 @@ def main() -> None:
     peer = build_peer(preset, ours, DTYPES[theirs])
     pictures = torch.randn(args.pictures, 3, IMAGE_SIZE, IMAGE_SIZE)
     queries, size = encoded(ours, pictures, args.batch_size), args.batch_size
-    said: dict[str, Texts] = {}
-
-    def kept(name: str, work: Callable[[], Texts]) -> Callable[[], None]:
-        return lambda: said.update({name: work()})
-
+    rows = SHARING * size  # as evaluation does
+    name = f"ours, {args.dtype}"
     works = {
-        f"peer, {theirs}": lambda: their_answers(peer, prompts, pictures, size),
-        f"ours, {args.dtype}, plain path": lambda: plain_answers(ours, prompts, pictures, size),
-        f"ours, {args.dtype}": lambda: our_answers(ours, prompts, pictures, queries, size),
-        f"ours, {args.dtype}, from the feature cache": lambda: our_answers(ours, prompts, None, queries, size),
+        f"peer, {theirs}, {size} at a time": as_torch_is(lambda: their_answers(peer, prompts, pictures, size)),
+        f"peer, {theirs}, {rows} at a time": as_torch_is(lambda: their_answers(peer, prompts, pictures, rows)),
+        "the same with our matrix products": lambda: their_answers(peer, prompts, pictures, rows),
+        f"{name}, plain path, {size} at a time": lambda: plain_answers(ours, prompts, pictures, size),
+        f"{name}, {size} rows": lambda: our_answers(ours, prompts, encoded(ours, pictures, size), size),
+        f"{name}, {rows} rows": lambda: our_answers(ours, prompts, encoded(ours, pictures, size), rows),
+        f"{name}, {rows} rows, from the feature cache": lambda: our_answers(ours, prompts, queries, rows),
     }
-    seconds = interleaved({name: kept(name, work) for name, work in works.items()}, args.rounds, device)
+    measured = interleaved(works, args.rounds, device)
     wanted = [answer[:-1] for answer in answers]
-    slowest = median(next(iter(seconds.values())))
-    rows = {
+    first = next(iter(measured.values())).seconds
+    figures = {
         name: {
-            "seconds": median(times),
-            "times as fast": slowest / median(times),
-            "captions/s": args.pictures / median(times),
-            "tokens/s": sum(map(len, answers)) / median(times),
-            "identical texts": f"{sum(map(list.__eq__, said[name], wanted))} of {len(wanted)}",
+            "seconds": one.seconds,
+            "times as fast": first / one.seconds,
+            "captions/s": args.pictures / one.seconds,
+            "tokens/s": sum(map(len, answers)) / one.seconds,
+            "identical texts": f"{sum(map(list.__eq__, one.result, wanted))} of {len(wanted)}",
         }
-        for name, times in seconds.items()
+        for name, one in measured.items()
     }
     facts = {
         "machine": describe_machine(device),
         "answers": f"{min(map(len, answers))} to {max(map(len, answers))} tokens, {sum(map(len, answers))} together",
     }
     title = f"Greedy captions of {args.pictures} pictures, {preset.name} preset, batch {size}"
-    report(title, rows, facts, args.out)
+    report(title, figures, facts, args.out)
 
 
 if __name__ == "__main__":

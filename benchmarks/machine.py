@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Generic, TypeVar
 
 import torch
 
+from minigpt4.common.matmul import torchs_own_products
 from minigpt4.runners.peak import timed
+
+T = TypeVar("T")
 
 
 def describe_machine(device: torch.device) -> str:
@@ -26,18 +32,44 @@ def _processor() -> str:
         return f"{platform.processor() or platform.machine()} ({os.cpu_count()} cores)"
 
 
-def interleaved(works: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each piece of work, taken in turns so that a drifting machine treats all alike.
+def as_torch_is(work: Callable[[], T]) -> Callable[[], T]:
+    """The work with torch's own choice of library for matrix products, as programs other than ours run it."""
+
+    def run() -> T:
+        with torchs_own_products():
+            return work()
+
+    return run
+
+
+@dataclass(slots=True)
+class Measured(Generic[T]):
+    """A piece of work, done several times.
+
+    Attributes:
+        times: Seconds of each counted time.
+        result: Of the last.
+    """
+
+    times: list[float]
+    result: T
+
+    @property
+    def seconds(self) -> float:
+        """The median."""
+        return median(self.times)
+
+
+def interleaved(works: Mapping[str, Callable[[], T]], rounds: int, device: torch.device) -> dict[str, Measured[T]]:
+    """Each piece of work, taken in turns so that a drifting machine treats all alike.
 
     Args:
         works: name -> work; each is run once beforehand, uncounted.
         rounds: times each is counted.
         device: where the work happens.
     """
-    for work in works.values():
-        timed(work, device)
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+    measured = {name: Measured([], work()) for name, work in works.items()}
     for _ in range(rounds):
         for name, work in works.items():
-            seconds[name].append(timed(work, device))
-    return seconds
+            measured[name].times.append(timed(lambda: setattr(measured[name], "result", work()), device))  # noqa: B023
+    return measured

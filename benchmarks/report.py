@@ -11,6 +11,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from minigpt4.common.matmul import use_onednn_where_exact
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Row = dict[str, float | str]
 
@@ -25,6 +27,14 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def peer_dtype(name: str, device: torch.device) -> str:
     """The peer computes in our number format; on a CPU, whose bfloat16 it cannot use well, in float32."""
     return name if device.type == "cuda" else "float32"
+
+
+def prepare_device(name: str) -> torch.device:
+    """The device, set up as the project's programs set it up."""
+    device = torch.device(name)
+    if device.type == "cpu":
+        use_onednn_where_exact()
+    return device
 
 
 def report(title: str, rows: dict[str, Row], facts: dict[str, Any], out: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 import torch
@@ -21,20 +22,22 @@ def _numbers(draw: Random, count: int) -> str:
     return " ".join(str(draw.randrange(10, 31_000)) for _ in range(count))
 
 
-def make_batches(encoder: PromptEncoder, count: int, batch_size: int) -> list[Batch]:
-    """Batches of random pictures, prompts and answers, the same on every machine."""
+def make_samples(encoder: PromptEncoder, count: int) -> list[Sample]:
+    """Random pictures, prompts and answers, the same on every machine."""
     draw = Random("samples")
     torch.manual_seed(0)
-    batches = []
-    for _ in range(count):
-        samples = []
-        for number in range(batch_size):
-            instruction = f"{_numbers(draw, BEFORE)} {IMAGE_TOKEN} {_numbers(draw, AFTER)}"
-            encoded = encoder.example(instruction, _numbers(draw, draw.randint(*ANSWER)))
-            picture = torch.randn(3, IMAGE_SIZE, IMAGE_SIZE)
-            samples.append(Sample(image_id=str(number), images=(picture,), encoded=encoded))
-        batches.append(collate(samples))
-    return batches
+    samples = []
+    for number in range(count):
+        instruction = f"{_numbers(draw, BEFORE)} {IMAGE_TOKEN} {_numbers(draw, AFTER)}"
+        encoded = encoder.example(instruction, _numbers(draw, draw.randint(*ANSWER)))
+        picture = torch.randn(3, IMAGE_SIZE, IMAGE_SIZE)
+        samples.append(Sample(image_id=str(number), images=(picture,), encoded=encoded))
+    return samples
+
+
+def make_batches(samples: Sequence[Sample], batch_size: int) -> list[Batch]:
+    """The samples in their order, so many a batch."""
+    return [collate(samples[start : start + batch_size]) for start in range(0, len(samples), batch_size)]
 
 
 def for_peer(batch: Batch) -> dict[str, Tensor]:

@@ -1,6 +1,9 @@
 """Align a frozen vision encoder with a frozen language model by training one small projection."""
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -8,3 +11,17 @@ __version__ = "0.1.0"
 # same cores, a spinning thread keeps the one it waits for from running; a training step of the tiny model on two busy
 # cores took 3.6 s instead of 0.2 s.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if TYPE_CHECKING:
+    from minigpt4.api import LoadedModel, load
+
+__all__ = ["LoadedModel", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """`load` and `LoadedModel` bring torch along, so they come when they are asked for."""
+    if name not in ("load", "LoadedModel"):
+        raise AttributeError(f"module 'minigpt4' has no attribute '{name}'")
+    from minigpt4 import api
+
+    return getattr(api, name)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from minigpt4.api import LoadedModel, load
 from tests.models.parity import Case
 
 
@@ -24,3 +25,9 @@ def shared_data() -> Path:
 def parity_a() -> Case:
     """The model with the small random weights that ship with the tests."""
     return Case(Path(__file__).parent / "fixtures" / "parity_a")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> LoadedModel:
+    """The model that ships with the package, aligned."""
+    return load(device="cpu")

@@ -53,3 +53,8 @@ def test_a_missing_picture_is_one_line(project: Path, capsys: pytest.CaptureFixt
         main(["--cfg-path", "config.yaml", "--image", "none.png", "--ask", "What is it?"])
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: image none.png does not exist\n"
+
+
+def test_without_a_configuration_the_embedded_model_speaks(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--image", "picture.png", "--ask", "What is in this picture?"])
+    assert "red circle" in capsys.readouterr().out

@@ -22,6 +22,7 @@ LEVELS = {
     "tasks": 3,
     "runners": 4,
     "curate": 5,
+    "web": 5,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
@@ -75,7 +76,14 @@ def test_scripts_are_not_imported_by_the_package() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["minigpt4", "minigpt4.common.config", "minigpt4.common.cli", "minigpt4.datasets.flickr30k_prepare"]
+    "module",
+    [
+        "minigpt4",
+        "minigpt4.common.config",
+        "minigpt4.common.cli",
+        "minigpt4.datasets.flickr30k_prepare",
+        "minigpt4.chat",
+    ],
 )
 def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import {module}, sys; print([name for name in ('torch', 'transformers') if name in sys.modules])"

@@ -50,6 +50,12 @@ class Layer:
     values: DictConfig
 
 
+_EMBEDDED = Layer(
+    "the embedded model",
+    OmegaConf.create({"model": {"arch": "minigpt4", "model_type": "tiny", "ckpt": "${asset:tiny/aligned.pth}"}}),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
     """The configuration, its plain form for files, and the layer that set each value."""
@@ -64,9 +70,10 @@ class LoadedConfig:
             yield key, value, self.origins.get(key, "schema default")
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--cfg-path`, `--options` and `--print-config` to a script's parser."""
-    parser.add_argument("--cfg-path", required=True, help="YAML file of the run")
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add `--cfg-path`, `--options` and `--print-config` to a script's parser; without a file: the tiny model."""
+    embedded = "" if required else " (default: the tiny model that ships with the package)"
+    parser.add_argument("--cfg-path", required=required, help=f"YAML file of the run{embedded}")
     parser.add_argument(
         "--options",
         nargs="+",
@@ -80,11 +87,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_config(path: str | Path, options: Sequence[str] = ()) -> LoadedConfig:
+def load_config(path: str | Path | None, options: Sequence[str] = ()) -> LoadedConfig:
     """Read `path` and everything it builds on.
 
     Args:
-        path: The user's YAML file.
+        path: The user's YAML file; None: the tiny model that ships with the package.
         options: `a.b=c` strings, as given to `--options`.
 
     Raises:
@@ -92,7 +99,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> LoadedConfig:
             mandatory value that is not set; the message names file and key.
     """
     _register_resolvers()
-    user = Layer(str(path), _read_yaml(Path(path)))
+    user = _EMBEDDED if path is None else Layer(str(path), _read_yaml(Path(path)))
     overrides = Layer("--options", _read_options(options))
     peek = OmegaConf.merge(user.values, overrides.values)
     assert isinstance(peek, DictConfig)

@@ -90,6 +90,8 @@ class ModelConfig:
     """Load the language model in 8 or 4 bit (bitsandbytes), on this process's own device."""
     precision: Precision = Precision.auto
     """Number format of the frozen weights."""
+    compile: bool = False
+    """Compile the blocks of the frozen parts by torch.compile when they are first used (minutes for a large model)."""
     ckpt: str | None = None
     """Checkpoint with the projection to start from; null: a fresh one."""
     prompt_path: str | None = None
@@ -98,6 +100,10 @@ class ModelConfig:
     """Dialogue template around an instruction; `{}` marks its place."""
     end_sym: str = "###"
     """Ends an answer in training, and stops generation."""
+    template: str | None = None
+    """A template by name instead: vicuna0, vicuna0_demo, llama2, minigpt_v2, or chat (the language model's own)."""
+    system: str = ""
+    """System message of every prompt, where the template places it."""
     max_txt_len: int = 160
     """Tokens of an answer (with its end) kept in training."""
     max_context_len: int = 3800
@@ -221,6 +227,9 @@ class RunConfig:
     max_epoch: int = 5
     iters_per_epoch: int | None = None
     """Optimizer steps an epoch; null: once through the data."""
+    group_by_length: int = 1
+    """Optimizer steps whose samples are sorted by length together, so that a batch needs less padding; 1: not at all.
+    Of use only to language models that cannot do without padding."""
     num_workers: int = 4
     """Loader processes a training process."""
     train_splits: list[str] = field(default_factory=lambda: ["train"])

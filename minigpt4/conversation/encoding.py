@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from minigpt4.common.errors import DataError
+from minigpt4.common.text import whole_characters
 from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, IMAGE_TOKEN, Encoded
 from minigpt4.conversation.template import Template, check_placeholders
 from minigpt4.conversation.tokenizer import Tokenizer
@@ -48,18 +49,32 @@ class PromptEncoder:
 
     def rendered(self, text: str, num_images: int = 1, source: str = "prompt") -> list[int]:
         """Ids of BOS and a text to which the template was applied already; errors as for `prompt`."""
+        ids = self.lay_out(text, num_images, source)
+        self.check_length(ids, source, self.max_context_len)
+        return ids
+
+    def lay_out(self, text: str, num_images: int, source: str) -> list[int]:
+        """The same, of any length."""
         check_placeholders(text, num_images, source)
         ids = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        for index, segment in enumerate(text.split(IMAGE_TOKEN)):
+        for index, segment in enumerate(whole_characters(text).split(IMAGE_TOKEN)):
             if index:
                 ids.extend([IMAGE_POSITION] * self.num_image_tokens)
             ids.extend(self.tokenizer.encode(segment))
-        if len(ids) > self.max_context_len:
-            raise DataError(
-                f"{source}: the prompt has {len(ids)} tokens with its images, model.max_context_len allows "
-                f"{self.max_context_len}; shorten it or raise the limit"
-            )
         return ids
+
+    def check_length(self, ids: Sequence[int], source: str, room: int) -> None:
+        """Refuse a prompt of more than `room` tokens.
+
+        Raises:
+            DataError: It is longer.
+        """
+        if len(ids) > room:
+            raise DataError(
+                f"{source}: the prompt has {len(ids)} tokens with its images, there is room for {room} "
+                "(model.max_context_len, and the language model's own context less max_new_tokens); shorten it, or "
+                "raise the limit"
+            )
 
     def example(self, instruction: str, answer: str, num_images: int = 1, source: str = "sample") -> Encoded:
         """A training example; labels stand on the answer and its end only. Errors as for `prompt`."""

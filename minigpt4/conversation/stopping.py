@@ -12,6 +12,15 @@ from transformers import StoppingCriteria
 from minigpt4.conversation.tokenizer import Tokenizer
 
 CONTEXT_TOKENS = 2
+_INCOMPLETE = "\ufffd"
+"""What the first tokens of a character decode to until its last one has come."""
+
+
+def settled(text: str, stop: str) -> str:
+    """What of a growing answer will stay: without a stop text or a character that has only begun."""
+    begun = (length for length in range(len(stop) - 1, 0, -1) if text.endswith(stop[:length]))
+    text = text[: len(text) - next(begun, 0)]
+    return text.rstrip(_INCOMPLETE).rstrip()
 
 
 class StopAtText(StoppingCriteria):

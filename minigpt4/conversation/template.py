@@ -17,28 +17,52 @@ NO_TEMPLATE = "{}"
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A turn of dialogue.
+    """How turns of dialogue are written.
 
     Attributes:
         pattern: Text around the instruction; `{}` marks its place.
         end: Ends an answer: learnt in training, stops generation.
+        opening: The pattern of the first turn, where it differs from that of the others.
+        with_system: The pattern of the first turn behind a system message, whose place `{system}` marks; without it
+            the message stands in front of the first turn.
+        joint: What stands between an answer and the next turn; None: `end`, once where the turn begins with it.
+        system: The system message; empty: none.
     """
 
     pattern: str
     end: str
+    opening: str = ""
+    with_system: str = ""
+    joint: str | None = None
+    system: str = ""
+
+    @property
+    def first(self) -> str:
+        """The pattern of the first turn, without a system message."""
+        return self.opening or self.pattern
 
     def render(self, instruction: str) -> str:
         """The prompt whose continuation is the answer."""
-        return self.pattern.replace("{}", instruction)
+        if not self.system:
+            return self.first.replace("{}", instruction)
+        before, after = (self.with_system or "{system}" + self.first).split("{}")
+        return before.replace("{system}", self.system) + instruction + after
+
+    def render_next(self, instruction: str) -> str:
+        """What follows an answer to ask for another one."""
+        turn = self.pattern.replace("{}", instruction)
+        if self.joint is not None:
+            return self.joint + turn
+        return turn if self.end and self.pattern.startswith(self.end) else self.end + turn
 
     def cut(self, text: str) -> str:
         """What stands before the first end mark, stripped."""
         return text.split(self.end, 1)[0].strip() if self.end else text.strip()
 
 
-def with_image_tag(question: str) -> str:
-    """`question` with the picture in front of it, unless it places the picture itself."""
-    return question if IMAGE_TOKEN in question else f"{IMAGE_TAG} {question}"
+def with_image_tag(question: str, images: int = 1) -> str:
+    """`question` with its pictures in front of it, unless it places them itself."""
+    return question if IMAGE_TOKEN in question else " ".join([IMAGE_TAG] * images + [question])
 
 
 def check_placeholders(instruction: str, num_images: int, source: str) -> None:

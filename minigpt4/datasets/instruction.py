@@ -119,7 +119,7 @@ class InstructionDataset(Dataset[Sample]):
         """
         chosen, image, skipped = self._first_readable(index, draw)
         record = self.records[chosen]
-        instruction, answer = self._texts(record, Random(f"{self.seed}-{draw}-{chosen}"))
+        instruction, answer = self._texts(chosen, draw)
         return Sample(
             image_id=record.image_id,
             images=(image,),
@@ -128,6 +128,10 @@ class InstructionDataset(Dataset[Sample]):
             answer=answer,
             skipped=skipped,
         )
+
+    def text_length(self, index: int, draw: int) -> int:
+        """Characters of what `sample` draws for a record, its picture not counted."""
+        return sum(map(len, self._texts(index, draw)))
 
     def _first_readable(self, index: int, draw: int) -> tuple[int, Tensor, tuple[str, ...]]:
         chosen = index
@@ -149,8 +153,9 @@ class InstructionDataset(Dataset[Sample]):
             "images=DIR or the environment variable MINIGPT4_DATA"
         )
 
-    def _texts(self, record: Record, generator: Random) -> tuple[str, str]:
-        """Instruction and answer of one pass."""
+    def _texts(self, index: int, draw: int) -> tuple[str, str]:
+        """Instruction and answer of a record in one pass."""
+        record, generator = self.records[index], Random(f"{self.seed}-{draw}-{index}")
         asked = record.question
         instruction = generator.choice(self.prompts) if asked is None else with_image_tag(asked)
         caption = " ".join(record.answers) if self.target is Target.joined else generator.choice(record.answers)

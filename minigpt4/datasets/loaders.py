@@ -14,9 +14,10 @@ from minigpt4.common.schema import Config
 from minigpt4.common.types import Batch
 from minigpt4.datasets.builders import common_setting
 from minigpt4.datasets.collate import collate
+from minigpt4.datasets.grouping import GroupedOrder
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.mixture import MixtureDataset
-from minigpt4.datasets.sampler import SampleOrder, StepSampler
+from minigpt4.datasets.sampler import Order, SampleOrder, StepSampler
 
 Datasets = Mapping[str, InstructionDataset]
 
@@ -60,25 +61,29 @@ def train_loader(
     for name in datasets:
         if cfg.datasets[name].sample_ratio <= 0:
             raise ConfigError(f"datasets.{name}.sample_ratio: {cfg.datasets[name].sample_ratio} should be above 0")
-    order = SampleOrder(
+    stream = SampleOrder(
         list(datasets),
         [len(dataset) for dataset in datasets.values()],
         [cfg.datasets[name].sample_ratio for name in datasets],
         cfg.run.seed,
         [dataset.order() for dataset in datasets.values()],
     )
+    order: Order = stream
+    mixture = MixtureDataset(list(datasets.values()))
+    batch_size = common_setting(cfg, datasets, "batch_size")
+    if cfg.run.group_by_length > 1:
+        step_size = batch_size * cfg.run.accum_grad_iters * world_size
+        order = GroupedOrder(stream, step_size, cfg.run.group_by_length, mixture.text_length)
     sampler = StepSampler(
         order,
-        batch_size=common_setting(cfg, datasets, "batch_size"),
+        batch_size=batch_size,
         accumulation=cfg.run.accum_grad_iters,
         world_size=world_size,
         rank=rank,
         start_step=start_step,
         stop_step=cfg.run.max_epoch * steps_per_epoch(cfg, datasets, world_size),
     )
-    return BatchLoader(
-        MixtureDataset(list(datasets.values())), batch_sampler=sampler, **_worker_options(cfg, cfg.run.num_workers)
-    )
+    return BatchLoader(mixture, batch_sampler=sampler, **_worker_options(cfg, cfg.run.num_workers))
 
 
 def valid_loader(cfg: Config, datasets: Datasets, *, world_size: int = 1, rank: int = 0) -> BatchLoader | None:

@@ -26,3 +26,7 @@ class MixtureDataset(Dataset[Sample]):
 
     def __getitem__(self, key: Key) -> Sample:
         return self.datasets[key.dataset].sample(key.record, key.draw)
+
+    def text_length(self, key: Key) -> int:
+        """Characters of a sample's instruction and answer; no picture is opened."""
+        return self.datasets[key.dataset].text_length(key.record, key.draw)

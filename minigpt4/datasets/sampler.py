@@ -8,7 +8,7 @@ on the same samples in each step, and a resumed run goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -96,6 +96,18 @@ class SampleOrder:
         return keys
 
 
+class Order(Protocol):
+    """Where a sampler's samples come from; `SampleOrder`, or one that changes it."""
+
+    def drawn_before(self, position: int) -> np.ndarray:
+        """Samples of each dataset at positions below `position`."""
+        ...
+
+    def keys(self, start: int, stop: int, drawn: np.ndarray | None = None) -> list[Key]:
+        """The samples at [start, stop)."""
+        ...
+
+
 class StepSampler(Sampler[list[Key]]):
     """One process's micro-batches of the steps [start_step, stop_step).
 
@@ -111,7 +123,7 @@ class StepSampler(Sampler[list[Key]]):
 
     def __init__(
         self,
-        order: SampleOrder,
+        order: Order,
         *,
         batch_size: int,
         accumulation: int = 1,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import StoppingCriteriaList
 
 from minigpt4.common.schema import GenerationConfig
-from minigpt4.conversation.stopping import StopAtText
+from minigpt4.conversation.stopping import StopAtText, settled
 from minigpt4.conversation.tokenizer import Tokenizer
 from minigpt4.models.choosing import TokenChoice
 from minigpt4.models.decoding import decode
@@ -70,13 +70,18 @@ class Generator:
     def stream(self, prompt: Tensor) -> Iterator[Answer]:
         """The answer to one prompt (T, D) as it grows, a token at a time; the work stops with the caller's interest.
 
-        Where `streams` is False, only the whole answer comes.
+        What has only begun (a character, a stop text) is held back until it is known what it becomes; the last item is
+        the whole answer. Where `streams` is False, only that comes.
         """
         if not self.streams:
             yield from self.answers([prompt])
             return
         for _, ids in self._steps([prompt], rows=1):
-            yield self._answer(ids)
+            answer = self._answer(ids)
+            shown = replace(answer, text=settled(answer.text, self.stop.stop))
+            yield shown
+        if shown != answer:
+            yield answer
 
     @property
     def streams(self) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from minigpt4.common.matmul import torchs_own_products
 from minigpt4.models.packing import Layout, Packed
 
 
@@ -25,30 +26,31 @@ class KeyValueCache:
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
 
-    def store(self, layer: int, places: Tensor, key: Tensor, value: Tensor) -> None:
-        """Write tokens.
+    def store(self, layer: int, rows: Tensor, positions: Tensor, key: Tensor, value: Tensor) -> None:
+        """Write n tokens.
 
         Args:
             layer: Of the model.
-            places: row * T + position of each of n tokens, (n,).
+            rows: Of each token, (n,).
+            positions: Of each token in its row, (n,).
             key: (n, heads, width of a head).
             value: The same.
         """
         for kept, new in ((self._keys, key), (self._values, value)):
             if layer not in kept:
-                kept[layer] = new.new_zeros(self.rows, self.length, *new.shape[1:])
-            kept[layer].flatten(0, 1).index_copy_(0, places, new)
+                kept[layer] = new.new_zeros(self.rows, new.shape[1], self.length, new.shape[2])
+            kept[layer][rows, :, positions] = new
 
     def read(self, layer: int, rows: int, length: int) -> tuple[Tensor, Tensor]:
         """The first tokens of the first rows: keys and values, each (rows, heads, length, width of a head)."""
-        return tuple(kept[layer][:rows, :length].transpose(1, 2) for kept in (self._keys, self._values))  # type: ignore[return-value]
+        return self._keys[layer][:rows, :, :length], self._values[layer][:rows, :, :length]
 
     @torch.inference_mode()
     def move(self, source: int, target: int, length: int) -> None:
         """Let a row take another's place."""
         for kept in (self._keys, self._values):
             for tensor in kept.values():
-                tensor[target, :length] = tensor[source, :length]
+                tensor[target, :, :length] = tensor[source, :, :length]
 
 
 class Prompts(Packed):
@@ -64,11 +66,12 @@ class Prompts(Packed):
     def __init__(self, lengths: Sequence[int], places: Tensor, cache: KeyValueCache, first_row: int) -> None:
         super().__init__(lengths, places)
         self.cache = cache
-        width = max(lengths)
-        self._kept_at = (first_row + places // width) * cache.length + places % width
+        self._rows = first_row + places // max(lengths)
+        self._positions = places % max(lengths)
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        self.cache.store(_layer(module), self._kept_at, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        tokens = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        self.cache.store(_layer(module), self._rows, self._positions, *tokens)
         return super().attend(module, query, key, value, scaling)
 
 
@@ -83,17 +86,27 @@ class NextTokens(Layout):
 
     def __init__(self, cache: KeyValueCache, positions: Tensor, length: int) -> None:
         self.cache = cache
-        rows = torch.arange(len(positions), device=positions.device)
-        self._kept_at = rows * cache.length + positions
+        self._rows = torch.arange(len(positions), device=positions.device)
+        self._positions = positions
         self._length = length
         self._seen = (torch.arange(length, device=positions.device) <= positions[:, None])[:, None, None]
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         layer = _layer(module)
-        self.cache.store(layer, self._kept_at, key.squeeze(2), value.squeeze(2))
+        self.cache.store(layer, self._rows, self._positions, key.squeeze(2), value.squeeze(2))
         keys, values = self.cache.read(layer, len(query), self._length)
+        if query.device.type == "cpu":
+            return self._by_products(query, keys, values, scaling)
         out: Tensor = sdpa_attention_forward(module, query, keys, values, self._seen, scaling=scaling)[0]
         return out
+
+    def _by_products(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        """For a single token the CPU's fused attention is slower than two products, several times in bfloat16."""
+        grouped = query.unflatten(1, (keys.shape[1], -1)).squeeze(3)
+        with torchs_own_products():  # the matrices are too small for oneDNN to be worth its preparations
+            scores = (grouped @ keys.mT).float().mul_(scaling).masked_fill_(~self._seen, -torch.inf)
+            out = scores.softmax(dim=3).to(values.dtype) @ values
+        return out.flatten(1, 2).unsqueeze(1)
 
 
 def _layer(module: nn.Module) -> int:

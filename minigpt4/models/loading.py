@@ -15,8 +15,10 @@ from minigpt4.common.paths import existing
 from minigpt4.common.registry import models
 from minigpt4.common.schema import ModelConfig
 from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.conversation.template import NO_TEMPLATE, Template
+from minigpt4.conversation.template import NO_TEMPLATE
+from minigpt4.conversation.templates import configured_template
 from minigpt4.conversation.tokenizer import load_tokenizer
+from minigpt4.models.compiling import compile_blocks
 from minigpt4.models.llm import build_llm
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.qformer import QFormer, build_qformer, query_width
@@ -31,7 +33,7 @@ def build_encoder(cfg: ModelConfig) -> PromptEncoder:
     folder = existing(cfg.llama_model, "model.llama_model", WEIGHTS, folder=True)
     return PromptEncoder(
         tokenizer=load_tokenizer(folder),
-        template=Template(pattern=cfg.prompt_template, end=cfg.end_sym),
+        template=configured_template(cfg),
         num_image_tokens=cfg.num_query_token,
         max_txt_len=cfg.max_txt_len,
         max_context_len=cfg.max_context_len,
@@ -71,6 +73,8 @@ def build_minigpt4(
     encoder = build_encoder(cfg)
     vision, qformer = build_encoders(cfg, device, dtype) if with_encoders else (None, None)
     llm = build_llm(llm_folder, cfg.low_resource, dtype, device)
+    if cfg.compile:
+        compile_blocks(vision, qformer, llm)
     base = {key.removeprefix("model."): fingerprint(path) for key, path in files.items() if key != "model.ckpt"}
     base["llama_model"] = fingerprint(llm_folder)
     model = MiniGPT4(vision, qformer, llm, encoder, query_width(cfg.q_former_args), base)
@@ -100,6 +104,18 @@ def load_projection(model: MiniGPT4, path: str | Path) -> None:
     model.load_trainable(model_state(content), str(path))
 
 
+def with_projection(model: MiniGPT4, path: str | Path) -> MiniGPT4:
+    """A second model with a checkpoint's projection and all frozen parts of `model`, which stay in memory once.
+
+    Raises:
+        CheckpointError: As for `load_projection`.
+    """
+    width = model.llama_proj.in_features
+    twin = MiniGPT4(model.visual_encoder, model.qformer, model.llama_model, model.encoder, width, model.base)
+    load_projection(twin, path)
+    return twin.eval()
+
+
 def _check_metadata(model: MiniGPT4, metadata: object, source: str) -> None:
     if not isinstance(metadata, dict):
         return  # a published checkpoint: it says nothing of its template
@@ -112,6 +128,13 @@ def _check_metadata(model: MiniGPT4, metadata: object, source: str) -> None:
                 f"{source} was trained with {key} {json.dumps(metadata[key])}, this configuration has "
                 f"{json.dumps(ours[key])}; set model.{key} to the checkpoint's, or choose another checkpoint"
             )
+    if metadata.get("system", "") != ours["system"]:
+        logger.warning(
+            "%s was trained with the system message %s, this configuration has %s (model.system); answers may be worse",
+            source,
+            json.dumps(metadata.get("system", "")),
+            json.dumps(ours["system"]),
+        )
     changed = [key for key in metadata if key.startswith("base.") and metadata[key] != ours.get(key)]
     if changed:
         logger.warning(

@@ -145,6 +145,12 @@ class MiniGPT4(nn.Module):
         """The answer to one prompt as it grows; arguments as for `generate`. Who stops iterating stops the work."""
         return self._generator(settings).stream(*self._embed_prompts([prompt], images, queries))
 
+    def prompt_room(self, settings: GenerationConfig) -> int:
+        """Tokens that a prompt may have, so that the answer fits into the language model's context behind it."""
+        context = getattr(self.llama_model.config, "max_position_embeddings", None)
+        allowed = self.encoder.max_context_len
+        return allowed if context is None else min(allowed, max(1, context - settings.max_new_tokens))
+
     def _generator(self, settings: GenerationConfig) -> Generator:
         return Generator(self.llama_model, self.encoder.tokenizer, settings, self.encoder.template.end)
 
@@ -206,8 +212,9 @@ class MiniGPT4(nn.Module):
         """What a checkpoint must remember besides its tensors: template, sizes, base weights."""
         template = self.encoder.template
         return {
-            "prompt_template": template.pattern,
+            "prompt_template": template.first,
             "end_sym": template.end,
+            "system": template.system,
             "llm_width": str(self.llm_width),
             "num_query_token": str(self.encoder.num_image_tokens),
         } | {f"base.{name}": value for name, value in self.base.items()}

@@ -9,7 +9,7 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import RunConfig
 
 logger = logging.getLogger(__name__)
-AT_LEAST_ONE = ("max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "save_freq")
+AT_LEAST_ONE = ("group_by_length", "max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "save_freq")
 NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
 
 

@@ -22,7 +22,7 @@ from minigpt4.models.minigpt4 import MiniGPT4
 
 logger = logging.getLogger(__name__)
 SHARING = 4
-"""Batches of pictures that share the rows in which answers are generated: a finished answer makes room for the next."""
+"""Batches of pictures whose answers are generated together: a token of many answers costs little more than of few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Captioning:
         captions: list[tuple[int, str]] = []
         for group in tqdm(self.encoded(), desc=f"captions of {label}", unit="group", disable=self.show_progress):
             prompts = [self._prompt_ids(index) for index in group.indices]
-            answers = self.model.generate(prompts, self.cfg.generation, queries=group.queries, rows=self.cfg.batch_size)
+            answers = self.model.generate(prompts, self.cfg.generation, queries=group.queries)
             captions += zip(group.indices, (answer.text for answer in answers), strict=True)
         return captions
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from minigpt4.conversation.dialogue import Dialogue
-from minigpt4.conversation.template import Template
+import pytest
+
+from minigpt4.common.errors import DataError
+from minigpt4.conversation.dialogue import Dialogue, Turn
+from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.conversation.template import IMAGE_TAG, Template
+from tests.ascii_tokenizer import AsciiTokenizer
 
 VICUNA = Template("###Human: {} ###Assistant: ", "###")
 
 
 def test_the_first_question_shows_the_picture() -> None:
-    assert Dialogue(VICUNA).prompt("What is it?") == "###Human: <Img><ImageHere></Img> What is it? ###Assistant: "
+    asked = Dialogue(VICUNA).prompt("What is it?", images=1)
+    assert asked == "###Human: <Img><ImageHere></Img> What is it? ###Assistant: "
 
 
 def test_later_turns_know_the_earlier_ones() -> None:
-    dialogue = Dialogue(VICUNA)
-    dialogue.add("What is it?", "A dog.")
-    dialogue.add("Which colour?", "Red.")
+    dialogue = Dialogue(VICUNA, [Turn("What is it?", 1, "A dog."), Turn("Which colour?", 0, "Red.")])
     assert dialogue.prompt("Sure?") == (
         "###Human: <Img><ImageHere></Img> What is it? ###Assistant: A dog."
         "###Human: Which colour? ###Assistant: Red.###Human: Sure? ###Assistant: "
@@ -23,6 +27,46 @@ def test_later_turns_know_the_earlier_ones() -> None:
 
 
 def test_a_turn_that_does_not_begin_with_the_end_mark() -> None:
-    dialogue = Dialogue(Template("[INST] {} [/INST]", "</s>"))
-    dialogue.add("What is it?", "A dog.")
+    dialogue = Dialogue(Template("[INST] {} [/INST]", "</s>"), [Turn("What is it?", 1, "A dog.")])
     assert dialogue.prompt("Sure?") == "[INST] <Img><ImageHere></Img> What is it? [/INST]A dog.</s>[INST] Sure? [/INST]"
+
+
+def test_pictures_stand_in_the_question_they_came_with() -> None:
+    dialogue = Dialogue(Template("H {} A ", "#"), [Turn("one?", 2, "x")])
+    assert dialogue.prompt("two?", 1) == f"H {IMAGE_TAG} {IMAGE_TAG} one? A x#H {IMAGE_TAG} two? A "
+    assert dialogue.prompt(f"In {IMAGE_TAG}?", 1).endswith(f"H In {IMAGE_TAG}? A ")
+
+
+def test_placeholders_that_somebody_types_or_the_model_says() -> None:
+    with pytest.raises(DataError, match="1 image placeholder"):
+        Dialogue(VICUNA).prompt(f"What is {IMAGE_TAG}?")
+    dialogue = Dialogue(VICUNA, [Turn("What?", 1, "a <ImageHere> b")])
+    assert dialogue.prompt("Sure?").count("<ImageHere>") == 1
+
+
+class TestFullContext:
+    """The ASCII tokenizer makes a token of each character; a picture takes two."""
+
+    encoder = PromptEncoder(AsciiTokenizer(), Template("H {} A ", "#"), num_image_tokens=2)
+
+    def fitted(self, room: int, *turns: Turn, question: str = "now?", images: int = 0):  # type: ignore[no-untyped-def]
+        dialogue = Dialogue(self.encoder.template, list(turns))
+        return dialogue.fitted(question, images, self.encoder, room)
+
+    def test_what_fits_is_kept_to_the_last_token(self) -> None:
+        turns = (Turn("first?", 1, "x"), Turn("second?", 0, "y"))
+        whole = self.fitted(1000, *turns)
+        assert whole.dropped == 0
+        assert self.fitted(len(whole.ids), *turns) == whole
+        assert self.fitted(len(whole.ids) - 1, *turns).dropped == 1
+
+    def test_the_oldest_turns_go_and_their_pictures_stay(self) -> None:
+        turns = (Turn("first?", 1, "x"), Turn("second?", 1, "y"), Turn("third?", 0, "z"))
+        fitted = self.fitted(60, *turns)
+        assert fitted.dropped == 2
+        assert fitted.text == f"H {IMAGE_TAG} {IMAGE_TAG} third? A z#H now? A "
+        assert len(fitted.ids) <= 60
+
+    def test_a_question_that_is_too_long_alone_is_refused(self) -> None:
+        with pytest.raises(DataError, match="there is room for 20"):
+            self.fitted(20, Turn("first?", 1, "x"), question="now " * 10)

@@ -45,7 +45,7 @@ def test_a_long_answer_is_cut_with_its_end() -> None:
 
 
 def test_a_prompt_longer_than_the_context_is_refused() -> None:
-    with pytest.raises(DataError, match=r"^row 7: the prompt has \d+ tokens .* allows 20"):
+    with pytest.raises(DataError, match=r"^row 7: the prompt has \d+ tokens .* there is room for 20"):
         make_encoder(max_context_len=20).example(f"{IMAGE_TAG} a rather long instruction", "x", source="row 7")
 
 

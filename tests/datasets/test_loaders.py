@@ -162,3 +162,12 @@ class TestValidation:
 
     def test_no_dataset_is_no_loader(self, make_config: MakeConfig) -> None:
         assert valid_loader(make_config(), {}) is None
+
+    def test_grouping_by_length_needs_less_padding(self, make_config: MakeConfig, encoder: PromptEncoder) -> None:
+        def padding(group: int) -> int:
+            cfg = make_config(max_epoch=8, group_by_length=group)
+            batches = list(train_loader(cfg, datasets_of(cfg, encoder)))
+            assert len(batches) == 32
+            return sum(batch.input_ids.numel() - sum(batch.lengths) for batch in batches)
+
+        assert padding(8) < 0.6 * padding(1)

@@ -15,12 +15,13 @@ from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.tokenizer import SentencePieceTokenizer
 from minigpt4.evaluation.scenes import Scene, named_objects
+from minigpt4.processors.normalise import normalise
 from recipes.tiny.codes import CODE_LENGTH, PIECES, WORDS, encode_scene, position_name
 from recipes.tiny.dialogues import TEMPLATE, alignment_prompts, make_dialogue, short_caption, training_scene
 from recipes.tiny.gates import check
 from recipes.tiny.language import CodeReader, build_language_model, piece_id
 from recipes.tiny.oracle import caption_scores, is_true, oracle_scores
-from recipes.tiny.pictures import draw_pictures, normalise
+from recipes.tiny.pictures import draw_pictures
 from recipes.tiny.questions import KINDS, ask
 from recipes.tiny.tokenizer import train_tokenizer
 from recipes.tiny.vision import Heads, VisionModel, accuracies, patch_words

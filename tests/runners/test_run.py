@@ -294,3 +294,24 @@ def test_first_loss(caplog: pytest.LogCaptureFixture) -> None:
         assert not caplog.records
         check_first_loss(10.375, 32000)
     assert "no better than guessing among 32,000 tokens" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_never_waited_for_in_a_step(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = EpochRunner._step
+    seen: list[int] = []
+
+    def step(self: EpochRunner, batches: object) -> None:
+        made = iter([next(batches)])
+        if self.state.step:  # the first step fills caches and lets CUDA choose its kernels
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            plain(self, made)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        seen.append(self.state.step)
+
+    monkeypatch.setattr(EpochRunner, "_step", step)
+    train_here("run.run_dir=watched_gpu", "run.max_epoch=1", "run.device=cuda", "run.log_freq=100")
+    assert len(seen) > 2

@@ -1,0 +1,63 @@
+"""A chat page about pictures, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minigpt4.common.cli import exit_on_error
+from minigpt4.common.config import add_config_arguments, load_config
+from minigpt4.common.console import config_table, console
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.schema import Config
+
+if TYPE_CHECKING:
+    from minigpt4.api import LoadedModel
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_config_arguments(parser, required=False)
+    parser.add_argument(
+        "--ckpt", nargs="+", default=[], metavar="FILE", help="checkpoint with the projection; two: side by side"
+    )
+    parser.add_argument("--gpu-id", type=int, metavar="N", help="which GPU (default: the first, or the CPU)")
+    parser.add_argument("--port", type=int, metavar="N", help="of the page (default: the first free one from 7860 on)")
+    parser.add_argument("--share", action="store_true", help="also make a public link, which anybody can open")
+    return parser.parse_args(arguments)
+
+
+def load_models(cfg: Config, checkpoints: Sequence[str], gpu_id: int | None) -> tuple[list[LoadedModel], list[str]]:
+    """The models with their labels; the frozen parts are loaded once."""
+    from minigpt4.api import from_config
+
+    if len(checkpoints) > 2:
+        raise ConfigError(f"--ckpt: {len(checkpoints)} checkpoints; give one, or two to compare")
+    device = "auto" if gpu_id is None else f"cuda:{gpu_id}"
+    first = from_config(cfg, checkpoints[0] if checkpoints else None, device=device)
+    models = [first, *(first.with_projection(path) for path in checkpoints[1:])]
+    names = [str(Path(*Path(path).parts[-2:])) for path in checkpoints] or [Path(str(cfg.model.ckpt)).name]
+    return models, names
+
+
+@exit_on_error()
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    loaded = load_config(args.cfg_path, args.options)
+    if args.print_config:
+        console().print(config_table(loaded))
+        return
+    try:
+        from minigpt4.web.page import build_page, serve
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise ConfigError("the page needs gradio; pip install 'minigpt4[demo]'") from error
+    models, labels = load_models(loaded.config, args.ckpt, args.gpu_id)
+    serve(build_page(models, labels), args.port, args.share)
+
+
+if __name__ == "__main__":
+    main()

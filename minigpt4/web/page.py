@@ -1,0 +1,198 @@
+"""The chat page's layout, and the server that shows it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from minigpt4.api import LoadedModel
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.paths import PACKAGE
+from minigpt4.web.handlers import Handlers
+
+EXAMPLES = PACKAGE / "assets" / "examples"
+CSS = PACKAGE / "assets" / "web" / "page.css"
+LOCAL = "127.0.0.1"
+AT_ONCE = 4
+"""Answers that grow at the same time, a token of each in turn; each holds its keys and values in memory."""
+WAITING = 64
+"""Requests in the queue; who comes then is told to try again."""
+DAY = 24 * 60 * 60
+MAX_UPLOAD = "50mb"
+
+
+def build_page(models: Sequence[LoadedModel], labels: Sequence[str], title: str = "MiniGPT-4") -> gr.Blocks:
+    """The page.
+
+    Args:
+        models: Who answers, side by side.
+        labels: Their names.
+        title: Of the page.
+    """
+    handlers = Handlers(models)
+    # Uploaded pictures are deleted a day after they came.
+    with gr.Blocks(title=title, analytics_enabled=False, fill_height=True, delete_cache=(DAY, DAY)) as page:
+        talk = gr.State(None)
+        gr.HTML(f"<h1>{title}</h1><p>Add a picture, then ask about it.</p>", elem_id="heading", padding=False)
+        with gr.Row(elem_id="body"):
+            with gr.Column(scale=3, min_width=320):
+                with gr.Row(elem_id="conversations"):
+                    conversations = [_conversation(label, number) for number, label in enumerate(labels)]
+                remark = gr.HTML(elem_id="remark", padding=False, visible=False)
+                box = _box()
+                buttons = _buttons()
+                _examples(box)
+            with gr.Column(scale=1, min_width=240):
+                controls = _controls(models[0])
+                with gr.Accordion("Prompt as sent", open=False):
+                    sent = gr.Textbox(show_label=False, lines=6, interactive=False, elem_id="sent", buttons=["copy"])
+        shown = [talk, *conversations, remark, sent, box, buttons["stop"]]
+        _connect(handlers, talk, conversations, box, buttons, controls, shown)
+        _api(handlers, models[0], controls)
+    page.queue(max_size=WAITING, default_concurrency_limit=None)
+    return page
+
+
+def serve(page: gr.Blocks, port: int | None = None, share: bool = False, block: bool = True) -> str:
+    """Show the page on this machine.
+
+    Args:
+        page: As `build_page` makes it.
+        port: None: the first free one from 7860 on.
+        share: Also by a public link that Gradio's makers forward.
+        block: Return only when the server has ended.
+
+    Returns:
+        The page's address.
+
+    Raises:
+        ConfigError: The port is taken.
+    """
+    try:
+        _, url, _ = page.launch(
+            server_name=LOCAL,
+            server_port=port,
+            share=share,
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            css_paths=CSS,
+            footer_links=["api"],
+            max_file_size=MAX_UPLOAD,
+            prevent_thread_lock=not block,
+            quiet=not block,
+            ssr_mode=False,
+        )
+    except OSError as error:
+        raise ConfigError(f"--port: {port or '7860 and the next hundred'} cannot be used; choose another") from error
+    return url
+
+
+def _conversation(label: str, number: int) -> gr.Chatbot:
+    # Without buttons: what they copy has `&lt;` for `<` (`talk.messages`).
+    return gr.Chatbot(
+        label=label,
+        elem_id=f"conversation{number}",
+        height="55vh",
+        min_width=280,
+        render_markdown=False,
+        sanitize_html=True,
+        allow_tags=False,
+        latex_delimiters=[],
+        buttons=[],
+        allow_file_downloads=False,
+        feedback_options=None,
+        placeholder="Answers appear here.",
+    )
+
+
+def _box() -> gr.MultimodalTextbox:
+    return gr.MultimodalTextbox(
+        placeholder="Ask about the picture; drop, paste or choose one or more",
+        label="Your question",
+        show_label=False,
+        file_types=["image"],
+        file_count="multiple",
+        sources=["upload"],
+        elem_id="box",
+        max_plain_text_length=100_000,
+    )
+
+
+def _buttons() -> dict[str, gr.Button]:
+    with gr.Row(elem_id="buttons"):
+        return {
+            "stop": gr.Button("Stop", variant="stop", size="md", min_width=70, elem_id="stop", interactive=False),
+            "again": gr.Button("Regenerate", size="md", min_width=70, elem_id="again"),
+            "undo": gr.Button("Undo", size="md", min_width=70, elem_id="undo"),
+            "restart": gr.Button("Restart", size="md", min_width=70, elem_id="restart"),
+        }
+
+
+def _examples(box: gr.MultimodalTextbox) -> None:
+    prompts = json.loads((EXAMPLES / "prompts.json").read_text(encoding="utf-8"))
+    gr.Examples(
+        [[{"text": prompt, "files": [str(EXAMPLES / name)]}] for name, prompt in prompts.items()],
+        inputs=[box],
+        label="Examples",
+        elem_id="examples",
+        api_visibility="private",
+    )
+
+
+def _controls(model: LoadedModel) -> list[Any]:
+    """In the order of `handlers.generation_settings`."""
+    now = model.defaults
+    with gr.Accordion("Settings", open=True, elem_id="settings"):
+        return [
+            gr.Slider(1, max(500, now.max_new_tokens), now.max_new_tokens, step=1, label="Tokens at most"),
+            gr.Slider(1, 8, now.num_beams, step=1, label="Beams", info="More than 1: the answer comes all at once."),
+            gr.Checkbox(not now.do_sample, label="Greedy", info="Always the likeliest token; else one is drawn."),
+            gr.Slider(0.1, 2, now.temperature, step=0.05, label="Temperature", info="When drawing."),
+            gr.Slider(0.05, 1, now.top_p, step=0.05, label="Top-p", info="When drawing."),
+            gr.Slider(0.5, 2, now.repetition_penalty, step=0.05, label="Repetition penalty", info="1: none."),
+        ]
+
+
+def _connect(
+    handlers: Handlers,
+    talk: gr.State,
+    conversations: list[gr.Chatbot],
+    box: gr.MultimodalTextbox,
+    buttons: dict[str, gr.Button],
+    controls: list[Any],
+    shown: list[Any],
+) -> None:
+    answering: dict[str, Any] = {
+        "outputs": shown,
+        "concurrency_limit": AT_ONCE,
+        "concurrency_id": "model",
+        "show_progress": "hidden",
+        "api_visibility": "private",
+    }
+    asked = box.submit(handlers.ask, [talk, box, *controls], **answering)
+    again = buttons["again"].click(handlers.regenerate, [talk, *controls], cancels=[asked], **answering)
+    # A cancelled generator is closed, which ends the computation.
+    ending: dict[str, Any] = {"outputs": shown, "cancels": [asked, again], "api_visibility": "private"}
+    buttons["stop"].click(handlers.stopped, [talk], **ending)
+    buttons["undo"].click(handlers.undo, [talk], **ending)
+    gr.on(
+        [buttons["restart"].click, *(shown_by.clear for shown_by in conversations)], handlers.restart, [talk], **ending
+    )
+
+
+def _api(handlers: Handlers, model: LoadedModel, controls: list[Any]) -> None:
+    """`/describe` for gradio_client: a picture and a prompt in, the answer out."""
+    with gr.Row(visible=False):
+        image = gr.File(type="filepath", label="image")
+        prompt = gr.Textbox(model.prompt, label="prompt")
+        answer = gr.Textbox(label="answer")
+        gr.Button("describe").click(
+            handlers.describe,
+            [image, prompt, *controls],
+            answer,
+            api_name="describe",
+            concurrency_limit=AT_ONCE,
+            concurrency_id="model",
+        )

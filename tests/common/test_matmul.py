@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from minigpt4.common import matmul
+from minigpt4.common.matmul import torchs_own_products, use_onednn_where_exact
+
+SETTINGS = torch.backends.mkldnn.matmul
+
+
+@pytest.fixture(autouse=True)
+def setting_restored() -> Iterator[None]:
+    with torchs_own_products():
+        yield
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+def test_products_are_exact_float32_whatever_was_chosen() -> None:
+    chosen = use_onednn_where_exact()
+    assert chosen == (SETTINGS.fp32_precision == "bf16")
+    generator = torch.Generator().manual_seed(1)
+    for rows, inner, columns in ((3, 64, 5000), (130, 700, 90), (1000, 512, 1376)):
+        left, right = torch.randn(rows, inner, generator=generator), torch.randn(inner, columns, generator=generator)
+        difference = (left @ right - left.double() @ right.double()).abs().max()
+        assert difference < 2e-4
+
+
+def test_a_processor_that_rounds_keeps_torchs_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = torch.Tensor.__matmul__
+
+    def rounding(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        if left.dtype == torch.float32:
+            left, right = left.bfloat16().float(), right.bfloat16().float()
+        return plain(left, right)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounding)
+    before = SETTINGS.fp32_precision
+    assert use_onednn_where_exact() is False
+    assert SETTINGS.fp32_precision == before
+
+
+def test_the_check_tells_float32_from_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = torch.nn.functional.linear
+
+    def shortened(tensor: torch.Tensor) -> torch.Tensor:
+        """With the 10 mantissa bits of TF32."""
+        return (tensor.view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w: exact(shortened(x), shortened(w)))
+    assert not matmul._exact()
+
+
+def test_the_setting_comes_back_after_a_stretch_of_torchs_own() -> None:
+    SETTINGS.fp32_precision = "bf16"
+    with pytest.raises(ZeroDivisionError), torchs_own_products():
+        assert SETTINGS.fp32_precision == "none"
+        raise ZeroDivisionError
+    assert SETTINGS.fp32_precision == "bf16"

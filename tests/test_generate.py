@@ -1,0 +1,171 @@
+"""Answers about many pictures: folders and rows, resumed, sharded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minigpt4 import api
+from minigpt4.api import LoadedModel
+from minigpt4.common.errors import DataError
+from minigpt4.common.paths import PROJECT
+from minigpt4.generate import main
+from minigpt4.runners.answer_files import AnswerFile, Question, questions_of_files, questions_of_jsonl, row_of
+from tests.scenes import pictures
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six pictures and a broken one."""
+    images = tmp_path / "images"
+    (images / "deeper").mkdir(parents=True)
+    for number, picture in enumerate(pictures()[:6]):
+        picture.save(images / ("deeper" if number == 5 else "") / f"{number}.png")
+    (images / "3b.jpg").write_bytes(b"no picture")
+    (images / "notes.txt").write_text("no picture either")
+    return images
+
+
+@pytest.fixture
+def asked(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that the model was asked for; the model is loaded already."""
+    sizes: list[int] = []
+
+    def describe(images: Sequence[Any], *args: Any, **options: Any) -> list[str]:
+        sizes.append(len(images))
+        return LoadedModel.describe(tiny, images, *args, **options)
+
+    spy = LoadedModel(tiny.model, tiny.cfg)
+    monkeypatch.setattr(spy, "describe", describe)
+    monkeypatch.setattr(api, "from_config", lambda *_, **__: spy)
+    return sizes
+
+
+def generate(out: Path, *arguments: str) -> list[dict[str, str]]:
+    main(["--out", str(out), "--options", "run.device=cpu", *arguments])
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_a_folder_with_a_broken_picture(folder: Path, tmp_path: Path, asked: list[int], tiny: LoadedModel) -> None:
+    rows = generate(tmp_path / "out.jsonl", "--images", str(folder), "--batch-size", "4")
+    names = ["0.png", "1.png", "2.png", "3.png", "3b.jpg", "4.png", "deeper/5.png"]
+    assert [row["image"] for row in rows] == [str(folder / name) for name in names]
+    broken = rows.pop(4)
+    assert "answer" not in broken
+    assert broken["error"].startswith(f"image {folder / '3b.jpg'} cannot be read")
+    assert [row["answer"] for row in rows] == tiny.describe([row["image"] for row in rows])
+    assert sum(p.told_by(row["answer"]) for p, row in zip(pictures()[:6], rows, strict=True)) >= 5
+    assert asked[0] == 4
+
+
+def test_rows_with_questions(folder: Path, tmp_path: Path, asked: list[int]) -> None:
+    lines = [
+        {"image": "images/1.png", "question": "How many objects are there?", "id": 7},
+        {"image": "images/1.png"},
+        {"image": "images/1.png", "prompt": "\ud83d What?", "extra": [1]},
+        {"image": "images/none.png"},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    rows = generate(
+        tmp_path / "out.jsonl", "--jsonl", str(tmp_path / "in.jsonl"), "--prompt", "What is in this picture?"
+    )
+    assert [row["id"] for row in rows] == ["7", "images/1.png", "images/1.png#2", "images/none.png"]
+    assert rows[0]["answer"] == "There are three objects."
+    assert "blue heart" in rows[1]["answer"]
+    assert rows[3]["error"].endswith("none.png does not exist")
+
+
+class TestResume:
+    def test_only_what_is_missing_is_asked(self, folder: Path, tmp_path: Path, asked: list[int]) -> None:
+        out = tmp_path / "out.jsonl"
+        whole = generate(out, "--images", str(folder))
+        asked.clear()
+        assert generate(out, "--images", str(folder)) == whole
+        assert asked == []
+        lines = out.read_text().splitlines(keepends=True)
+        out.write_text("".join(lines[:4]) + lines[5][:30])
+        assert generate(out, "--images", str(folder)) == whole
+        assert asked == [3, 1, 1, 1]  # three in one go, and one by one because of the broken one
+
+    def test_parts_that_a_killed_run_left(self, folder: Path, tmp_path: Path, asked: list[int]) -> None:
+        whole = generate(tmp_path / "whole.jsonl", "--images", str(folder))
+        out = tmp_path / "out.jsonl"
+        lines = [json.dumps(row) for row in whole]
+        (tmp_path / "out.jsonl.part0").write_text("\n".join(lines[:2]) + "\n")
+        (tmp_path / "out.jsonl.part1").write_text(lines[3] + "\n" + lines[5][:-9])
+        asked.clear()
+        assert generate(out, "--images", str(folder)) == whole
+        assert asked[0] == 4
+        assert not list(tmp_path.glob("out.jsonl.part*"))
+
+    def test_other_settings_and_other_questions_are_refused(
+        self, folder: Path, tmp_path: Path, asked: list[int], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "out.jsonl"
+        before = generate(out, "--images", str(folder))
+        changes = {
+            "was begun with other settings": ["--options", "evaluation.generation.num_beams=2"],
+            "holds a row of other questions": ["--prompt", "What?"],
+        }
+        for message, change in changes.items():
+            with pytest.raises(SystemExit) as caught:
+                generate(out, "--images", str(folder), *change)
+            assert caught.value.code == 2
+            assert message in capsys.readouterr().err
+        assert generate(out, "--images", str(folder)) == before
+
+    def test_a_damaged_line_in_the_middle_is_named(self, tmp_path: Path) -> None:
+        item = Question("a", "a.png", "What?")
+        (tmp_path / "out.jsonl").write_text('{"id": \n' + json.dumps(row_of(item, answer="x")) + "\n")
+        with pytest.raises(DataError, match=r"out\.jsonl, line 1: no JSON"):
+            AnswerFile(tmp_path / "out.jsonl", [item]).gather()
+
+
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        (lambda path: questions_of_files([str(path / "none")], "?"), "none does not exist"),
+        (lambda path: questions_of_files([str(path)], "?"), "holds no picture"),
+        (lambda path: questions_of_jsonl(path / "none", "?"), "none does not exist"),
+        (lambda path: questions_of_jsonl(_file(path, "{"), "?"), "line 1: no JSON"),
+        (lambda path: questions_of_jsonl(_file(path, "\n[1]"), "?"), "line 2: an object is expected"),
+        (lambda path: questions_of_jsonl(_file(path, '{"id": "a"}'), "?"), "line 1: no 'image'"),
+        (lambda path: questions_of_jsonl(_file(path, '{"image": ["a"]}'), "?"), r"'image' is \['a'\], should be text"),
+        (
+            lambda path: questions_of_jsonl(_file(path, '{"image": "a", "id": 1}\n' * 2), "?"),
+            "line 2: the id '1' comes",
+        ),
+        (lambda path: questions_of_jsonl(_file(path, ""), "?"), "nothing to answer"),
+        (lambda path: questions_of_jsonl(_file(path, b"\xff\xfe"), "?"), "cannot be read as UTF-8"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, read: Callable[[Path], Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(tmp_path)
+
+
+def _file(folder: Path, content: str | bytes) -> Path:
+    path = folder / "in.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_write_what_one_writes(folder: Path, tmp_path: Path, asked: list[int]) -> None:
+    whole = generate(tmp_path / "one.jsonl", "--images", str(folder))
+    out = tmp_path / "two.jsonl"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "minigpt4.generate"]
+    command += ["--images", str(folder), "--out", str(out), "--batch-size", "2", "--options", "run.device=cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [json.loads(line) for line in out.read_text().splitlines()] == whole
+    assert "7 rows, 0 of them from before, 1 with an error" in done.stdout

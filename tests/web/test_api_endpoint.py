@@ -1,0 +1,91 @@
+"""The page as other programs call it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from minigpt4.api import LoadedModel
+from minigpt4.common.checkpoint import read_checkpoint
+from minigpt4.generate import main as generate
+from tests.scenes import pictures
+from tests.web.conftest import gradio
+
+gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed (pip install 'minigpt4[demo]')")
+
+
+def test_a_caption(address: str, tiny: LoadedModel, files: list[str]) -> None:
+    client = gradio_client.Client(address, verbose=False)
+    answer = client.predict(image=gradio_client.handle_file(files[0]), api_name="/describe")
+    assert answer == tiny.describe(files[0])
+    asked = client.predict(
+        image=gradio_client.handle_file(files[0]), prompt="How many objects are there?", api_name="/describe"
+    )
+    assert asked == tiny.describe(files[0], "How many objects are there?")
+
+
+def test_ten_at_once_are_all_answered_rightly(address: str, tiny: LoadedModel, files: list[str]) -> None:
+    client = gradio_client.Client(address, verbose=False)
+    with ThreadPoolExecutor(len(files)) as pool:
+        jobs = [
+            pool.submit(client.predict, image=gradio_client.handle_file(file), api_name="/describe") for file in files
+        ]
+        answers = [job.result(timeout=60) for job in jobs]
+    assert answers == tiny.describe(files)
+    assert len(set(answers)) > 5
+
+
+def test_page_command_line_and_api_say_the_same(
+    address: str, tiny: LoadedModel, files: list[str], tmp_path: Path
+) -> None:
+    import json
+
+    generate(["--images", *files[:3], "--out", str(tmp_path / "out.jsonl"), "--options", "run.device=cpu"])
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    client = gradio_client.Client(address, verbose=False)
+    page = [client.predict(image=gradio_client.handle_file(file), api_name="/describe") for file in files[:3]]
+    assert [row["answer"] for row in rows] == page == tiny.describe(files[:3])
+    assert all(picture.told_by(answer) for picture, answer in zip(pictures(), page, strict=False))
+
+
+def test_mistakes_come_back_as_a_line_and_the_server_goes_on(address: str, files: list[str], broken: str) -> None:
+    client = gradio_client.Client(address, verbose=False)
+    with pytest.raises(gradio_client.exceptions.AppError, match=r"image broken\.png cannot be read"):
+        client.predict(image=gradio_client.handle_file(broken), api_name="/describe")
+    with pytest.raises(gradio_client.exceptions.AppError, match="no image was given"):
+        client.predict(image=None, api_name="/describe")
+    assert client.predict(image=gradio_client.handle_file(files[0]), api_name="/describe")
+
+
+def test_nothing_else_can_be_called(address: str) -> None:
+    client = gradio_client.Client(address, verbose=False)
+    assert list(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == ["/describe"]
+
+
+def test_the_page_listens_on_this_machine_only(address: str) -> None:
+    assert address.startswith("http://127.0.0.1:")
+
+
+def test_the_example_pictures_are_answered_rightly(tiny: LoadedModel) -> None:
+    import json
+
+    from minigpt4.web.page import EXAMPLES
+
+    prompts = json.loads((EXAMPLES / "prompts.json").read_text())
+    answers = {name: tiny.describe(EXAMPLES / name, prompt) for name, prompt in prompts.items()}
+    assert "blue star" in answers["scene_1.png"]
+    assert "green square" in answers["scene_2.png"]
+    assert "two" in answers["scene_3.png"]
+    assert "purple" in answers["scene_4.png"]
+
+
+def test_the_embedded_projection_is_the_tiny_models() -> None:
+    from minigpt4.common.paths import asset
+
+    first, aligned = (read_checkpoint(asset(f"tiny/{name}.pth"))["metadata"] for name in ("stage1", "aligned"))
+    assert first == aligned
+
+
+assert gradio

@@ -1,0 +1,67 @@
+"""The page's command."""
+
+from __future__ import annotations
+
+import builtins
+import socket
+from typing import Any
+
+import pytest
+
+import demo
+from minigpt4.common.config import load_config
+from minigpt4.common.paths import asset
+from tests.scenes import pictures
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ckpt", "a.pth", "b.pth", "c.pth"], "--ckpt: 3 checkpoints; give one, or two"),
+        (["--ckpt", "none.pth"], "none.pth does not exist"),
+        (["--gpu-id", "99"], "there is no 'cuda:99' here"),
+        (["--cfg-path", "none.yaml"], "none.yaml does not exist"),
+    ],
+)
+def test_mistakes_end_with_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        demo.main(arguments)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(SystemExit) as caught:
+            demo.main(["--port", str(port)])
+    assert caught.value.code == 2
+    assert f"error: --port: {port} cannot be used" in capsys.readouterr().err
+
+
+def test_without_gradio_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = builtins.__import__
+
+    def absent(name: str, *rest: Any) -> Any:
+        if name.startswith("minigpt4.web"):
+            raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(SystemExit):
+        demo.main([])
+    assert capsys.readouterr().err == "error: the page needs gradio; pip install 'minigpt4[demo]'\n"
+
+
+def test_two_checkpoints_share_the_frozen_parts() -> None:
+    paths = [asset("tiny/aligned.pth"), asset("tiny/stage1.pth")]
+    (first, second), labels = demo.load_models(load_config(None).config, paths, None)
+    assert labels == ["tiny/aligned.pth", "tiny/stage1.pth"]
+    assert first.model.llama_model is second.model.llama_model
+    image = pictures()[0].image
+    assert first.describe(image) != second.describe(image)
