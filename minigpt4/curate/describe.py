@@ -17,7 +17,7 @@ from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.schema import Config
 from minigpt4.common.schema_curation import DescribeConfig
 from minigpt4.common.schema_generation import GenerationConfig
-from minigpt4.conversation.dialogue import Dialogue
+from minigpt4.conversation.dialogue import Dialogue, Turn
 from minigpt4.conversation.template import read_prompts
 from minigpt4.curate.case import Case, cases_of
 from minigpt4.curate.draw import Datasets, draw, open_datasets, picture_of, save_picture
@@ -146,12 +146,16 @@ class Describer:
     ) -> list[str]:
         """One more turn of each dialogue; what is drawn depends on the seed and this `name` alone."""
         encoder = self.model.encoder
-        prompts = [encoder.rendered(dialogue.prompt(asked), source="description") for dialogue in dialogues]
+        # The picture comes with the first question.
+        prompts = [
+            encoder.rendered(dialogue.prompt(asked, images=not dialogue.turns), source="description")
+            for dialogue in dialogues
+        ]
         with torch.random.fork_rng():
             torch.manual_seed(Random(f"{self.seed}-describe-{name}").getrandbits(63))
             answers = [answer.text for answer in self.model.generate(prompts, generation, queries=queries)]
         for dialogue, answer in zip(dialogues, answers, strict=True):
-            dialogue.add(asked, answer)
+            dialogue.turns.append(Turn(asked, images=not dialogue.turns, answer=answer))
         return answers
 
     def _tokens(self, dialogue: Dialogue) -> int:
@@ -164,4 +168,4 @@ def dialogues_of(count: int, model: MiniGPT4) -> list[Dialogue]:
 
 
 def _joined(dialogue: Dialogue) -> str:
-    return " ".join(answer for _, answer in dialogue.turns if answer)
+    return " ".join(turn.answer for turn in dialogue.turns if turn.answer)

@@ -17,7 +17,7 @@ from minigpt4.datasets.collate import collate
 from minigpt4.datasets.grouping import GroupedOrder
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.mixture import MixtureDataset
-from minigpt4.datasets.sampler import Order, SampleOrder, StepSampler
+from minigpt4.datasets.sampler import SampleOrder, StepSampler, Stream
 
 Datasets = Mapping[str, InstructionDataset]
 
@@ -61,21 +61,27 @@ def train_loader(
     for name in datasets:
         if cfg.datasets[name].sample_ratio <= 0:
             raise ConfigError(f"datasets.{name}.sample_ratio: {cfg.datasets[name].sample_ratio} should be above 0")
-    stream = SampleOrder(
+    order = SampleOrder(
         list(datasets),
         [len(dataset) for dataset in datasets.values()],
         [cfg.datasets[name].sample_ratio for name in datasets],
         cfg.run.seed,
         [dataset.order() for dataset in datasets.values()],
     )
-    order: Order = stream
+    stream: Stream = order
     mixture = MixtureDataset(list(datasets.values()))
     batch_size = common_setting(cfg, datasets, "batch_size")
     if cfg.run.group_by_length > 1:
+        unknown = [name for name, dataset in datasets.items() if not hasattr(dataset, "text_length")]
+        if unknown:
+            raise ConfigError(
+                f"run.group_by_length: {cfg.run.group_by_length} should be 1, because the lengths of {unknown[0]} are "
+                "not known before its shards are read"
+            )
         step_size = batch_size * cfg.run.accum_grad_iters * world_size
-        order = GroupedOrder(stream, step_size, cfg.run.group_by_length, mixture.text_length)
+        stream = GroupedOrder(order, step_size, cfg.run.group_by_length, mixture.text_length)
     sampler = StepSampler(
-        order,
+        stream,
         batch_size=batch_size,
         accumulation=cfg.run.accum_grad_iters,
         world_size=world_size,

@@ -58,6 +58,7 @@ class SampleOrder:
     ) -> None:
         self.names = names
         self.sizes = sizes
+        self.seed = seed
         self.orders = orders or [FullShuffle(f"{seed}-{n}", size) for n, size in zip(names, sizes, strict=True)]
         bounds = np.cumsum(ratios)[:-1] / np.sum(ratios)
         self._bounds = np.minimum(bounds * 2.0**64, 2.0**64 - 2048).astype(np.uint64)
@@ -96,7 +97,7 @@ class SampleOrder:
         return keys
 
 
-class Order(Protocol):
+class Stream(Protocol):
     """Where a sampler's samples come from; `SampleOrder`, or one that changes it."""
 
     def drawn_before(self, position: int) -> np.ndarray:
@@ -123,7 +124,7 @@ class StepSampler(Sampler[list[Key]]):
 
     def __init__(
         self,
-        order: Order,
+        order: Stream,
         *,
         batch_size: int,
         accumulation: int = 1,
