@@ -144,7 +144,9 @@ def test_the_published_recipe_builds_with_small_weights(
     small = {key: value for key, value in card.items() if key not in ("prompt_path", "prompt_template", "end_sym")}
     small["vit_args"] = json.dumps(card["vit_args"])
     small["q_former_args"] = json.dumps(card["q_former_args"])
-    options = [f"model.{key}={value}" for key, value in small.items() if value is not None and key != "max_txt_len"]
+    options = [
+        f"model.{key}={value}" for key, value in small.items() if value not in (None, "") and key != "max_txt_len"
+    ]
     size = card["image_size"]
     options += [f"datasets.flickr30k.vis_processor.{phase}.image_size={size}" for phase in ("train", "eval")]
     options += ["datasets.flickr30k.annotations=flickr30k.json", "datasets.flickr30k.images=.", "run.device=cpu"]
