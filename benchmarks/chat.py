@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-from statistics import median
 from typing import Any
 
 import torch
@@ -52,7 +51,7 @@ def main() -> None:
         "first": first_token,
         "answer": lambda: model.describe(image),
     }
-    taken = {name: median(times) for name, times in interleaved(works, ROUNDS, model.model.device).items()}
+    taken = {name: one.seconds for name, one in interleaved(works, ROUNDS, model.model.device).items()}
     print(describe_machine(model.model.device))
     print(f"prompt of {len(ids)} tokens; medians of {ROUNDS} in turns")
     print(f"picture to tensor            {1000 * taken['picture']:8.2f} ms")
