@@ -35,7 +35,7 @@ quickstart: $(VENV)/.installed ## Draw scenes, prepare, train the tiny model, ev
 	$(BIN)/python eval_scripts/eval_flickr30k.py --cfg-path eval_configs/quickstart.yaml \
 		--ckpt minigpt4/assets/tiny/stage1.pth $(foreach n,0 1 2 3 4,$(QUICKSTART)/train/checkpoint_$(n).pth)
 
-stages: $(VENV)/.installed ## Both stages from nothing on drawn scenes, with stage 2's data made on the way (about three minutes)
+stages: $(VENV)/.installed ## Both stages from nothing on drawn scenes, with stage 2's data made on the way (about two minutes)
 	rm -rf $(STAGES)
 	$(BIN)/python dataset/make_shards.py --out $(STAGES)/data --scenes 2580 --seed 0
 	$(BIN)/torchrun --nproc-per-node 1 train.py --cfg-path train_configs/scenes_stage1.yaml --options \
