@@ -22,6 +22,7 @@ from minigpt4.models.loading import build_model, with_projection
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image import ImageProcessor
 from minigpt4.processors.pictures import to_picture
+from minigpt4.processors.stacking import stack_pictures
 from minigpt4.runners.precision import evaluation_dtype
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class LoadedModel:
         Raises:
             DataError: A picture that cannot be used.
         """
-        pixels = torch.stack([self._processor(to_picture(image)) for image in images])
+        pixels = stack_pictures([self._processor(to_picture(image)) for image in images])
         with self._lock:
             return self.model.encode_queries(pixels.to(self.model.device))
 

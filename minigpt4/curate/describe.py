@@ -25,6 +25,7 @@ from minigpt4.curate.ledger import Event, Ledger
 from minigpt4.models.loading import build_encoder, build_model
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image import ImageProcessor, load_picture
+from minigpt4.processors.stacking import stack_pictures
 from minigpt4.runners.precision import evaluation_dtype
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ class Describer:
         if not group:
             return
         images = [load_picture(pictures / f"{case.sample}.jpg", ImageProcessor(self.size)) for case in group]
-        queries = self.model.encode_queries(torch.stack(images).to(self.model.device))
+        queries = self.model.encode_queries(stack_pictures(images).to(self.model.device))
         dialogues = [Dialogue(self.model.encoder.template) for _ in group]
         main = self._continued(dialogues, queries, number)
         drawn = replace(self.settings.generation, do_sample=True)

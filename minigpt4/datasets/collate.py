@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, Batch, Sample
+from minigpt4.common.types import CACHED_NDIM, IGNORED_LABEL, IMAGE_POSITION, Batch, Sample
 from minigpt4.processors.normalise import normalise
+from minigpt4.processors.stacking import stack_pictures
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -42,6 +43,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _stacked(images: Sequence[Tensor]) -> Tensor:
-    """Pictures of one batch as one tensor; uint8 ones beside a user's own floats become floats here already."""
+    """Pictures, or cached features, of one batch; uint8 beside a user's own floats become floats here already."""
+    if images[0].ndim + 1 == CACHED_NDIM:
+        return torch.stack(list(images))
     mixed = len({image.dtype for image in images}) > 1
-    return torch.stack([normalise(image) for image in images] if mixed else list(images))
+    return stack_pictures([normalise(image) for image in images] if mixed else images)

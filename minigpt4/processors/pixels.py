@@ -78,10 +78,10 @@ def _suits(header: JpegHeader, size: int) -> bool:
 def _shrink(picture: Tensor, size: int) -> Tensor:
     """(3, H, W) -> (3, S, S), uint8, its two passes in the order that Pillow takes them in."""
     _, height, width = picture.shape
-    pixels = picture[None]
+    pixels = picture.movedim(0, -1)[None].movedim(-1, 1)  # picture[None] would not be known as channels_last
     if VERTICAL_FIRST and height - size > 2 * (width - size):
         pixels = _bicubic(pixels, size, width)
-    return _bicubic(pixels, size, size)[0].contiguous()
+    return _bicubic(pixels, size, size)[0]
 
 
 def _bicubic(pixels: Tensor, height: int, width: int) -> Tensor:

@@ -27,6 +27,7 @@ from minigpt4.models.loading import build_encoder, build_encoders
 from minigpt4.models.qformer import QFormer
 from minigpt4.models.vision import VisionEncoder
 from minigpt4.processors.normalise import normalise
+from minigpt4.processors.stacking import stack_pictures
 from minigpt4.runners.precision import train_precision
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def _fill(
             unreadable += [item for _, item in batch if isinstance(item, str)]
             readable = [(name, item) for name, item in batch if isinstance(item, Tensor)]
             if readable:
-                pixels = torch.stack([picture for _, picture in readable])
+                pixels = stack_pictures([picture for _, picture in readable])
                 features += _encode(pixels.to(processes.device), *encoders())
                 names += [name for name, _ in readable]
             while len(names) >= SHARD_PICTURES:
