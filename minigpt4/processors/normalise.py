@@ -37,4 +37,4 @@ def normalise(pixels: Tensor) -> Tensor:
         return pixels
     rows = pixels.movedim(-3, -1).flatten(-2)
     scale, shift = _scale_and_shift(pixels.device, pixels.shape[-1])
-    return rows.float().mul_(scale).add_(shift).unflatten(-1, (-1, 3)).movedim(-1, -3)
+    return torch.addcmul(shift, rows, scale).unflatten(-1, (-1, 3)).movedim(-1, -3)
