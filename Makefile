@@ -78,6 +78,7 @@ bench: $(VENV)/.installed-dev ## Measure steps, captions, loading, pictures and 
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.train_step --dtype bfloat16
 	$(BIN)/python -m benchmarks.generate
+	$(BIN)/python -m benchmarks.prefix
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.cache

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from minigpt4.models.kv_cache import KeyValueCache, NextTokens, Prompts
 from minigpt4.models.packing import attention_by_layout
 
+WORTH_A_PASS = 256
+"""Tokens that need not be read again, from which on a forward pass of its own for what prompts share pays off."""
 REFILL = 4
 """New prompts are read when one row in so many has become free: several at once cost little more than one."""
 
@@ -53,6 +55,7 @@ def decode(
         max_new_tokens: Ids of a prompt at most.
     """
     rows = min(rows, len(prompts))
+    prefix = _read_prefix(llm, prompts)
     cache = KeyValueCache(rows, max(map(len, prompts), default=0) + max_new_tokens)
     waiting = deque(Continuation(number, len(prompt)) for number, prompt in enumerate(prompts))
     active: list[Continuation] = []
@@ -60,7 +63,7 @@ def decode(
         free = rows - len(active)
         if waiting and free * REFILL >= rows:
             asked = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-            logits = _read_prompts(llm, [prompts[new.number] for new in asked], cache, len(active))
+            logits = _read_prompts(llm, [prompts[new.number] for new in asked], cache, len(active), prefix)
             active += asked
         else:
             asked = active
@@ -73,18 +76,49 @@ def decode(
         active = _close_gaps(active, finished, cache)
 
 
+def _read_prefix(llm: nn.Module, prompts: Sequence[Tensor]) -> KeyValueCache | None:
+    """What all prompts begin with, read once; None where that would not be worth a pass of its own."""
+    shared = shared_tokens(prompts)
+    if shared * (len(prompts) - 1) < WORTH_A_PASS:
+        return None
+    prefix = KeyValueCache(1, shared)
+    _read_prompts(llm, [prompts[0][:shared]], prefix, 0)
+    return prefix
+
+
 @torch.inference_mode()
-def _read_prompts(llm: nn.Module, prompts: Sequence[Tensor], cache: KeyValueCache, first_row: int) -> Tensor:
-    """Logits behind each prompt, float32 (B, vocabulary); the cache's rows from `first_row` on are filled."""
+def shared_tokens(prompts: Sequence[Tensor]) -> int:
+    """Tokens with which all prompts (T, D) begin, up to but not including the last one of the shortest."""
+    shortest = min(map(len, prompts), default=1) - 1
+    if len(prompts) < 2 or shortest == 0:
+        return 0
+    heads = torch.stack([prompt[:shortest] for prompt in prompts])
+    return int((heads == heads[0]).all(dim=2).all(dim=0).cumprod(0).sum())
+
+
+@torch.inference_mode()
+def _read_prompts(
+    llm: nn.Module,
+    prompts: Sequence[Tensor],
+    cache: KeyValueCache,
+    first_row: int,
+    prefix: KeyValueCache | None = None,
+) -> Tensor:
+    """Logits behind each prompt, float32 (B, vocabulary); the cache's rows from `first_row` on are filled.
+
+    Of each prompt, what `prefix` holds is not read again.
+    """
+    if prefix is not None:
+        prompts = [prompt[prefix.length :] for prompt in prompts]
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     columns = torch.arange(int(lengths.max()))
     places = (columns < lengths[:, None]).flatten().nonzero().squeeze(1)
     device = prompts[0].device
-    layout = Prompts(lengths.tolist(), places.to(device), cache, first_row)
+    layout = Prompts(lengths.tolist(), places.to(device), cache, first_row, prefix)
     return _logits(
         llm,
         inputs_embeds=torch.cat(list(prompts)).unsqueeze(0),
-        position_ids=(places % len(columns)).to(device).unsqueeze(0),
+        position_ids=layout.positions.unsqueeze(0),
         logits_to_keep=(lengths.cumsum(0) - 1).to(device),
         layout=layout,
     )[0]

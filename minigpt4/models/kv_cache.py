@@ -45,6 +45,11 @@ class KeyValueCache:
         """The first tokens of the first rows: keys and values, each (rows, heads, length, width of a head)."""
         return self._keys[layer][:rows, :, :length], self._values[layer][:rows, :, :length]
 
+    def begin(self, layer: int, first_row: int, rows: int, prefix: KeyValueCache) -> None:
+        """Let so many rows, whose own tokens are stored already, begin with the only row of another cache."""
+        for kept, shared in zip((self._keys, self._values), prefix.read(layer, 1, prefix.length), strict=True):
+            kept[layer][first_row : first_row + rows, :, : prefix.length] = shared
+
     @torch.inference_mode()
     def move(self, source: int, target: int, length: int) -> None:
         """Let a row take another's place."""
@@ -61,18 +66,39 @@ class Prompts(Packed):
         places: Where each token stands among the new sequences, padded, flattened, (N,).
         cache: Keeps them.
         first_row: Of the cache; the sequences take the rows from there on.
+        prefix: Holds the tokens that stand in front of each sequence; None: there are none.
     """
 
-    def __init__(self, lengths: Sequence[int], places: Tensor, cache: KeyValueCache, first_row: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        places: Tensor,
+        cache: KeyValueCache,
+        first_row: int,
+        prefix: KeyValueCache | None = None,
+    ) -> None:
         super().__init__(lengths, places)
         self.cache = cache
+        self.prefix = prefix
+        self._first_row = first_row
         self._rows = first_row + places // max(lengths)
-        self._positions = places % max(lengths)
+        self.positions = places % max(lengths) + (prefix.length if prefix else 0)
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         tokens = key[0].transpose(0, 1), value[0].transpose(0, 1)
-        self.cache.store(_layer(module), self._rows, self._positions, *tokens)
+        self.cache.store(_layer(module), self._rows, self.positions, *tokens)
+        if self.prefix is not None:
+            self.cache.begin(_layer(module), self._first_row, len(self.lengths), self.prefix)
         return super().attend(module, query, key, value, scaling)
+
+    def _seen(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if self.prefix is None:
+            return key, value
+        first_key, first_value = (
+            shared.to(key.dtype).expand(len(key), -1, -1, -1)
+            for shared in self.prefix.read(_layer(module), 1, self.prefix.length)
+        )
+        return torch.cat([first_key, key], dim=2), torch.cat([first_value, value], dim=2)
 
 
 class NextTokens(Layout):

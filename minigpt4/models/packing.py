@@ -61,12 +61,18 @@ class Packed(Layout):
             return self._one_by_one(module, query, key, value, scaling)
         return self._side_by_side(module, query, key, value, scaling)
 
+    def _seen(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """All that samples (B, heads, T, width of a head) see: what stands in front of them, and they themselves."""
+        return key, value
+
     def _one_by_one(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """No work on padding at all; on a GPU, where each call has its price, `_side_by_side` takes less time."""
         dtype = query.dtype
         # The CPU's attention is slower in bfloat16 than in float32, its backward more than twice.
         split = [tensor.float().split(self.lengths, dim=2) for tensor in (query, key, value)]
-        outputs = [_causal_on_cpu(module, q, k, v, scaling) for q, k, v in zip(*split, strict=True)]
+        outputs = [
+            _causal_on_cpu(module, q, *self._seen(module, k, v), scaling) for q, k, v in zip(*split, strict=True)
+        ]
         return torch.cat(outputs, dim=1).to(dtype)
 
     def _side_by_side(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -78,25 +84,29 @@ class Packed(Layout):
             empty = tokens.new_zeros(rows * width, *tokens.shape[1:])
             return empty.index_copy(0, self.places, tokens).unflatten(0, (rows, width)).transpose(1, 2)
 
-        out = _causal(module, padded(query), padded(key), padded(value), scaling)
+        out = _causal(module, padded(query), *self._seen(module, padded(key), padded(value)), scaling)
         return out.flatten(0, 1).index_select(0, self.places).unsqueeze(0)
 
 
 def _causal_on_cpu(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """One sample. A short one's scores are small enough to be kept: two batched products take half of the time of
-    torch's fused attention, which multiplies in small blocks."""
-    length = query.shape[2]
-    if length > SHORT:
+    """One sample, its queries those of the last keys. A short one's scores are small enough to be kept: two batched
+    products take half of the time of torch's fused attention, which multiplies in small blocks."""
+    length, seen = query.shape[2], key.shape[2]
+    if seen > SHORT:
         return _causal(module, query, key, value, scaling)
     groups = query.shape[1] // key.shape[1]
     keys, values = repeat_kv(key, groups)[0], repeat_kv(value, groups)[0]
-    ahead = torch.full((length, length), -torch.inf).triu(1)
+    ahead = torch.full((length, seen), -torch.inf).triu(1 + seen - length)
     scores = torch.baddbmm(ahead.expand(len(keys), -1, -1), query[0], keys.mT, alpha=scaling)
     return (scores.softmax(dim=2) @ values).transpose(0, 1).unsqueeze(0)
 
 
 def _causal(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    out: Tensor = sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True)[0]
+    length, seen = query.shape[2], key.shape[2]
+    mask = None  # by which torch takes its quickest way, but only where queries and keys are of the same tokens
+    if seen > length:
+        mask = torch.ones(length, seen, dtype=torch.bool, device=query.device).tril(seen - length)
+    out: Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, is_causal=mask is None)[0]
     return out
 
 
