@@ -39,7 +39,11 @@ REMOVED_KEYS = {
     "model.chat_template": "the template is always applied: delete the line",
     "model.device_8bit": "each process loads on its own device: delete the line",
 }
-SWITCHES = {"run.amp": {True: "auto", False: "off"}, "model.low_resource": {True: "8bit", False: "off"}}
+SWITCHES = {
+    "run.amp": {True: "auto", False: "off"},
+    "run.shard_llm": {True: "node", False: "off"},
+    "model.low_resource": {True: "8bit", False: "off"},
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minigpt4.common.dist import Processes
 
@@ -55,15 +54,3 @@ class SharedGradients:
             yield
         finally:
             self._place(self.wrapped)
-
-    def zero(self) -> Tensor:
-        """A zero that depends on every trainable part.
-
-        Added to the loss of a batch without pictures: DDP waits for the part's gradient in every process.
-        """
-        total = torch.zeros(())
-        for name, part in self.parts.items():
-            weight = next(part.parameters())
-            output = getattr(self.model, name)(weight.new_zeros(1, weight.shape[-1]))
-            total = total.to(output.device) + 0.0 * output.sum()
-        return total

@@ -37,6 +37,14 @@ class Amp(str, Enum):
     off = "off"
 
 
+class LlmSharding(str, Enum):
+    """Which processes divide the frozen language model among them (FSDP2) in training."""
+
+    off = "off"  # each holds it whole
+    node = "node"  # those of one machine
+    all = "all"  # all of the run
+
+
 class Target(str, Enum):
     """Which answer a record with several trains on."""
 
@@ -209,6 +217,9 @@ class RunConfig:
     seed: int = 42
     device: str = "auto"
     """auto, cpu or cuda."""
+    shard_llm: LlmSharding = LlmSharding.off
+    """Divide the frozen language model among processes, where it does not fit on one card: off, node (the processes of
+    each machine hold it together) or all. Its layers are put together when they are needed, which costs time."""
     amp: Amp = Amp.auto
     lr_sched: str = "linear_warmup_cosine_lr"
     init_lr: float = 3e-5

@@ -15,13 +15,13 @@ def compile_blocks(*modules: nn.Module | None) -> None:
         modules: Each holds its blocks in a ModuleList; None is passed over.
     """
     for module in modules:
-        for stack in [] if module is None else _stacks(module):
+        for stack in [] if module is None else block_stacks(module):
             for block in stack:
                 block.compile(dynamic=True)
 
 
-def _stacks(module: nn.Module) -> list[nn.ModuleList]:
-    """The outermost ModuleLists of a module."""
+def block_stacks(module: nn.Module) -> list[nn.ModuleList]:
+    """The outermost ModuleLists of a module: its stacks of repeated blocks."""
     if isinstance(module, nn.ModuleList):
         return [module]
-    return [stack for child in module.children() for stack in _stacks(child)]
+    return [stack for child in module.children() for stack in block_stacks(child)]

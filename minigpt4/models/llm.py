@@ -18,13 +18,13 @@ from minigpt4.common.schema import LowResource
 logger = logging.getLogger(__name__)
 
 
-def build_llm(folder: Path, low_resource: LowResource, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def build_llm(folder: Path, low_resource: LowResource, dtype: torch.dtype | None, device: torch.device) -> nn.Module:
     """The language model in `folder`, frozen and in eval mode, loaded straight onto this process's device.
 
     Args:
         folder: Config and weights (safetensors or .bin shards).
         low_resource: Quantise the linear layers to 8 or 4 bit by bitsandbytes.
-        dtype: Number format of what is not quantised.
+        dtype: Number format of what is not quantised; None: that of the files.
         device: Where it goes.
 
     Raises:
@@ -38,11 +38,14 @@ def build_llm(folder: Path, low_resource: LowResource, dtype: torch.dtype, devic
             folder,
             folder,
         )
-    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
+    options: dict[str, Any] = {"dtype": dtype or "auto", "device_map": {"": device}}
     if low_resource is not LowResource.off:
+        assert dtype is not None
         options["quantization_config"] = _quantisation(low_resource, dtype)
     try:
         config = AutoConfig.from_pretrained(folder)
+        if dtype is None:
+            config.dtype = None  # what the configuration says need not be what the files hold
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"model.llama_model: {folder} holds no usable causal language model: {error}") from error

@@ -40,7 +40,14 @@ def build_encoder(cfg: ModelConfig) -> PromptEncoder:
     )
 
 
-def build_model(cfg: ModelConfig, device: torch.device, dtype: torch.dtype, *, with_encoders: bool = True) -> MiniGPT4:
+def build_model(
+    cfg: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    with_encoders: bool = True,
+    llm_as_filed: bool = False,
+) -> MiniGPT4:
     """The model of the configured architecture with its weights, in eval mode.
 
     Args:
@@ -48,18 +55,25 @@ def build_model(cfg: ModelConfig, device: torch.device, dtype: torch.dtype, *, w
         device: Where it goes.
         dtype: Number format of the frozen weights.
         with_encoders: Load the vision encoder and the Q-Former; not needed where all features are cached.
+        llm_as_filed: Leave the language model on the CPU and in its files' number format, for `shard_llm`.
 
     Raises:
         ConfigError: An unknown architecture, or a path that is not set or does not exist.
         CheckpointError: A file that cannot be read or does not fit.
     """
-    model: MiniGPT4 = models.get(cfg.arch)(cfg, device, dtype, with_encoders=with_encoders)
+    build = models.get(cfg.arch)
+    model: MiniGPT4 = build(cfg, device, dtype, with_encoders=with_encoders, llm_as_filed=llm_as_filed)
     return model
 
 
 @models.register("minigpt4")
 def build_minigpt4(
-    cfg: ModelConfig, device: torch.device, dtype: torch.dtype, *, with_encoders: bool = True
+    cfg: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    with_encoders: bool = True,
+    llm_as_filed: bool = False,
 ) -> MiniGPT4:
     """MiniGPT-4 with its frozen weights, and the projection of `model.ckpt` where one is given; as `build_model`.
 
@@ -72,7 +86,8 @@ def build_minigpt4(
         read_checkpoint(cfg.ckpt)  # a broken file is found now, not after minutes of loading the others
     encoder = build_encoder(cfg)
     vision, qformer = build_encoders(cfg, device, dtype) if with_encoders else (None, None)
-    llm = build_llm(llm_folder, cfg.low_resource, dtype, device)
+    llm_place = (None, torch.device("cpu")) if llm_as_filed else (dtype, device)
+    llm = build_llm(llm_folder, cfg.low_resource, *llm_place)
     if cfg.compile:
         compile_blocks(vision, qformer, llm)
     base = {key.removeprefix("model."): fingerprint(path) for key, path in files.items() if key != "model.ckpt"}
@@ -110,8 +125,9 @@ def with_projection(model: MiniGPT4, path: str | Path) -> MiniGPT4:
     Raises:
         CheckpointError: As for `load_projection`.
     """
-    width = model.llama_proj.in_features
-    twin = MiniGPT4(model.visual_encoder, model.qformer, model.llama_model, model.encoder, width, model.base)
+    twin = MiniGPT4(
+        model.visual_encoder, model.qformer, model.llama_model, model.encoder, model.query_width, model.base
+    )
     load_projection(twin, path)
     return twin.eval()
 

@@ -52,6 +52,7 @@ class MiniGPT4(nn.Module):
         self.encoder = encoder
         self.base = dict(base or {})
         self.llm_width: int = self.token_embedding.weight.shape[1]
+        self.query_width = query_width
         self.llama_proj = nn.Linear(query_width, self.llm_width, device=self.device)
 
     @property
@@ -112,7 +113,12 @@ class MiniGPT4(nn.Module):
     def answer_losses(self, batch: Batch) -> Tensor:
         """The same by sample, (B,)."""
         image_embeds = None if batch.images is None else self.encode_image(batch.images)
-        return answer_losses(self.llama_model, self.embed(batch.input_ids, image_embeds, batch.image_positions), batch)
+        embeds = self.embed(batch.input_ids, image_embeds, batch.image_positions)
+        if image_embeds is None:
+            # Processes wait for each other's gradients, so there must be one of a batch without pictures too.
+            nothing = torch.zeros(1, self.query_width, device=embeds.device)
+            embeds = embeds + 0.0 * self.project(nothing).to(embeds.dtype)
+        return answer_losses(self.llama_model, embeds, batch)
 
     def generate(
         self,

@@ -21,6 +21,8 @@ from minigpt4.datasets.builders import build_datasets, common_setting, prepare_d
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.loaders import steps_per_epoch, train_loader, valid_loader
 from minigpt4.models.loading import build_encoder, build_model, load_projection
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.sharding import shard_llm, shards_llm
 from minigpt4.runners.checkpoints import read_resumable
 from minigpt4.runners.feature_cache import use_caches
 from minigpt4.runners.lr_schedule import LrSettings
@@ -66,7 +68,7 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
 
     precision = train_precision(run.amp, cfg.model.precision, processes.device)
     cached = not dry_run and use_caches(cfg, [train_data, valid_data], precision.frozen, processes)
-    model = build_model(cfg.model, processes.device, precision.frozen, with_encoders=not cached)
+    model = _build_model(cfg, precision.frozen, processes, with_encoders=not cached)
     if start_from is not None:
         load_projection(model, start_from)
     folder = Path() if dry_run else _open_folder(loaded, start_from, processes)
@@ -102,6 +104,15 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
         runner.resume(read_resumable(start_from), start_from)
     runner.run()
     processes.leave()
+
+
+def _build_model(cfg: Config, dtype: torch.dtype, processes: Processes, with_encoders: bool) -> MiniGPT4:
+    """The model with its weights, its language model divided among the processes where that is configured."""
+    sharded = shards_llm(cfg, processes)
+    model = build_model(cfg.model, processes.device, dtype, with_encoders=with_encoders, llm_as_filed=sharded)
+    if sharded:
+        shard_llm(model, dtype, cfg.run.shard_llm, processes)
+    return model
 
 
 def _peak(dtype: torch.dtype, processes: Processes) -> float:

@@ -25,6 +25,7 @@ HARMLESS = (
     "run.save_freq",
     "run.trackers",
     "run.device",
+    "run.shard_llm",
     "run.job_name",
     "run.output_dir",
     "run.run_dir",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -80,14 +80,12 @@ class Task(ABC):
         for number, batch in enumerate(batches, 1):
             with nullcontext() if number == len(batches) else shared.no_sync():
                 loss = self.loss(model, batch.to(device))
-                if batch.images is None:
-                    loss = loss + shared.zero()
                 scaler.scale(loss * weight).backward()
             local_sum += loss.detach()
         return StepLoss(local_sum, targets)
 
     @torch.no_grad()
-    def validate(self, model: nn.Module, batches: Iterable[Batch], processes: Processes) -> Validation:
+    def validate(self, model: nn.Module, batches: Collection[Batch], processes: Processes) -> Validation:
         """Mean loss over the target tokens of all batches of all processes; shares may be unequal, or empty.
 
         Args:
@@ -97,9 +95,16 @@ class Task(ABC):
         """
         model.eval()
         total = torch.zeros(3, dtype=torch.float64, device=processes.device)
+        shares = processes.gather(len(batches))
+        spare = processes.from_main(lambda: next(iter(batches))) if min(shares) == 0 < max(shares) else None
         for batch in batches:
             total[0] += self.loss(model, batch.to(processes.device))
             total[1] += batch.num_targets
             total[2] += len(batch.image_ids)
+            spare = batch
+        # A language model divided among the processes computes only where all of them do.
+        for _ in range(max(shares) - len(batches)):
+            assert spare is not None
+            self.loss(model, spare.to(processes.device))
         loss, targets, samples = processes.sum(total).tolist()
         return Validation(loss=loss / max(targets, 1.0), targets=int(targets), samples=int(samples))

@@ -70,7 +70,13 @@ def test_text_without_images(parity_a: Case) -> None:
     inputs = parity_a.inputs["train_text_only"]
     batch = parity_a.batch(None, inputs["instruction"], inputs["answer"])
     assert batch.images is None
-    assert torch.isfinite(parity_a.model(batch))
+    model = parity_a.model
+    model.zero_grad()
+    loss = model(batch)
+    loss.backward()
+    assert torch.isfinite(loss)
+    gradients = [parameter.grad for parameter in model.llama_proj.parameters()]
+    assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients), "there, and zero"
 
 
 def test_images_and_places_must_agree(parity_a: Case) -> None:
