@@ -88,6 +88,6 @@ def _looks(timeout: timedelta) -> Iterator[None]:
         yield
         time.sleep(PAUSE)
     raise ProcessLostError(
-        f"the other processes did not come within {timeout.total_seconds() / 60:g} minutes; see their own messages above, "
-        "and check that every machine runs the same torchrun command"
+        f"the other processes did not come within {timeout.total_seconds() / 60:g} minutes; see their own "
+        "messages above, and check that every machine runs the same torchrun command"
     )

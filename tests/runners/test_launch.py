@@ -168,5 +168,7 @@ def test_what_a_killed_attempt_left_is_cleared_away(run: RunConfig, worker: Work
 def test_a_folder_on_another_machine_is_named(run: RunConfig, worker: Worker) -> None:
     worker("moved", 1)
     elsewhere = (Path("output/birds/20260102-120000"), Mark(agents=("second:/tmp/x",)))
-    with pytest.raises(ConfigError, match=r"run folder output/birds/20260102-120000 of second cannot be seen.*output_dir"):
+    with pytest.raises(
+        ConfigError, match=r"run folder output/birds/20260102-120000 of second cannot be seen.*output_dir"
+    ):
         Launch.join(run, Seen([("second:/tmp/x", 0)], [elsewhere]))
