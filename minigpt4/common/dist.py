@@ -11,7 +11,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from minigpt4.common.cli import EXIT_CODE
-from minigpt4.common.errors import ConfigError, MiniGPT4Error
+from minigpt4.common.errors import ConfigError, MiniGPT4Error, ProcessLostError
+from minigpt4.common.rendezvous import join_attempt, store_outlives_workers
 
 if TYPE_CHECKING:
     import torch
@@ -24,10 +25,6 @@ TIMEOUT = timedelta(minutes=10)
 ROLL_CALL = timedelta(seconds=5)
 """How long the survivors wait for each other to find out who is missing."""
 LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|timeout|barrier", re.IGNORECASE)
-
-
-class ProcessLostError(MiniGPT4Error):
-    """Another process ended or no longer answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +157,8 @@ def start_processes(device: str = "auto") -> Processes:
 
         _share_cores()
         use_onednn_where_exact()
+    if store_outlives_workers():
+        join_attempt("nccl" if cuda else "gloo", TIMEOUT)
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 

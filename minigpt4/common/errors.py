@@ -26,6 +26,10 @@ class MetricError(MiniGPT4Error):
     """A metric that cannot be computed here, or whose inputs do not fit together."""
 
 
+class ProcessLostError(MiniGPT4Error):
+    """Another process ended or no longer answers."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint naming the nearest known name, or all of them where none is near."""
     candidates = sorted(known)

@@ -27,3 +27,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, name: str) -> None:
+    """Delete the temporary files that killed writers of `name` (which may hold wildcards) left in a folder."""
+    for temporary in folder.glob(f".{name}.*"):
+        temporary.unlink(missing_ok=True)

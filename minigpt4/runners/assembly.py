@@ -25,13 +25,14 @@ from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.sharding import shard_llm, shards_llm
 from minigpt4.runners.checkpoints import read_resumable
 from minigpt4.runners.feature_cache import use_caches
+from minigpt4.runners.launch import Launch
 from minigpt4.runners.lr_schedule import LrSettings
 from minigpt4.runners.optimizer import Updater, build_optimizer, trainable_parameters
 from minigpt4.runners.parts import RunParts
 from minigpt4.runners.peak import matmul_peak
 from minigpt4.runners.plan import Plan, check_run, warn_of_long_warmup
 from minigpt4.runners.precision import TrainPrecision, train_precision
-from minigpt4.runners.resume import check_same_run, data_identity, find_resume_point, run_identity
+from minigpt4.runners.resume import check_same_run, data_identity, run_identity
 from minigpt4.runners.rng import seed_all
 from minigpt4.runners.run_folder import check_run_folder, make_run_folder, write_config
 from minigpt4.runners.summary import parameter_table, plan_table, sample_panel
@@ -64,14 +65,15 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     plan = _plan(cfg, train_data, processes.world_size)
     schedule = partial(lr_at, settings=LrSettings.of(run, plan.steps_per_epoch))
     identity = run_identity(plan, data_identity(train_data))
-    start_from = None if dry_run else _resume_point(loaded, identity, processes)
+    launch = Launch() if dry_run else Launch.join(run, processes)
+    start_from = None if dry_run else _resume_point(loaded, identity, launch, processes)
 
     precision = train_precision(run.amp, cfg.model.precision, processes.device)
     cached = not dry_run and use_caches(cfg, [train_data, valid_data], precision.frozen, processes)
     model = _build_model(cfg, precision.frozen, processes, with_encoders=not cached)
     if start_from is not None:
         load_projection(model, start_from)
-    folder = Path() if dry_run else _open_folder(loaded, start_from, processes)
+    folder = Path() if dry_run else _open_folder(loaded, start_from, launch, processes)
     logger.info("precision: %s", precision)
     parameters = trainable_parameters(model, model.trainable_state())
     if dry_run:
@@ -103,6 +105,8 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     if start_from is not None:
         runner.resume(read_resumable(start_from), start_from)
     runner.run()
+    if processes.is_main:
+        launch.end(folder)
     processes.leave()
 
 
@@ -140,11 +144,13 @@ def _plan(cfg: Config, train_data: Datasets, world_size: int) -> Plan:
     return plan
 
 
-def _resume_point(loaded: LoadedConfig, identity: Mapping[str, Any], processes: Processes) -> Path | None:
+def _resume_point(
+    loaded: LoadedConfig, identity: Mapping[str, Any], launch: Launch, processes: Processes
+) -> Path | None:
     """The checkpoint to go on from, found once for all processes and known to be of this run."""
 
     def find() -> Path | None:
-        found = find_resume_point(loaded.config.run)
+        found = launch.resume_point(loaded.config.run)
         if found is not None:
             check_same_run(read_resumable(found), loaded.resolved, identity, found)
         check_run_folder(loaded.config.run, found)
@@ -153,11 +159,12 @@ def _resume_point(loaded: LoadedConfig, identity: Mapping[str, Any], processes: 
     return processes.from_main(find)
 
 
-def _open_folder(loaded: LoadedConfig, start_from: Path | None, processes: Processes) -> Path:
+def _open_folder(loaded: LoadedConfig, start_from: Path | None, launch: Launch, processes: Processes) -> Path:
     """The run folder, with the resolved configuration in it and the log going there too."""
 
     def make() -> Path:
-        folder = make_run_folder(loaded.config.run, start_from)
+        folder = launch.folder or make_run_folder(loaded.config.run, start_from)
+        launch.begin(folder, start_from)
         write_config(folder, loaded.resolved)
         return folder
 

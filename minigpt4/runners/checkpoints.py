@@ -59,17 +59,20 @@ def read_resumable(path: Path) -> dict[str, Any]:
     return content
 
 
-def newest_whole(folder: Path) -> Path | None:
+def newest_whole(folder: Path, after: int = 0) -> Path | None:
     """The newest checkpoint that can be read; a broken one is passed over with a warning. None: there is none.
 
     The best one is a copy of another, so it is looked at last.
 
+    Args:
+        folder: The run's.
+        after: Only checkpoints written after this time count (`newest_written`).
+
     Raises:
         CheckpointError: There are checkpoints, but none is whole.
     """
-    files = [path for path in folder.glob("checkpoint_*.pth") if path.name != BEST]
-    files.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    files += [path for path in [folder / BEST] if path.is_file()]
+    times = {path: time for path, time in _written(folder).items() if time > after}
+    files = sorted(times, key=lambda path: (path.name != BEST, times[path]), reverse=True)
     for path in files:
         try:
             read_resumable(path)
@@ -82,3 +85,12 @@ def newest_whole(folder: Path) -> Path | None:
             f"no checkpoint in {folder} is whole ({len(files)} tried); move them away to start from the beginning"
         )
     return None
+
+
+def newest_written(folder: Path) -> int:
+    """When the newest checkpoint of a folder was written, whole or not: modification time in ns; 0: there is none."""
+    return max(_written(folder).values(), default=0)
+
+
+def _written(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.glob("checkpoint_*.pth")}

@@ -75,6 +75,7 @@ class EpochRunner:
         if self.state.step >= plan.total_steps:
             logger.info("all %d epochs are done already; raise run.max_epoch to train longer", plan.max_epoch)
             return self.state
+        self.parts.trackers.start(self.state.step)
         with self._stop, logging_redirect_tqdm():
             batches = iter(self.parts.train_batches(self.state.step))
             while self.state.step < plan.total_steps:

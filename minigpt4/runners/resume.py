@@ -119,6 +119,11 @@ def check_same_run(
     for key in ("steps_per_epoch", "global_batch", "data"):
         if saved[key] != identity[key]:
             refused.append(f"{key}: {saved[key]} then, {identity[key]} now")
+    if refused and saved["world_size"] != identity["world_size"]:
+        refused.append(
+            f"processes: {saved['world_size']} then, {identity['world_size']} now; start as many, or set "
+            "datasets.*.batch_size and run.accum_grad_iters so that batch_size x accum_grad_iters x processes stays"
+        )
     if refused:
         raise ConfigError(
             f"run.resume_ckpt_path: {path} belongs to another run ({'; '.join(refused)}); set these back to go on "

@@ -38,20 +38,26 @@ class Trackers:
         self, names: Sequence[str], project: str, folder: Path, config: Mapping[str, Any], active: bool
     ) -> None:
         check_trackers(names)
+        self._names = names if active else ()
+        self._project = project
+        self._folder = folder
+        self._config = config
         self._trackers: list[Any] = []
-        if not (names and active):
-            return
+
+    def start(self, step: int) -> None:
+        """Open them, before optimizer step `step`; what TensorBoard has of later ones, in a run gone on with, goes."""
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        for name in names:
+        for name in self._names:
             tracker_class = LOGGER_TYPE_TO_CLASS[name]
             if tracker_class.requires_logging_directory:
-                tracker = tracker_class("tensorboard", logging_dir=str(folder))
+                # One step more: the epoch that ends at a step is logged under the same number as the step that follows.
+                tracker = tracker_class("tensorboard", logging_dir=str(self._folder), purge_step=step + 1)
             else:
-                tracker = tracker_class(project, name=folder.name)
+                tracker = tracker_class(self._project, name=self._folder.name)
             tracker.start()
             if name != "tensorboard":  # its writer would make a run of its own of them; config.yaml lies beside it
-                tracker.store_init_configuration(dict(config))
+                tracker.store_init_configuration(dict(self._config))
             self._trackers.append(tracker)
 
     def log(self, values: Mapping[str, float], step: int) -> None:

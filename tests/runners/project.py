@@ -99,18 +99,24 @@ class Project:
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         return cls(folder)
 
-    def command(self, *options: str, processes: int = 0, arguments: Sequence[str] = ()) -> list[str]:
-        """The training command; `processes` above 0: under torchrun."""
+    def command(
+        self,
+        *options: str,
+        processes: int = 0,
+        arguments: Sequence[str] = (),
+        torchrun: Sequence[str] = ("--standalone",),
+    ) -> list[str]:
+        """The training command; `processes` above 0: under torchrun, with its arguments."""
         launcher = [sys.executable]
         if processes:
-            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+            launcher += ["-m", "torch.distributed.run", *torchrun, f"--nproc-per-node={processes}"]
         script = [str(REPOSITORY / "train.py"), "--cfg-path", "config.yaml", *arguments]
         return [*launcher, *script, *(["--options", *options] if options else [])]
 
-    def start(self, *options: str, processes: int = 0, arguments: Sequence[str] = ()) -> subprocess.Popen[str]:
-        """Start training in the project's folder; stdout and stderr come together."""
+    def start(self, *options: str, **launch: Any) -> subprocess.Popen[str]:
+        """Start training in the project's folder, as `command` says; stdout and stderr come together."""
         return subprocess.Popen(
-            self.command(*options, processes=processes, arguments=arguments),
+            self.command(*options, **launch),
             cwd=self.folder,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "160"},
             stdout=subprocess.PIPE,
@@ -118,9 +124,9 @@ class Project:
             text=True,
         )
 
-    def train(self, *options: str, processes: int = 0, arguments: Sequence[str] = ()) -> tuple[int, str]:
-        """Run training to its end: (exit status, what it printed)."""
-        process = self.start(*options, processes=processes, arguments=arguments)
+    def train(self, *options: str, **launch: Any) -> tuple[int, str]:
+        """Run training to its end, as `command` says: (exit status, what it printed)."""
+        process = self.start(*options, **launch)
         output, _ = process.communicate(timeout=240)
         return process.returncode, output
 

@@ -66,12 +66,17 @@ def stopped_pair(project: Project) -> str:
     return printed
 
 
-def curve(folder: Path) -> dict[int, float]:
-    """Loss by step, unrounded."""
+def logged_losses(folder: Path) -> list[tuple[int, float]]:
+    """Step and unrounded loss of every point that TensorBoard shows."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    return {event.step: event.value for event in events.Scalars("train/loss")}
+    return [(event.step, event.value) for event in events.Scalars("train/loss")]
+
+
+def curve(folder: Path) -> dict[int, float]:
+    """Loss by step, unrounded."""
+    return dict(logged_losses(folder))
 
 
 def test_two_processes_have_the_loss_curve_of_one(project: Project, uninterrupted: str, stopped_pair: str) -> None:

@@ -250,6 +250,7 @@ def test_mistakes_are_told_and_the_conversation_goes_on(
     page.upload(files[0])
     page.ask(DESCRIBE)
     page.wait_for(tiny.describe(files[0]))
+    assert page.texts("user") == [DESCRIBE], "a question that failed came back"
 
 
 def test_a_full_context_is_said(new_window: Any, address: str, files: list[str]) -> None:
@@ -274,6 +275,7 @@ def test_settings_reach_the_model(new_window: Any, address: str, tiny: LoadedMod
     page.upload(files[1])
     page.ask(DESCRIBE)
     page.wait_for(tiny.describe(files[1], DESCRIBE, max_new_tokens=5))
+    assert len(page.answers()[0]) < len(tiny.describe(files[1], DESCRIBE))
 
 
 def test_an_example_fills_the_box(new_window: Any, address: str) -> None:
@@ -283,3 +285,4 @@ def test_an_example_fills_the_box(new_window: Any, address: str) -> None:
     page.until(lambda: page.all("#box textarea")[0].get_attribute("value") == DESCRIBE)
     page.ask()
     page.until(lambda: page.answers() and "blue star" in page.answers()[0])
+    assert page.texts("user") == [DESCRIBE]
