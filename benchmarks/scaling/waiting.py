@@ -6,7 +6,7 @@ from math import erfc, sqrt
 
 EDGE = 10.0
 """Standard deviations beyond which nothing of a normal distribution is left."""
-POINTS = 20_000
+POINTS = 4_000
 
 
 def normal_excess(processes: int) -> float:
