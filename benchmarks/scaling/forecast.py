@@ -13,6 +13,8 @@ from minigpt4.runners.interrupt import CHECK_EVERY
 
 ANSWER_BYTES = 8
 """Of a process, when all ask each other whether to stop."""
+MOST = 100_000
+"""Processes beyond which nothing is looked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +141,7 @@ def efficiency(processes: int, assumed: Assumptions) -> float:
     return forecast(1, assumed).step / forecast(processes, assumed).step
 
 
-def processes_until(assumed: Assumptions, supply: str, most: int = 1 << 20) -> int | None:
+def processes_until(assumed: Assumptions, supply: str, most: int = MOST) -> int | None:
     """The smallest number of processes whose training is held up by a supply.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.report import Row
 from benchmarks.scaling.allreduce import FLOAT32, projection_parameters, ring_seconds, tree_seconds
-from benchmarks.scaling.forecast import Assumptions, efficiency, forecast, processes_until
+from benchmarks.scaling.forecast import MOST, Assumptions, efficiency, forecast, processes_until
 from benchmarks.scaling.loading import busiest_file, cores_needed, files_opened
 
 WIDTHS = {"7B": 4096, "13B": 5120}
@@ -71,4 +71,7 @@ def outcome(assumed: Assumptions, processes: int, steps: int) -> Row:
 def first_limits(assumed: Assumptions) -> str:
     """From how many processes on each supply would hold up the training."""
     limits = {supply: processes_until(assumed, supply) for supply in forecast(1, assumed).supplies}
-    return ", ".join(f"{name}: {f'{number:,} processes' if number else 'never'}" for name, number in limits.items())
+    return ", ".join(
+        f"{name}: {f'from {number:,} processes on' if number else f'not up to {MOST:,}'}"
+        for name, number in limits.items()
+    )
