@@ -70,7 +70,7 @@ class Processes:
         import torch
         import torch.distributed as dist
 
-        # Asked every few steps: one number added up takes a tenth of the time of objects gathered from everyone.
+        # Asked every few steps: one number takes a tenth of the time of objects gathered from everyone.
         found = torch.tensor(int(flag))
         with self.watch():
             dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.control)
