@@ -83,6 +83,7 @@ bench: $(VENV)/.installed-dev ## Measure steps, captions, loading, pictures and 
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.cache
 	$(BIN)/python -m benchmarks.chat
+	$(BIN)/python -m benchmarks.scale
 
 clean: ## Remove what was built and measured
 	rm -rf output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

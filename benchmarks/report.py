@@ -15,6 +15,7 @@ from minigpt4.common.matmul import use_onednn_where_exact
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Row = dict[str, float | str]
+Rows = dict[str, Row]
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def prepare_device(name: str) -> torch.device:
     return device
 
 
-def report(title: str, rows: dict[str, Row], facts: dict[str, Any], out: Path | None) -> None:
+def report(title: str, rows: Rows, facts: dict[str, Any], out: Path | None) -> None:
     """Print the rows as a table, with the facts below it, and write both.
 
     Args:
@@ -46,16 +47,38 @@ def report(title: str, rows: dict[str, Row], facts: dict[str, Any], out: Path | 
         facts: Machine, sizes and whatever else belongs to the figures.
         out: JSON file; None: print only.
     """
-    columns = list(next(iter(rows.values())))
-    table = Table("", *columns, title=title)
-    for name, figures in rows.items():
-        table.add_row(name, *(_shown(figures[column]) for column in columns))
+    _print({title: rows}, facts)
+    _write({"work": title, **facts, "rows": rows}, out)
+
+
+def report_tables(title: str, tables: dict[str, Rows], facts: dict[str, Any], out: Path | None) -> None:
+    """As `report`, for work that takes several tables.
+
+    Args:
+        title: The work.
+        tables: Title -> rows.
+        facts: As for `report`.
+        out: As for `report`.
+    """
+    _print(tables, facts)
+    _write({"work": title, **facts, "tables": tables}, out)
+
+
+def _print(tables: dict[str, Rows], facts: dict[str, Any]) -> None:
     console = Console(width=130)
-    console.print(table)
+    for title, rows in tables.items():
+        columns = list(next(iter(rows.values())))
+        table = Table("", *columns, title=title)
+        for name, figures in rows.items():
+            table.add_row(name, *(_shown(figures[column]) for column in columns))
+        console.print(table)
     for name, fact in facts.items():
         console.print(f"{name}: {fact}", highlight=False)
+
+
+def _write(content: dict[str, Any], out: Path | None) -> None:
     if out:
-        out.write_text(json.dumps({"work": title, **facts, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _shown(figure: float | str) -> str:

@@ -62,7 +62,16 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
-        return any(self.gather(flag)) if self.world_size > 1 else flag
+        if self.world_size == 1:
+            return flag
+        import torch
+        import torch.distributed as dist
+
+        # Asked every few steps: one number takes a tenth of the time of objects gathered from everyone.
+        found = torch.tensor(int(flag))
+        with self.watch():
+            dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(found)
 
     def gather(self, value: T) -> list[T]:
         """Everyone's value, by rank."""

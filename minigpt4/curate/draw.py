@@ -23,8 +23,7 @@ JPEG = b"\xff\xd8\xff"
 
 def open_datasets(cfg: Config, encoder: PromptEncoder) -> Datasets:
     """The datasets to draw from; errors as for `build_datasets`."""
-    prepare_datasets(cfg)
-    return build_datasets(cfg, encoder, [cfg.curation.split], train=False)
+    return build_datasets(cfg, encoder, [cfg.curation.split], train=False, prepared=prepare_datasets(cfg))
 
 
 def draw(cfg: Config, datasets: Datasets) -> list[Event]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from minigpt4.common.errors import ConfigError
@@ -13,27 +14,34 @@ from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import read_prompts
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.records import MissingSplitError, images_folder, load_records, select_splits
-from minigpt4.datasets.shards.dataset import ShardDataset, index_shards, load_shards
+from minigpt4.datasets.shards.dataset import ShardDataset, load_shards, prepare_shards
+from minigpt4.datasets.shards.index import ShardIndex
 
 logger = logging.getLogger(__name__)
 SHARDS = "webdataset"
 """Name of the kind of dataset whose pictures and captions lie in tar shards."""
 
 
-def prepare_datasets(cfg: Config) -> None:
-    """What has to be done once before any process builds the datasets: shards are indexed.
+def prepare_datasets(cfg: Config) -> dict[str, ShardIndex]:
+    """What has to be done once before any process builds the datasets: shards are indexed, and looked at.
+
+    Returns:
+        The indexes by dataset, for `build_datasets` in every process.
 
     Raises:
-        ConfigError: The patterns are wrong or match nothing.
-        DataError: The index cannot be written.
+        ConfigError: The patterns are wrong or match nothing, or a key does not go with shards.
+        DataError: The index cannot be written, or shards cannot be used.
     """
-    for name, dataset in cfg.datasets.items():
-        if dataset.builder == SHARDS:
-            index_shards(name, dataset)
+    return {name: prepare_shards(name, dataset) for name, dataset in cfg.datasets.items() if dataset.builder == SHARDS}
 
 
 def build_datasets(
-    cfg: Config, encoder: PromptEncoder, splits: Sequence[str], *, train: bool
+    cfg: Config,
+    encoder: PromptEncoder,
+    splits: Sequence[str],
+    *,
+    train: bool,
+    prepared: Mapping[str, ShardIndex] = MappingProxyType({}),
 ) -> dict[str, InstructionDataset]:
     """Every dataset of the configuration, by name.
 
@@ -42,6 +50,7 @@ def build_datasets(
         encoder: Lays out prompts and answers for the model.
         splits: Splits to take; none: no dataset.
         train: Use the processors for training, not those for evaluation.
+        prepared: Of `prepare_datasets`; what is not there is prepared here.
 
     Raises:
         ConfigError: No dataset is configured, a path is missing, or a split does not exist (in validation: in none
@@ -55,8 +64,12 @@ def build_datasets(
     datasets: dict[str, InstructionDataset] = {}
     missing: list[MissingSplitError] = []
     for name, dataset in cfg.datasets.items():
+        # Only the builders of what has to be prepared know this argument.
+        index = {"prepared": prepared[name]} if name in prepared else {}
         try:
-            datasets[name] = build_dataset(name, dataset, cfg.model, encoder, splits, seed=cfg.run.seed, train=train)
+            datasets[name] = build_dataset(
+                name, dataset, cfg.model, encoder, splits, seed=cfg.run.seed, train=train, **index
+            )
         except MissingSplitError as error:
             missing.append(error)
     if missing and (train or not datasets):
@@ -75,9 +88,11 @@ def build_dataset(
     *,
     seed: int,
     train: bool,
+    **prepared: Any,
 ) -> InstructionDataset:
     """One dataset, made by the builder that its card names; arguments and errors as for `build_datasets`."""
-    dataset: InstructionDataset = builders.get(cfg.builder)(name, cfg, model, encoder, splits, seed=seed, train=train)
+    build = builders.get(cfg.builder)
+    dataset: InstructionDataset = build(name, cfg, model, encoder, splits, seed=seed, train=train, **prepared)
     return dataset
 
 
@@ -108,10 +123,11 @@ def build_shards(
     *,
     seed: int,
     train: bool,
+    prepared: ShardIndex | None = None,
 ) -> ShardDataset:
     """Pictures and captions in tar shards; arguments and errors as for `build_datasets`."""
     common = _common(name, cfg, model, train)
-    records = load_shards(name, cfg, splits)
+    records = load_shards(name, cfg, splits, prepared)
     return ShardDataset(name, records, window=cfg.shuffle_shards, encoder=encoder, seed=seed, **common)
 
 

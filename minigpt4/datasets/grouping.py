@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-import numpy as np
-
 from minigpt4.datasets.sampler import Key, SampleOrder
 
 
@@ -30,27 +28,21 @@ class GroupedOrder:
         self.steps = steps
         self.length_of = length_of
         self._stretch: tuple[int, list[list[Key]]] | None = None
-        self._next: tuple[int, np.ndarray] | None = None
 
-    def drawn_before(self, position: int) -> np.ndarray:
-        """As the order it changes; counted in whole stretches only."""
-        return self.order.drawn_before(position)
-
-    def keys(self, start: int, stop: int, drawn: np.ndarray | None = None) -> list[Key]:
-        """The samples of the step at [start, stop), which must be one whole step; `drawn` is not needed."""
-        step, rest = divmod(start, self.step_size)
-        assert rest == 0 and stop - start == self.step_size, "asked for something that is not one step"
+    def keys(self, start: int, stop: int) -> list[Key]:
+        """The samples at [start, stop), which must be a part of one step."""
+        step, first = divmod(start, self.step_size)
+        last = first + stop - start
+        assert first <= last <= self.step_size, "asked for samples of several steps"
         number, within = divmod(step, self.steps)
         if self._stretch is None or self._stretch[0] != number:
             self._stretch = number, self._grouped(number)
-        return self._stretch[1][within]
+        return self._stretch[1][within][first:last]
 
     def _grouped(self, number: int) -> list[list[Key]]:
         """The steps of a stretch."""
         length = self.steps * self.step_size
-        drawn = self._next[1] if self._next and self._next[0] == number else self.order.drawn_before(number * length)
-        keys = self.order.keys(number * length, (number + 1) * length, drawn)
-        self._next = number + 1, drawn + np.bincount([key.dataset for key in keys], minlength=len(drawn))
+        keys = self.order.keys(number * length, (number + 1) * length)
         keys.sort(key=self.length_of)
         steps = [keys[start : start + self.step_size] for start in range(0, length, self.step_size)]
         Random(f"{self.order.seed}-lengths-{number}").shuffle(steps)

@@ -13,12 +13,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from torch.utils.data import Sampler
 
+from minigpt4.datasets.counting import below
 from minigpt4.datasets.orders import FullShuffle, Order, digest
 
+CIRCLE = 1 << 64
 GOLDEN = 0x9E3779B97F4A7C15
 """2^64 / golden ratio: multiples of it fill [0, 2^64) as evenly as any sequence can."""
-CHUNK = 1 << 20
-"""Positions counted at a time, to bound memory."""
 
 
 class Key(NamedTuple):
@@ -71,27 +71,17 @@ class SampleOrder:
         return np.searchsorted(self._bounds, points, side="right")
 
     def drawn_before(self, position: int) -> np.ndarray:
-        """Samples of each dataset at positions below `position`."""
-        counts = np.zeros(len(self.names), dtype=np.int64)
-        if len(self.names) == 1:
-            return counts + position
-        for start in range(0, position, CHUNK):
-            stop = min(start + CHUNK, position)
-            counts += np.bincount(self.datasets(start, stop), minlength=len(self.names))
-        return counts
+        """Samples of each dataset at positions below `position`; as quick for the billionth as for the first."""
+        offset = int(self._offset)
+        passed = [below(bound, position, CIRCLE, GOLDEN, offset) for bound in self._bounds.tolist()]
+        return np.diff([0, *passed, position])
 
-    def keys(self, start: int, stop: int, drawn: np.ndarray | None = None) -> list[Key]:
-        """The samples at [start, stop).
-
-        Args:
-            start: First position.
-            stop: Position behind the last.
-            drawn: `drawn_before(start)`, where the caller has kept count.
-        """
-        counts = self.drawn_before(start) if drawn is None else drawn.copy()
+    def keys(self, start: int, stop: int) -> list[Key]:
+        """The samples at [start, stop)."""
+        counts = self.drawn_before(start).tolist()
         keys = []
         for dataset in self.datasets(start, stop).tolist():
-            draw, place = divmod(int(counts[dataset]), self.sizes[dataset])
+            draw, place = divmod(counts[dataset], self.sizes[dataset])
             keys.append(Key(dataset, self.orders[dataset].record(draw, place), draw))
             counts[dataset] += 1
         return keys
@@ -100,12 +90,8 @@ class SampleOrder:
 class Stream(Protocol):
     """Where a sampler's samples come from; `SampleOrder`, or one that changes it."""
 
-    def drawn_before(self, position: int) -> np.ndarray:
-        """Samples of each dataset at positions below `position`."""
-        ...
-
-    def keys(self, start: int, stop: int, drawn: np.ndarray | None = None) -> list[Key]:
-        """The samples at [start, stop)."""
+    def keys(self, start: int, stop: int) -> list[Key]:
+        """The samples at [start, stop), which are a part of one step."""
         ...
 
 
@@ -145,12 +131,9 @@ class StepSampler(Sampler[list[Key]]):
         return max(0, self.stop_step - self.start_step) * self.accumulation
 
     def __iter__(self) -> Iterator[list[Key]]:
+        # A process lists its own samples only: with a thousand of them, the whole step would be 64,000 a process.
         share = self.batch_size * self.accumulation
-        step_size = share * self.world_size
-        drawn = self.order.drawn_before(self.start_step * step_size)
         for step in range(self.start_step, self.stop_step):
-            keys = self.order.keys(step * step_size, (step + 1) * step_size, drawn)
-            drawn += np.bincount([key.dataset for key in keys], minlength=len(drawn))
-            mine = keys[self.rank * share : (self.rank + 1) * share]
-            for first in range(0, share, self.batch_size):
-                yield mine[first : first + self.batch_size]
+            mine = (step * self.world_size + self.rank) * share
+            for first in range(mine, mine + share, self.batch_size):
+                yield self.order.keys(first, first + self.batch_size)

@@ -59,9 +59,9 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     seed_all(run.seed)  # the same in every process, so that a fresh projection is
 
     encoder = build_encoder(cfg.model)
-    processes.from_main(lambda: prepare_datasets(cfg))
-    train_data = build_datasets(cfg, encoder, run.train_splits, train=True)
-    valid_data = build_datasets(cfg, encoder, run.valid_splits, train=False)
+    prepared = processes.from_main(lambda: prepare_datasets(cfg))
+    train_data = build_datasets(cfg, encoder, run.train_splits, train=True, prepared=prepared)
+    valid_data = build_datasets(cfg, encoder, run.valid_splits, train=False, prepared=prepared)
     plan = _plan(cfg, train_data, processes.world_size)
     schedule = partial(lr_at, settings=LrSettings.of(run, plan.steps_per_epoch))
     identity = run_identity(plan, data_identity(train_data))

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from minigpt4.datasets.orders import ShardShuffle
 from minigpt4.datasets.sampler import Key, SampleOrder, StepSampler
 
 GLOBAL = 24
@@ -103,9 +104,62 @@ class TestRatio:
         for period in (1, 2, 3, 4, 8, 16):
             assert (choices[period:] != choices[:-period]).any()
 
-    def test_counting_agrees_with_drawing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("minigpt4.datasets.sampler.CHUNK", 64)
-        order = order_of(**TWO)
-        expected = np.bincount(order.datasets(0, 1000), minlength=2)
-        assert order.drawn_before(1000).tolist() == expected.tolist()
-        assert order.drawn_before(0).tolist() == [0, 0]
+    @pytest.mark.parametrize("ratios", [(1.0,), (3.0, 1.0), (1.0, 2.0, 5.0), (1.0, 1e-20)])
+    def test_counting_agrees_with_drawing(self, ratios: tuple[float, ...]) -> None:
+        order = order_of(sizes=(100,) * len(ratios), ratios=ratios)
+        drawn = order.datasets(0, 1000)
+        for position in (0, 1, 2, 64, 999, 1000):
+            expected = np.bincount(drawn[:position], minlength=len(ratios))
+            assert order.drawn_before(position).tolist() == expected.tolist()
+
+    def test_counting_far_along_agrees_with_drawing(self) -> None:
+        order = order_of(sizes=(100, 100), ratios=(115.0, 14.0))
+        far = 1_280_000_000  # 20,000 steps of 64 samples on a thousand processes
+        drawn = order.drawn_before(far + 5000) - order.drawn_before(far)
+        assert drawn.tolist() == np.bincount(order.datasets(far, far + 5000), minlength=2).tolist()
+        assert order.drawn_before(far).sum() == far
+
+
+def counted_share(order: SampleOrder, share: int, world: int, rank: int, steps: range) -> list[list[Key]]:
+    """One process's samples of each step, found by going through everybody's from position 0."""
+    step_size = share * world
+    counts = np.bincount(order.datasets(0, steps.start * step_size), minlength=len(order.sizes))
+    shares = []
+    for step in steps:
+        keys = []
+        for dataset in order.datasets(step * step_size, (step + 1) * step_size).tolist():
+            draw, place = divmod(int(counts[dataset]), order.sizes[dataset])
+            keys.append(Key(dataset, order.orders[dataset].record(draw, place), draw))
+            counts[dataset] += 1
+        shares.append(keys[rank * share : (rank + 1) * share])
+    return shares
+
+
+class TestShare:
+    @pytest.mark.parametrize(("world", "rank"), [(1, 0), (3, 0), (3, 1), (3, 2), (1000, 0), (1000, 499), (1000, 999)])
+    def test_it_is_what_counting_through_everybodys_samples_finds(self, world: int, rank: int) -> None:
+        counts = [[50] * 60, [30] * 20]
+
+        def order() -> SampleOrder:
+            orders = [ShardShuffle(f"shares-{number}", count, 16) for number, count in enumerate(counts)]
+            return SampleOrder(["a", "b"], [sum(count) for count in counts], [115.0, 14.0], 42, orders)
+
+        steps = range(3, 5)
+        sampler = StepSampler(
+            order(), batch_size=16, accumulation=2, world_size=world, rank=rank, start_step=3, stop_step=5
+        )
+        halves = list(sampler)
+        found = [first + second for first, second in zip(halves[::2], halves[1::2], strict=True)]
+        assert found == counted_share(order(), 32, world, rank, steps)
+
+    def test_a_process_lists_its_own_samples_only(self) -> None:
+        asked: list[int] = []
+
+        class Watched(SampleOrder):
+            def keys(self, start: int, stop: int) -> list[Key]:
+                asked.append(stop - start)
+                return super().keys(start, stop)
+
+        order = Watched(["a"], [50], [1.0], 42)
+        assert len(list(StepSampler(order, batch_size=8, world_size=1000, rank=7, stop_step=3))) == 3
+        assert asked == [8] * 3

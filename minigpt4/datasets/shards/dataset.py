@@ -78,29 +78,22 @@ def index_shards(name: str, cfg: DatasetConfig) -> ShardIndex:
     return open_index(shard_paths(name, cfg.shards), Path(cfg.shard_index) if cfg.shard_index else None)
 
 
-def load_shards(name: str, cfg: DatasetConfig, splits: Sequence[str]) -> ShardRecords:
-    """The samples of a dataset's shards.
+def prepare_shards(name: str, cfg: DatasetConfig) -> ShardIndex:
+    """The index of a dataset's shards, fit for training; what is wrong with some of them is logged.
 
     Raises:
         ConfigError: As for `index_shards`; or a key does not go with shards.
-        MissingSplitError: Another split than `train` is asked for.
         DataError: As for `index_shards`; or there is no sample, or a shard cannot be used and `bad_shards` is stop.
     """
     if cfg.feature_cache:
         raise ConfigError(f"datasets.{name}.feature_cache: there is none for shards; delete the line")
     if cfg.shuffle_shards < 1:
         raise ConfigError(f"datasets.{name}.shuffle_shards: {cfg.shuffle_shards} should be at least 1")
-    for split in splits:
-        if split != SPLIT:
-            raise MissingSplitError(
-                f"datasets.{name}: there is no split '{split}': shards are trained on (run.valid_splits: [] where "
-                "there is nothing else); evaluate on a dataset with annotations"
-            )
     index = index_shards(name, cfg)
     problems = index.problems()
-    usable = [path for path, entry in index.entries.items() if entry.samples]
-    if problems and (cfg.bad_shards is BadShards.stop or not usable):
-        raise DataError(_refusal(name, problems, bool(usable)))
+    some_usable = any(entry.samples for entry in index.entries.values())
+    if problems and (cfg.bad_shards is BadShards.stop or not some_usable):
+        raise DataError(_refusal(name, problems, some_usable))
     for path, problem in list(problems.items())[:SHOWN]:
         logger.warning("dataset %s: shard %s: %s", name, path, problem)
     if len(problems) > SHOWN:
@@ -108,7 +101,34 @@ def load_shards(name: str, cfg: DatasetConfig, splits: Sequence[str]) -> ShardRe
     left_out = sum(entry.without_caption for entry in index.entries.values())
     if left_out:
         logger.warning("dataset %s: %d pictures have no caption and are left out", name, left_out)
-    return ShardRecords(index, usable)
+    return index
+
+
+def load_shards(
+    name: str, cfg: DatasetConfig, splits: Sequence[str], prepared: ShardIndex | None = None
+) -> ShardRecords:
+    """The samples of a dataset's shards.
+
+    Args:
+        name: The dataset's key in the configuration.
+        cfg: Its configuration.
+        splits: Splits to take; there is only `train`.
+        prepared: What `prepare_shards` gave the main process. Where it holds on this machine too, no shard is looked
+            at again: a thousand processes with ten thousand shards would be ten million questions to a file server.
+
+    Raises:
+        ConfigError: As for `prepare_shards`.
+        MissingSplitError: Another split than `train` is asked for.
+        DataError: As for `prepare_shards`.
+    """
+    for split in splits:
+        if split != SPLIT:
+            raise MissingSplitError(
+                f"datasets.{name}: there is no split '{split}': shards are trained on (run.valid_splits: [] where "
+                "there is nothing else); evaluate on a dataset with annotations"
+            )
+    index = prepared if prepared is not None and prepared.is_here() else prepare_shards(name, cfg)
+    return ShardRecords(index, [path for path, entry in index.entries.items() if entry.samples])
 
 
 def _refusal(name: str, problems: dict[Path, str], some_usable: bool) -> str:

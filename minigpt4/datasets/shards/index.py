@@ -78,11 +78,17 @@ class ShardIndex:
         folder: Of the index.
         entries: The shards' paths, in the order of the configuration, and what is known of them.
         missing: Paths of those that do not exist.
+        table: Size and time of change of the table that the entries stand in; None: there is none.
     """
 
     folder: Path
     entries: Mapping[Path, ShardEntry]
     missing: Sequence[Path]
+    table: tuple[int, int] | None = None
+
+    def is_here(self) -> bool:
+        """Whether this machine has the table that the entries are from; one with disks of its own has another."""
+        return self.table is not None and self.table == _stat(self.folder / TABLE)
 
     def problems(self) -> dict[Path, str]:
         """Shards that cannot be used, or not to the end, and why."""
@@ -127,7 +133,7 @@ def open_index(paths: Sequence[Path], folder: Path | None, processes: int | None
     changed = [path for path, stat in found.items() if not _is_current(table.get(_name(path, folder)), stat)]
     if changed:
         _look_through(changed, found, folder, table, processes)
-    return ShardIndex(folder, {path: table[_name(path, folder)] for path in found}, missing)
+    return ShardIndex(folder, {path: table[_name(path, folder)] for path in found}, missing, _stat(folder / TABLE))
 
 
 def _stat(path: Path) -> tuple[int, int] | None:

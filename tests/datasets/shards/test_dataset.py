@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import pickle
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +14,10 @@ from PIL import Image
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.schema import BadShards, Config
 from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.datasets.builders import build_datasets
+from minigpt4.datasets.builders import build_datasets, prepare_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.loaders import train_loader
+from minigpt4.datasets.shards import index as index_module
 from minigpt4.datasets.shards.dataset import ShardDataset
 from minigpt4.processors.image import load_picture
 from tests.datasets.conftest import SIDE
@@ -155,6 +158,76 @@ class TestBadShards:
         cfg.datasets["wide"].bad_shards = BadShards.skip
         with pytest.raises(DataError, match=r"does not exist \(and 4 more shards\); set the pattern.*MINIGPT4_DATA"):
             build(cfg, encoder)
+
+
+class TestPrepared:
+    @pytest.fixture
+    def looked_at(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Names of the files that are looked at for size and time of change."""
+        names: list[str] = []
+        stat = index_module._stat
+
+        def counting(path: Path) -> tuple[int, int] | None:
+            names.append(path.name)
+            return stat(path)
+
+        monkeypatch.setattr(index_module, "_stat", counting)
+        return names
+
+    def test_the_other_processes_look_at_the_table_only(
+        self, shard_config: MakeConfig, encoder: PromptEncoder, looked_at: list[str]
+    ) -> None:
+        cfg = shard_config()
+        alone = build(cfg, encoder)
+        sent = pickle.dumps(prepare_datasets(cfg))
+        looked_at.clear()
+        datasets = build_datasets(cfg, encoder, ["train"], train=True, prepared=pickle.loads(sent))
+        assert looked_at == ["shards.json"] * 2
+        assert {name: dataset.identity() for name, dataset in datasets.items()} == {
+            name: dataset.identity() for name, dataset in alone.items()
+        }
+        assert datasets["wide"].sample(13, 0).answer == alone["wide"].sample(13, 0).answer
+
+    @pytest.mark.parametrize("lost", [True, False], ids=["no index here", "another index here"])
+    def test_a_machine_with_disks_of_its_own_looks_for_itself(
+        self, shards: list[Path], shard_config: MakeConfig, encoder: PromptEncoder, lost: bool
+    ) -> None:
+        cfg = shard_config()
+        sent = prepare_datasets(cfg)
+        assert sent["wide"].is_here()
+        if lost:
+            shutil.rmtree(sent["wide"].folder)
+        else:
+            write_shard(shards[0], numbered(0, 5))
+            prepare_datasets(cfg)
+        dataset = build_datasets(cfg, encoder, ["train"], train=True, prepared=sent)["wide"]
+        assert len(dataset) == (30 if lost else 29)
+        assert dataset.sample(len(dataset) - 1, 0).answer == "caption 29"
+
+    def test_bad_shards_are_named_while_preparing(
+        self, shards: list[Path], shard_config: MakeConfig, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        cfg = shard_config()
+        shards[1].unlink()
+        with pytest.raises(
+            DataError, match=rf"datasets\.wide\.shards: {shards[1]}: it does not exist;.*bad_shards=skip"
+        ):
+            prepare_datasets(cfg)
+        cfg.datasets["wide"].bad_shards = BadShards.skip
+        prepared = prepare_datasets(cfg)
+        assert caplog.text.count(f"shard {shards[1]}") == 1
+        assert prepared["wide"].missing == [shards[1]]
+
+    def test_the_others_do_not_name_them_again(
+        self, shards: list[Path], shard_config: MakeConfig, encoder: PromptEncoder, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        cfg = shard_config()
+        shards[1].unlink()
+        cfg.datasets["wide"].bad_shards = BadShards.skip
+        prepared = prepare_datasets(cfg)
+        caplog.clear()
+        assert len(build_datasets(cfg, encoder, ["train"], train=True, prepared=prepared)["wide"]) == 24
+        assert "does not exist" not in caplog.text
 
 
 def test_identity_follows_content_and_prompts_only(
