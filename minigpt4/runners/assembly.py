@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from minigpt4.common.config import LoadedConfig
 from minigpt4.common.console import console
@@ -64,22 +65,21 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     valid_data = build_datasets(cfg, encoder, run.valid_splits, train=False, prepared=prepared)
     plan = _plan(cfg, train_data, processes.world_size)
     schedule = partial(lr_at, settings=LrSettings.of(run, plan.steps_per_epoch))
-    identity = run_identity(plan, data_identity(train_data))
-    launch = Launch() if dry_run else Launch.join(run, processes)
-    start_from = None if dry_run else _resume_point(loaded, identity, launch, processes)
-
     precision = train_precision(run.amp, cfg.model.precision, processes.device)
-    cached = not dry_run and use_caches(cfg, [train_data, valid_data], precision.frozen, processes)
-    model = _build_model(cfg, precision.frozen, processes, with_encoders=not cached)
-    if start_from is not None:
-        load_projection(model, start_from)
-    folder = Path() if dry_run else _open_folder(loaded, start_from, launch, processes)
-    logger.info("precision: %s", precision)
-    parameters = trainable_parameters(model, model.trainable_state())
     if dry_run:
+        model, _ = _build_model(cfg, precision, processes)
         if processes.is_main:
             _show(cfg, model, train_data, valid_data, plan, schedule, precision)
         return processes.leave()
+
+    identity = run_identity(plan, data_identity(train_data))
+    launch = Launch.join(run, processes)
+    start_from = _resume_point(loaded, identity, launch, processes)
+    cached = use_caches(cfg, [train_data, valid_data], precision.frozen, processes)
+    model, parameters = _build_model(cfg, precision, processes, with_encoders=not cached)
+    if start_from is not None:
+        load_projection(model, start_from)
+    folder = _open_folder(loaded, start_from, launch, processes)
 
     seed_all(run.seed + processes.rank)
     scaler = torch.amp.GradScaler(processes.device.type, enabled=precision.scale_loss)
@@ -110,13 +110,18 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     processes.leave()
 
 
-def _build_model(cfg: Config, dtype: torch.dtype, processes: Processes, with_encoders: bool) -> MiniGPT4:
-    """The model with its weights, its language model divided among the processes where that is configured."""
+def _build_model(
+    cfg: Config, precision: TrainPrecision, processes: Processes, with_encoders: bool = True
+) -> tuple[MiniGPT4, dict[str, nn.Parameter]]:
+    """The model with its weights, its language model divided among processes where that is configured; what learns."""
     sharded = shards_llm(cfg, processes)
-    model = build_model(cfg.model, processes.device, dtype, with_encoders=with_encoders, llm_as_filed=sharded)
+    logger.info("precision: %s", precision)
+    model = build_model(
+        cfg.model, processes.device, precision.frozen, with_encoders=with_encoders, llm_as_filed=sharded
+    )
     if sharded:
-        shard_llm(model, dtype, cfg.run.shard_llm, processes)
-    return model
+        shard_llm(model, precision.frozen, cfg.run.shard_llm, processes)
+    return model, trainable_parameters(model, model.trainable_state())
 
 
 def _peak(dtype: torch.dtype, processes: Processes) -> float:
