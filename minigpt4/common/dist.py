@@ -116,11 +116,11 @@ class Processes:
             self.accelerator.end_training()
 
     @contextmanager
-    def watch(self, where: str = "") -> Iterator[None]:
+    def watch(self, where: Callable[[], str] = str) -> Iterator[None]:
         """Turn a collective that failed or timed out into an error that names this process and the missing ones.
 
         Args:
-            where: What was going on, for the message ("step 12").
+            where: Says what is going on, for the message ("step 12").
 
         Raises:
             ProcessLostError: Instead of torch's error.
@@ -131,7 +131,7 @@ class Processes:
             if self.world_size == 1 or not LOST.search(str(error)):
                 raise
             reason = str(error).strip().splitlines()[0]
-            at = f" at {where}" if where else ""
+            at = f" at {where()}" if where() else ""
             raise ProcessLostError(
                 f"rank {self.rank} lost contact{at}: {self._missing()} ended or gave no answer within "
                 f"{TIMEOUT.total_seconds() / 60:g} minutes; the cause stands in that process's own message above "

@@ -79,7 +79,7 @@ class EpochRunner:
         with self._stop, logging_redirect_tqdm():
             batches = iter(self.parts.train_batches(self.state.step))
             while self.state.step < plan.total_steps:
-                with self.parts.processes.watch(f"step {self.state.step}"):
+                with self.parts.processes.watch(lambda: f"step {self.state.step}"):
                     self._train_epoch(batches)
                     self._end_epoch()
                 if self.state.step < plan.total_steps and self._stop.agreed(0, self.parts.processes):

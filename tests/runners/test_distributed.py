@@ -38,7 +38,7 @@ with exit_on_error():
     if processes.rank == 1:
         time.sleep(20)
     import torch
-    with processes.watch("step 3"):
+    with processes.watch(lambda: "step 3"):
         processes.sum(torch.ones(1))
 """
 
