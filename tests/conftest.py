@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,3 +34,36 @@ def parity_a() -> Case:
 def tiny() -> LoadedModel:
     """The model that ships with the package, aligned."""
     return load(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def browser_program() -> tuple[str, str]:
+    """Chromium and its driver."""
+    pytest.importorskip("selenium", reason="selenium is not installed (pip install 'minigpt4[dev]')")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if not program or not driver:
+        pytest.skip("no browser here: apt-get install chromium chromium-driver")
+    return program, driver
+
+
+@pytest.fixture
+def new_window(browser_program: tuple[str, str]) -> Iterator[Any]:
+    """Opens browsers that know nothing of each other."""
+    from selenium import webdriver
+
+    opened = []
+
+    def window(width: int = 1400, height: int = 900) -> Any:
+        options = webdriver.ChromeOptions()
+        options.binary_location = browser_program[0]
+        for switch in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+            options.add_argument(switch)
+        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(browser_program[1]))
+        opened.append(driver)
+        driver.set_window_size(width, height)
+        return driver
+
+    yield window
+    for driver in opened:
+        driver.quit()

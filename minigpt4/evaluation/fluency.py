@@ -12,14 +12,16 @@ from collections.abc import Iterable
 NGRAM = 3
 """Words of which a repetition consists."""
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-_SENTENCE = re.compile(r"[^.!?]*[.!?]+[\"'”’)]*|[^.!?]+$")
+_POINT = r"(?<=\d)\.(?=\d)"
+"""Between the digits of a number it ends no sentence."""
+_SENTENCE = re.compile(rf"(?:[^.!?]|{_POINT})*(?!{_POINT})[.!?]+[\"'”’)]*|(?:[^.!?]|{_POINT})+$")
 _STRANGE = re.compile(r"[^\w\s.,;:!?'\"“”‘’()/%&$€£+=°–—-]|_|\ufffd")
 _RUN = re.compile(r"(\S)\1{4,}")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in small letters."""
-    return [word.lower() for word in _WORD.findall(text)]
+    """The words of a text, in small letters, with straight apostrophes."""
+    return [word.lower().replace("’", "'") for word in _WORD.findall(text)]
 
 
 COMMON = frozenset(

@@ -1,11 +1,9 @@
-"""The page's server, and a browser."""
+"""The page's server, and what visitors bring."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -41,39 +39,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The pictures as files."""
     folder = tmp_path_factory.mktemp("pictures")
     return [picture.save(folder / f"{number}.png") for number, picture in enumerate(pictures())]
-
-
-@pytest.fixture(scope="session")
-def browser_program() -> tuple[str, str]:
-    """Chromium and its driver."""
-    pytest.importorskip("selenium", reason="selenium is not installed (pip install 'minigpt4[dev]')")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if not program or not driver:
-        pytest.skip("no browser here: apt-get install chromium chromium-driver")
-    return program, driver
-
-
-@pytest.fixture
-def new_window(browser_program: tuple[str, str]) -> Iterator[Any]:
-    """Opens browsers that know nothing of each other."""
-    from selenium import webdriver
-
-    opened = []
-
-    def window(width: int = 1400, height: int = 900) -> Any:
-        options = webdriver.ChromeOptions()
-        options.binary_location = browser_program[0]
-        for switch in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-            options.add_argument(switch)
-        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(browser_program[1]))
-        opened.append(driver)
-        driver.set_window_size(width, height)
-        return driver
-
-    yield window
-    for driver in opened:
-        driver.quit()
 
 
 @pytest.fixture
