@@ -66,7 +66,8 @@ def run(step: str, cfg: Config, accept_all: bool = False) -> list[str]:
                 ", ".join(f"{rule} {number:,}" for rule, number in apply_rules(cfg, ledger).items()) or "no change"
             )
         elif step == "review":
-            from minigpt4.curate.review import accept_rest, serve
+            from minigpt4.curate.review import accept_rest
+            from minigpt4.curate.review_server import serve
 
             said.append(f"accepted {accept_rest(ledger):,}") if accept_all else serve(cfg, ledger, pictures)
         else:

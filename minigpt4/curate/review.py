@@ -1,21 +1,14 @@
-"""A person's decisions, on a page that this machine alone can open."""
+"""A person's decisions."""
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
-from minigpt4.common.errors import ConfigError
-from minigpt4.common.schema import Config
 from minigpt4.curate.case import DECISIONS, PENDING, Case, Tally, cases_of
 from minigpt4.curate.ledger import Ledger
-from minigpt4.curate.review_server import ReviewServer
-
-logger = logging.getLogger(__name__)
 
 
 class Review:
@@ -80,19 +73,3 @@ def accept_rest(ledger: Ledger) -> int:
     cases = list(waiting(cases_of(ledger.events())))
     ledger.append({"sample": case.sample, "step": "review", "decision": "accept", "by": "all"} for case in cases)
     return len(cases)
-
-
-def serve(cfg: Config, ledger: Ledger, pictures: Path) -> str:
-    """Show the page until Ctrl-C.
-
-    Raises:
-        ConfigError: The port is taken.
-    """
-    try:
-        server = ReviewServer(cfg.curation.port, Review(ledger, pictures))
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"curation.port: {cfg.curation.port} cannot be used ({error}); choose another") from error
-    logger.info("open http://127.0.0.1:%d/ and end with Ctrl-C", server.server_port)
-    with server, suppress(KeyboardInterrupt):
-        server.serve_forever()
-    return "ended; every decision is saved"

@@ -1,20 +1,25 @@
-"""The review page over HTTP: one sample with its picture, text and buttons."""
+"""The review page over HTTP, which this machine alone can open: one sample with its picture, text and buttons."""
 
 from __future__ import annotations
 
 import html
+import logging
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from minigpt4.common.errors import ConfigError
 from minigpt4.common.paths import asset
+from minigpt4.common.schema import Config
+from minigpt4.curate.case import Case
+from minigpt4.curate.ledger import Ledger
+from minigpt4.curate.review import Review
 
-if TYPE_CHECKING:
-    from minigpt4.curate.case import Case
-    from minigpt4.curate.review import Review
-
+logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 LONGEST_FORM = 1 << 20
 POLICY = "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; form-action 'self'"
@@ -128,3 +133,19 @@ def page(review: Review, case: Case | None) -> str:
             "decision": case.decision or "none yet",
         }
     return template.substitute({key: html.escape(value, quote=True) for key, value in values.items()})
+
+
+def serve(cfg: Config, ledger: Ledger, pictures: Path) -> str:
+    """Show the page until Ctrl-C.
+
+    Raises:
+        ConfigError: The port is taken.
+    """
+    try:
+        server = ReviewServer(cfg.curation.port, Review(ledger, pictures))
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"curation.port: {cfg.curation.port} cannot be used ({error}); choose another") from error
+    logger.info("open http://127.0.0.1:%d/ and end with Ctrl-C", server.server_port)
+    with server, suppress(KeyboardInterrupt):
+        server.serve_forever()
+    return "ended; every decision is saved"
