@@ -11,6 +11,8 @@ from tests.runners.project import Project
 
 LONG = ("run.iters_per_epoch=40", "run.max_epoch=2", "run.warmup_steps=10", "run.trackers=[tensorboard]")
 """Long enough to be killed on the way."""
+PAIR = (*LONG, "datasets.pictures.batch_size=2", "run.save_freq=7")
+"""The same for two processes."""
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +27,14 @@ def uninterrupted(project: Project) -> str:
     status, output = project.train("run.run_dir=long", *LONG)
     assert status == 0, output
     return output
+
+
+@pytest.fixture(scope="session")
+def pair(project: Project) -> Path:
+    """The folder of a PAIR run that nobody disturbs."""
+    status, output = project.train(*PAIR, "run.run_dir=undisturbed", processes=2)
+    assert status == 0, output
+    return project.folder / "undisturbed"
 
 
 @pytest.fixture

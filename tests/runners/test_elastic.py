@@ -17,7 +17,7 @@ import torch
 
 from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.log import read_epochs
-from tests.runners.conftest import LONG
+from tests.runners.conftest import LONG, PAIR
 from tests.runners.project import LOG_LINE, Project, losses
 from tests.runners.test_distributed import curve, logged_losses
 from tests.runners.test_resume import assert_same_run, epochs
@@ -25,7 +25,6 @@ from tests.runners.test_resume import assert_same_run, epochs
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 PATIENCE = 120
 """Seconds for the processes to start, on a machine that is doing something else too."""
-PAIR = (*LONG, "datasets.pictures.batch_size=2", "run.save_freq=7")
 Agents = Sequence["subprocess.Popen[str]"]
 
 
@@ -70,14 +69,6 @@ def kill(agents: Agents, rank: int) -> None:
     workers = [worker for agent in agents for worker in psutil.Process(agent.pid).children()]
     (found,) = (worker for worker in workers if worker.environ().get("RANK") == str(rank))
     found.send_signal(signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def pair(project: Project) -> Path:
-    """Two processes that nobody disturbs."""
-    status, output = project.train(*PAIR, "run.run_dir=undisturbed", processes=2)
-    assert status == 0, output
-    return project.folder / "undisturbed"
 
 
 def test_killed_workers_are_replaced_and_the_run_goes_on(project: Project, pair: Path) -> None:

@@ -12,18 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.dist import Processes
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.log import read_epochs
 from minigpt4.common.schema import Config, LlmSharding, LowResource
 from minigpt4.models.llm import build_llm
 from minigpt4.models.sharding import shards_llm
-from tests.runners.project import PARITY_A, REPOSITORY, Project, losses
-
-SHORT = ("run.iters_per_epoch=12", "run.max_epoch=2", "run.warmup_steps=4")
+from tests.runners.conftest import PAIR
+from tests.runners.project import PARITY_A, REPOSITORY, Project
+from tests.runners.test_distributed import curve
 
 PROGRAM = """
-import os, sys
+import os
 import torch
 from minigpt4.common.dist import start_processes
 from minigpt4.common.parallel import SharedGradients
@@ -39,44 +40,42 @@ os.environ["LOCAL_WORLD_SIZE"] = "2"  # as on machines with two processes each
 cfg = model_config(PARITY_A)
 batch = make_batch(((9 + processes.rank, 4), (30, 1)))
 results = []
-for sharding in (None, LlmSharding(sys.argv[1])):
+for sharding in (None, LlmSharding.node, LlmSharding.all):
     torch.manual_seed(0)
     model = build_model(cfg, processes.device, torch.float32, llm_as_filed=sharding is not None)
     size = sum(p.numel() for p in model.llama_model.parameters())
     if sharding is not None:
         shard_llm(model, torch.float32, sharding, processes)
         held = sum(p.to_local().numel() for p in model.llama_model.parameters())
-        frequencies = {b.dtype for b in model.llama_model.buffers() if b.is_floating_point()}
-        print(f"<{processes.rank} holds {held / size:.2f}, buffers in {frequencies}>", flush=True)
+        kinds = {b.dtype for b in model.llama_model.buffers() if b.is_floating_point()}
+        print(f"<{sharding.value}: {processes.rank} holds {held / size:.2f}, buffers in {kinds}>", flush=True)
     shared = SharedGradients(model, processes)
     loss = model(batch)  # without pictures: the projection must take part all the same
     loss.backward()
-    results.append((loss.detach(), model.get_parameter("llama_proj.module.weight").grad))
-(whole, whole_gradient), (divided, gradient) = results
-torch.testing.assert_close(divided, whole, rtol=1e-6, atol=0)
-torch.testing.assert_close(gradient, whole_gradient)
-print(f"<{processes.rank} agrees>", flush=True)
+    results.append((sharding, loss.detach(), model.get_parameter("llama_proj.module.weight").grad))
+_, whole, whole_gradient = results[0]
+for sharding, loss, gradient in results[1:]:
+    torch.testing.assert_close(loss, whole, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient, whole_gradient)
+    print(f"<{sharding.value}: {processes.rank} agrees>", flush=True)
 processes.leave()
 """
 
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_the_same_curve_weights_and_files_as_with_whole_models(project: Project) -> None:
-    curves = {}
-    for run, sharding in (("whole", "off"), ("divided", "all")):
-        status, output = project.train(f"run.run_dir={run}", f"run.shard_llm={sharding}", *SHORT, processes=2)
-        assert status == 0, output
-        assert ("each process holds 1/2 of the language model's weights" in output) == (sharding == "all")
-        curves[run] = {step: float(loss) for step, loss in losses(output).items()}
-    assert list(curves["whole"]) == list(range(24)) and len(set(curves["whole"].values())) > 12
-    assert curves["divided"] == pytest.approx(curves["whole"], abs=1e-4)
-    folders = [project.folder / run for run in curves]
-    for one, other in zip(*(read_epochs(folder / "log.txt") for folder in folders), strict=True):
+def test_the_same_curve_weights_and_files_as_with_whole_models(project: Project, pair: Path) -> None:
+    status, output = project.train(*PAIR, "run.run_dir=divided", "run.shard_llm=all", processes=2)
+    assert status == 0, output
+    assert "each process holds 1/2 of the language model's weights" in output
+    divided = project.folder / "divided"
+    expected, found = curve(pair), curve(divided)
+    assert list(found) == list(expected) == list(range(80))
+    assert max(abs(found[step] - expected[step]) for step in expected) < 1e-4
+    for one, other in zip(*(read_epochs(folder / "log.txt") for folder in (pair, divided)), strict=True):
         assert other["val_loss"] == pytest.approx(one["val_loss"], abs=1e-5)
-    files, others = ({path.name for path in folder.glob("checkpoint*")} for folder in folders)
-    assert files == others and "checkpoint_1.pth" in files
-    first, second = (project.checkpoint(run, "checkpoint_1.pth") for run in curves)
+    assert {file.name for file in divided.iterdir()} == {file.name for file in pair.iterdir()}
+    first, second = (read_checkpoint(folder / "checkpoint_1.pth") for folder in (pair, divided))
     assert list(first) == list(second) and list(first["model"]) == list(second["model"])
     torch.testing.assert_close(second["model"], first["model"], rtol=0, atol=1e-5)
     torch.testing.assert_close(second["optimizer"], first["optimizer"], rtol=1e-3, atol=1e-5)
@@ -100,11 +99,10 @@ def test_a_run_goes_on_without_dividing_and_validates_less_than_there_are_proces
 
 @pytest.mark.distributed
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding, processes", [("all", 2), ("node", 4)])
-def test_each_process_holds_half(tmp_path: Path, sharding: str, processes: int) -> None:
+def test_each_process_holds_its_share(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(script), sharding]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(script)]
     done = subprocess.run(
         [sys.executable, *command],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
@@ -113,9 +111,10 @@ def test_each_process_holds_half(tmp_path: Path, sharding: str, processes: int) 
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    for rank in range(processes):
-        assert f"<{rank} holds 0.50, buffers in {{torch.float32}}>" in done.stdout
-        assert f"<{rank} agrees>" in done.stdout
+    for rank in range(4):
+        for sharding, share in (("node", "0.50"), ("all", "0.25")):
+            assert f"<{sharding}: {rank} holds {share}, buffers in {{torch.float32}}>" in done.stdout
+            assert f"<{sharding}: {rank} agrees>" in done.stdout
 
 
 def pair() -> Processes:
