@@ -82,5 +82,7 @@ def open_image(file: str | Path | BinaryIO, name: str = "") -> Image.Image:
             return upright.convert("RGB")
     except FileNotFoundError as error:
         raise DataError(f"image {name} does not exist") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:  # its message names a buffer, not the picture
+        raise DataError(f"image {name} cannot be read: it is no picture, or its beginning is damaged") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"image {name} cannot be read: {error}") from error
