@@ -18,6 +18,7 @@ from minigpt4.common.log import log_to_file, set_up_logging
 from minigpt4.common.parallel import SharedGradients
 from minigpt4.common.registry import runners, schedules, tasks
 from minigpt4.common.schema import Config, RunConfig
+from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.datasets.builders import build_datasets, common_setting, prepare_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.loaders import steps_per_epoch, train_loader, valid_loader
@@ -28,7 +29,7 @@ from minigpt4.runners.checkpoints import read_resumable
 from minigpt4.runners.feature_cache import use_caches
 from minigpt4.runners.launch import Launch
 from minigpt4.runners.lr_schedule import LrSettings
-from minigpt4.runners.optimizer import Updater, build_optimizer, trainable_parameters
+from minigpt4.runners.optimizer import build_updater, trainable_parameters
 from minigpt4.runners.parts import RunParts
 from minigpt4.runners.peak import matmul_peak
 from minigpt4.runners.plan import Plan, check_run, warn_of_long_warmup
@@ -60,9 +61,7 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     seed_all(run.seed)  # the same in every process, so that a fresh projection is
 
     encoder = build_encoder(cfg.model)
-    prepared = processes.from_main(lambda: prepare_datasets(cfg))
-    train_data = build_datasets(cfg, encoder, run.train_splits, train=True, prepared=prepared)
-    valid_data = build_datasets(cfg, encoder, run.valid_splits, train=False, prepared=prepared)
+    train_data, valid_data = _build_data(cfg, encoder, processes)
     plan = _plan(cfg, train_data, processes.world_size)
     schedule = partial(lr_at, settings=LrSettings.of(run, plan.steps_per_epoch))
     precision = train_precision(run.amp, cfg.model.precision, processes.device)
@@ -82,7 +81,6 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     folder = _open_folder(loaded, start_from, launch, processes)
 
     seed_all(run.seed + processes.rank)
-    scaler = torch.amp.GradScaler(processes.device.type, enabled=precision.scale_loss)
     share = {"world_size": processes.world_size, "rank": processes.rank}
     parts = RunParts(
         run=run,
@@ -93,7 +91,7 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
         model=model,
         shared=SharedGradients(model, processes),
         task=task,
-        updater=Updater(build_optimizer(parameters, run), scaler, run.max_grad_norm),
+        updater=build_updater(parameters, run, processes.device, precision.scale_loss),
         schedule=schedule,
         train_batches=lambda step: train_loader(cfg, train_data, start_step=step, **share),
         valid_batches=valid_loader(cfg, valid_data, **share),
@@ -105,9 +103,15 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     if start_from is not None:
         runner.resume(read_resumable(start_from), start_from)
     runner.run()
-    if processes.is_main:
-        launch.end(folder)
+    launch.end(folder, processes)
     processes.leave()
+
+
+def _build_data(cfg: Config, encoder: PromptEncoder, processes: Processes) -> tuple[Datasets, Datasets]:
+    """The datasets to train on and to validate on."""
+    prepared = processes.from_main(lambda: prepare_datasets(cfg))
+    train_data = build_datasets(cfg, encoder, cfg.run.train_splits, train=True, prepared=prepared)
+    return train_data, build_datasets(cfg, encoder, cfg.run.valid_splits, train=False, prepared=prepared)
 
 
 def _build_model(

@@ -119,13 +119,13 @@ class Launch:
             forget_epochs_after(folder / "log.txt", 0)
         self.mark.write(folder)
 
-    def end(self, folder: Path) -> None:
-        """Note that the run has come to its end; in the main process only.
+    def end(self, folder: Path, processes: Processes) -> None:
+        """Note that the run has come to its end.
 
         A process that fails while it takes its leave makes torchrun restart a run that is done: it must find it done.
         Without such a restart, whatever the same workers train next is another run.
         """
-        mark = Mark.read(folder) if self.mark is not None else None
+        mark = Mark.read(folder) if self.mark is not None and processes.is_main else None
         if mark is not None:
             replace(mark, ended=True).write(folder)
 

@@ -101,3 +101,11 @@ class Updater:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm, skipped
+
+
+def build_updater(
+    parameters: dict[str, nn.Parameter], run: RunConfig, device: torch.device, scale_loss: bool
+) -> Updater:
+    """The updater of a run; `scale_loss`: gradients pass through float16."""
+    scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
+    return Updater(build_optimizer(parameters, run), scaler, run.max_grad_norm)

@@ -74,7 +74,7 @@ def test_without_torchrun_nothing_is_written(run: RunConfig, monkeypatch: pytest
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "error.json")  # left by something else
     assert own_agent() is None
     folder = begin(run)
-    Launch.join(run, ALONE).end(folder)
+    Launch.join(run, ALONE).end(folder, ALONE)
     assert list(folder.iterdir()) == []
     assert Launch.join(run, ALONE).folder is None
 
@@ -113,7 +113,7 @@ def test_a_launch_that_failed_before_it_is_another_one(run: RunConfig, worker: W
 def test_a_run_that_is_done_is_found_only_after_a_failure(run: RunConfig, worker: Worker) -> None:
     worker("agent")
     folder = begin(run)
-    Launch.join(run, ALONE).end(folder)
+    Launch.join(run, ALONE).end(folder, ALONE)
     assert Launch.join(run, ALONE).folder is None
     worker("agent", 1)
     assert Launch.join(run, ALONE).folder == folder
