@@ -21,6 +21,7 @@ from benchmarks.report import DTYPES, add_common_arguments, prepare_device, repo
 from minigpt4.datasets.feature_cache import FeatureCache, write_shard
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image import ImageProcessor, load_picture
+from minigpt4.processors.stacking import stack_pictures
 
 IDENTITY = {"made by": "benchmarks.cache"}
 
@@ -40,7 +41,7 @@ def encode(model: MiniGPT4, files: list[Path], size: int) -> Tensor:
     processor = ImageProcessor(IMAGE_SIZE)
     queries = []
     for start in range(0, len(files), size):
-        pictures = torch.stack([load_picture(file, processor) for file in files[start : start + size]])
+        pictures = stack_pictures([load_picture(file, processor) for file in files[start : start + size]])
         queries.append(model.encode_queries(pictures.to(model.device)).to("cpu", torch.float16))
     return torch.cat(queries)
 
