@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt4.common.cli import exit_on_error
+from minigpt4.common.cli import config_table, console, exit_on_error
 from minigpt4.common.config import add_config_arguments, load_config
-from minigpt4.common.console import config_table, console
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import Config
 

@@ -26,11 +26,11 @@ def main() -> None:
     args = parse_arguments()
     loaded = load_config(args.cfg_path, args.options)
     if args.print_config:
-        from minigpt4.common.console import config_table, console
+        from minigpt4.common.cli import config_table, console
 
         console().print(config_table(loaded))
         return
-    from minigpt4.runners.assembly import train  # imports torch and transformers, which --help need not wait for
+    from minigpt4.runners.train import train  # imports torch and transformers, which --help need not wait for
 
     train(loaded, dry_run=args.dry_run)
 

@@ -20,8 +20,7 @@ from benchmarks.presets import IMAGE_SIZE, PRESETS, build_ours
 from benchmarks.report import DTYPES, add_common_arguments, prepare_device, report
 from minigpt4.datasets.feature_cache import FeatureCache, write_shard
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.processors.image import ImageProcessor, load_picture
-from minigpt4.processors.stacking import stack_pictures
+from minigpt4.processors.image import ImageProcessor, stack_images
 
 IDENTITY = {"made by": "benchmarks.cache"}
 
@@ -41,7 +40,7 @@ def encode(model: MiniGPT4, files: list[Path], size: int) -> Tensor:
     processor = ImageProcessor(IMAGE_SIZE)
     queries = []
     for start in range(0, len(files), size):
-        pictures = stack_pictures([load_picture(file, processor) for file in files[start : start + size]])
+        pictures = stack_images([processor(file) for file in files[start : start + size]])
         queries.append(model.encode_queries(pictures.to(model.device)).to("cpu", torch.float16))
     return torch.cat(queries)
 

@@ -21,12 +21,14 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from benchmarks.machine import describe_machine, interleaved
 from minigpt4.common.types import Encoded, Sample
-from minigpt4.datasets.collate import collate
-from minigpt4.datasets.loaders import BatchLoader
-from minigpt4.processors.image import ImageProcessor, load_picture, open_image
-from minigpt4.processors.normalise import CLIP_MEAN, CLIP_STD, normalise
-from minigpt4.processors.pixels import plain_pixels
-from minigpt4.runners.peak import timed
+from minigpt4.datasets.loaders import BatchLoader, collate
+from minigpt4.processors.image import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ImageProcessor,
+    normalize,
+)
+from minigpt4.runners.metrics import timed
 
 CPU = torch.device("cpu")
 SIZE = 224
@@ -102,8 +104,10 @@ def levels_apart(paths: Sequence[Path], processor: ImageProcessor) -> dict[str, 
     """How far our pixels are from Pillow's, in grey levels."""
     apart = []
     for path in paths:
-        plain = plain_pixels(open_image(path), SIZE)
-        apart.append((load_picture(path, processor).int() - plain.int()).abs().flatten())
+        with Image.open(path) as image:
+            square = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        plain = torch.from_numpy(np.array(square)).movedim(-1, 0)
+        apart.append((processor(path).int() - plain.int()).abs().flatten())
     levels = torch.cat(apart)
     return {
         "largest": int(levels.max()),
@@ -124,7 +128,7 @@ class Photos(torch.utils.data.Dataset[Sample]):
         return self.length
 
     def __getitem__(self, index: int) -> Sample:
-        picture = load_picture(self.paths[index % len(self.paths)], self.processor)
+        picture = self.processor(self.paths[index % len(self.paths)])
         return Sample(image_id=str(index), images=(picture,), encoded=Encoded(input_ids=[1, 2], labels=[-100, 2]))
 
 
@@ -146,8 +150,8 @@ def measure(paths: Sequence[Path], args: argparse.Namespace) -> dict[str, Any]:
     measured = interleaved(
         {
             PILLOW: each(pillow_pipeline(), paths),
-            OURS: each(lambda path: normalise(load_picture(path, processor)), paths),
-            UNNORMALISED: each(lambda path: load_picture(path, processor), paths),
+            OURS: each(lambda path: normalize(processor(path)), paths),
+            UNNORMALISED: each(lambda path: processor(path), paths),
             FLOOR: each(lambda data: decode_jpeg(data, mode=ImageReadMode.RGB), encoded),
         },
         args.rounds,

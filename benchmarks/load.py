@@ -22,8 +22,8 @@ from benchmarks.machine import describe_machine
 from benchmarks.one_load import KINDS
 from benchmarks.presets import PRESETS
 from benchmarks.weight_files import write_weight_files
-from minigpt4.common.paths import PROJECT
-from minigpt4.runners.peak import timed
+from minigpt4.common.files import PROJECT
+from minigpt4.runners.metrics import timed
 
 DTYPES = ("float32", "bfloat16", "float16")
 SAMPLING_SECONDS = 0.0005

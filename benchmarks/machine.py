@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import torch
 
 from minigpt4.common.matmul import torchs_own_products
-from minigpt4.runners.peak import timed
+from minigpt4.runners.metrics import timed
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ from benchmarks.machine import describe_machine, interleaved
 from benchmarks.presets import PRESETS, build_ours
 from benchmarks.report import DTYPES, Row, add_common_arguments, prepare_device, report
 from minigpt4.common.schema import GenerationConfig
-from minigpt4.models import decoding
-from minigpt4.models.choosing import TokenChoice
+from minigpt4.models import continuous_batching as decoding
+from minigpt4.models.generation import TokenChoice
 
 OWN = 50
 """Tokens of each prompt that are its own: 32 of a picture, and a question."""

@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe_machine
-from minigpt4.datasets.orders import ShardShuffle
+from minigpt4.datasets.sampler import ShardShuffle
+from minigpt4.datasets.shards.dataset import ShardRecords
 from minigpt4.datasets.shards.index import open_index
-from minigpt4.datasets.shards.records import ShardRecords
-from minigpt4.processors.image import ImageProcessor, decode_picture
+from minigpt4.processors.image import ImageProcessor
 
 SIDE = 224
 WINDOW = 16
@@ -79,14 +79,14 @@ def main() -> None:
             for number in numbers:
                 sample = records.sample(number)
                 if decode:
-                    decode_picture(sample.picture, sample.name, transform)
+                    transform(sample.picture, sample.name)
             return len(numbers)
 
         def stream(decode: bool) -> int:
             samples = islice(webdataset.WebDataset([str(path) for path in paths], shardshuffle=False), len(in_order))
             for sample in samples:
                 if decode:
-                    decode_picture(sample["jpg"], sample["__key__"], transform)
+                    transform(sample["jpg"], sample["__key__"])
             return len(in_order)
 
         table = Table("samples/s, one process", "read", "read, decoded and transformed")

@@ -16,10 +16,9 @@ from benchmarks.presets import PRESETS, build_ours, build_peer
 from benchmarks.report import DTYPES, add_common_arguments, peer_dtype, prepare_device, report
 from benchmarks.samples import for_peer, make_batches, make_samples
 from minigpt4.common.types import Batch
-from minigpt4.models.answer_losses import padded_losses
-from minigpt4.models.compiling import compile_blocks
-from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.runners.peak import matmul_peak
+from minigpt4.models.llm import compile_blocks
+from minigpt4.models.minigpt4 import MiniGPT4, padded_losses
+from minigpt4.runners.metrics import matmul_peak
 
 LEARNING_RATE = 1e-5
 Loss = Callable[[MiniGPT4, Batch], Tensor]

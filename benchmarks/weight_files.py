@@ -12,7 +12,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor, nn
 
 from benchmarks.presets import IMAGE_SIZE, Preset, build_ours, build_peer
-from minigpt4.common.paths import asset
+from minigpt4.common.files import asset
 from minigpt4.common.schema import ModelConfig
 from minigpt4.models.minigpt4 import MiniGPT4
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a clone works without being installed
 
-from dataset.scenes.draw import draw_scene
-from dataset.scenes.scene import sample_split
+from minigpt4.scenes.drawing import draw_scene
+from minigpt4.scenes.sampling import sample_split
 
 PROMPTS = (
     "Describe this image in detail.",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.scenes.write import ANNOTATIONS_NAME, SCENES_NAME, write_scenes
 from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.scenes.files import ANNOTATIONS_NAME, SCENES_NAME, write_scenes
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

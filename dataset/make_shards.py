@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.scenes.shards import write_shards
 from minigpt4.common.cli import exit_on_error
+from minigpt4.scenes.files import write_shards
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

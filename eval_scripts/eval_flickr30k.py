@@ -9,9 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a clone works without being installed
 
-from minigpt4.common.cli import exit_on_error
+from minigpt4.common.cli import config_table, console, exit_on_error
 from minigpt4.common.config import add_config_arguments, load_config
-from minigpt4.common.console import config_table, console
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -6,9 +6,8 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from minigpt4.common.cli import exit_on_error
+from minigpt4.common.cli import config_table, console, exit_on_error
 from minigpt4.common.config import add_config_arguments, load_config
-from minigpt4.common.console import config_table, console
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.print_config:
         console().print(config_table(loaded))
         return
-    from minigpt4.processors.pictures import to_picture
+    from minigpt4.processors.image import open_image
 
-    pictures = [to_picture(path) for path in args.image]  # a wrong path is found before minutes of loading
+    pictures = [open_image(path) for path in args.image]  # a wrong path is found before minutes of loading
     from minigpt4.api import from_config
 
     chat = from_config(loaded.config, args.ckpt).chat()

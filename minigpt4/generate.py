@@ -7,20 +7,185 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from minigpt4.common.cli import exit_on_error
+from minigpt4.common.cli import config_table, console, exit_on_error
 from minigpt4.common.config import LoadedConfig, add_config_arguments, load_config
-from minigpt4.common.console import config_table, console
 from minigpt4.common.errors import ConfigError, DataError
-from minigpt4.common.files import write_atomically
-from minigpt4.runners.answer_files import AnswerFile, Question, questions_of_files, questions_of_jsonl, row_of
+from minigpt4.common.files import IMAGE_SUFFIXES, whole_characters, write_atomically
 
 if TYPE_CHECKING:
     from minigpt4.api import LoadedModel
-    from minigpt4.common.dist import Processes
+    from minigpt4.common.distributed import Processes
+
+_TEXT_FIELDS = ("image", "question", "prompt", "id")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked about one picture.
+
+    Attributes:
+        id: Names it in the output.
+        image: Path of the picture.
+        prompt: The question.
+    """
+
+    id: str
+    image: str
+    prompt: str
+
+
+def questions_of_files(paths: Sequence[str], prompt: str) -> list[Question]:
+    """One question about each picture, folders searched through in the order of names.
+
+    Raises:
+        DataError: A path that does not exist, or a folder without a picture.
+    """
+    asked = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise DataError(f"--images: the folder {path} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
+            asked += [Question(str(file), str(file), prompt) for file in found]
+        elif path.exists():
+            asked.append(Question(str(path), str(path), prompt))
+        else:
+            raise DataError(f"--images: {path} does not exist")
+    return _named(asked, "--images")
+
+
+def questions_of_jsonl(path: str | Path, prompt: str) -> list[Question]:
+    """The rows of a JSONL file: `image`, relative to the file, and optionally `question` (or `prompt`) and `id`.
+
+    Raises:
+        DataError: The file does not exist, or a row is no such object, or an id comes twice.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"--jsonl: {file} does not exist")
+    asked, named = [], set()
+    for number, line in enumerate(_text(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        row = _object(line, f"{file}, line {number}")
+        if "image" not in row:
+            raise DataError(f'{file}, line {number}: no \'image\'; write {{"image": PATH, "question": TEXT}}')
+        wrong = [key for key in _TEXT_FIELDS if key in row and not isinstance(row[key], str | int)]
+        if wrong:
+            raise DataError(f"{file}, line {number}: '{wrong[0]}' is {row[wrong[0]]!r}, should be text")
+        if "id" in row and str(row["id"]) in named:
+            raise DataError(f"{file}, line {number}: the id '{row['id']}' comes twice")
+        named.add(str(row.get("id", "")))
+        image = str(row["image"])
+        question = whole_characters(str(row.get("question", row.get("prompt", prompt))))
+        asked.append(Question(str(row.get("id", image)), str(file.parent / image), question))
+    return _named(asked, f"--jsonl: {file}")
+
+
+def _named(asked: Sequence[Question], source: str) -> list[Question]:
+    """The questions under names that differ: the second about `a.png` is `a.png#2`."""
+    if not asked:
+        raise DataError(f"{source}: nothing to answer")
+    seen: dict[str, int] = {}
+    named = []
+    for item in asked:
+        seen[item.id] = seen.get(item.id, 0) + 1
+        again = f"#{seen[item.id]}" if seen[item.id] > 1 else ""
+        named.append(Question(item.id + again, item.image, item.prompt))
+    return named
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as UTF-8 text: {error}") from error
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: no JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: an object is expected, found {line[:60]!r}")
+    return row
+
+
+class AnswerFile:
+    """The output, whole after each run; while processes work, each appends to a part beside it.
+
+    Args:
+        path: The file.
+        asked: All questions, in the order of the output.
+    """
+
+    def __init__(self, path: str | Path, asked: Sequence[Question]) -> None:
+        self.path = Path(path)
+        self.asked = asked
+
+    def part(self, rank: int) -> Path:
+        """Where a process writes."""
+        return self.path.with_name(f"{self.path.name}.part{rank}")
+
+    def gather(self) -> set[str]:
+        """Bring what is there into one file, in the order of the questions, and say what is there.
+
+        A last line that was only half written is left out, so that its question is asked again.
+
+        Returns:
+            Ids of the questions that have an answer or an error.
+
+        Raises:
+            DataError: A damaged line in the middle, or rows that answer other questions.
+        """
+        parts = sorted(self.path.parent.glob(f"{self.path.name}.part[0-9]*"))
+        files = [file for file in (self.path, *parts) if file.is_file()]
+        rows = {row["id"]: row for file in files for row in _rows(file)}
+        expected = {item.id: item for item in self.asked}
+        for name, row in rows.items():
+            item = expected.get(name)
+            if item is None or (item.image, item.prompt) != (row.get("image"), row.get("prompt")):
+                raise DataError(
+                    f"{self.path} holds a row of other questions ('{name}'); choose another --out, or delete the file"
+                )
+        if files:
+            ordered = [rows[item.id] for item in self.asked if item.id in rows]
+            write_atomically(self.path, lambda temporary: _write(temporary, ordered))
+        for file in parts:
+            file.unlink()
+        return set(rows)
+
+    def append(self, rank: int, rows: Iterable[dict[str, str]]) -> None:
+        """Add rows to a process's part."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.part(rank).open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def row_of(item: Question, **outcome: str) -> dict[str, str]:
+    """A row of the output: the question with `answer` or `error`."""
+    return asdict(item) | outcome
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    lines = file.read_bytes().split(b"\n")
+    # Each row ends in a line's end: what stands behind the last one was being written when the process ended.
+    whole = [(number, line) for number, line in enumerate(lines[:-1], 1) if line.strip()]
+    rows = [_object(line.decode("utf-8", "replace"), f"{file}, line {number}") for number, line in whole]
+    for (number, _), row in zip(whole, rows, strict=True):
+        if "id" not in row:
+            raise DataError(f"{file}, line {number}: no 'id'; this is no file of answers, choose another --out")
+    return rows
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,8 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size: {args.batch_size} should be at least 1")
     from minigpt4.api import DESCRIBE
-    from minigpt4.common.dist import start_processes
-    from minigpt4.common.log import set_up_logging
+    from minigpt4.common.distributed import start_processes
+    from minigpt4.common.logging import set_up_logging
 
     prompt = args.prompt or loaded.config.evaluation.prompt or DESCRIBE
     asked = questions_of_files(args.images, prompt) if args.images else questions_of_jsonl(args.jsonl, prompt)
@@ -89,7 +254,7 @@ def _answer_rest(
     from tqdm import tqdm
 
     from minigpt4.api import from_config
-    from minigpt4.runners.rng import seed_all
+    from minigpt4.runners.checkpoints import seed_all
 
     rest = [item for item in file.asked if item.id not in done]
     groups = [rest[start : start + args.batch_size] for start in range(0, len(rest), args.batch_size)]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dataset.scenes.draw import draw_scene
-from dataset.scenes.scene import PlacedScene, sample_split
+from minigpt4.scenes.drawing import draw_scene
+from minigpt4.scenes.sampling import PlacedScene, sample_split
 
 
 @dataclass(frozen=True)

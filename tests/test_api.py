@@ -21,7 +21,7 @@ from minigpt4 import load
 from minigpt4.api import LoadedModel
 from minigpt4.common.checkpoint import write_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError, DataError
-from minigpt4.common.paths import asset
+from minigpt4.common.files import asset
 from tests.processors.damaged import damaged_files
 from tests.scenes import pictures
 

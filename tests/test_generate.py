@@ -15,9 +15,8 @@ import pytest
 from minigpt4 import api
 from minigpt4.api import LoadedModel
 from minigpt4.common.errors import DataError
-from minigpt4.common.paths import PROJECT
-from minigpt4.generate import main
-from minigpt4.runners.answer_files import AnswerFile, Question, questions_of_files, questions_of_jsonl, row_of
+from minigpt4.common.files import PROJECT
+from minigpt4.generate import AnswerFile, Question, main, questions_of_files, questions_of_jsonl, row_of
 from tests.scenes import pictures
 
 

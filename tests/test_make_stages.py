@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from minigpt4.curate.case import Tally, cases_of
-from minigpt4.curate.ledger import read_events
+from minigpt4.curate.ledger import Tally, cases_of, read_events
 from tests.test_quickstart import run
 
 CURATION = ("--cfg-path", "train_configs/scenes_curation.yaml")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from minigpt4.common.paths import PROJECT
+from minigpt4.common.files import PROJECT
 
 STAGE1 = "minigpt4/assets/tiny/stage1.pth"
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from minigpt4.common.config import load_config
-from minigpt4.common.paths import CONFIGS, PROJECT
+from minigpt4.common.files import CONFIGS, PROJECT
 from minigpt4.common.registry import schedules
 from minigpt4.common.schema import Config
 from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION
 from minigpt4.conversation.template import read_prompts
-from minigpt4.datasets.shards.files import shard_paths
+from minigpt4.datasets.shards.index import shard_paths
 from minigpt4.models.loading import build_encoder
-from minigpt4.runners.lr_schedule import LrSettings
+from minigpt4.runners.optim import LrSettings
 from tests.runners.project import PARITY_A
 
 QUERIES = 32

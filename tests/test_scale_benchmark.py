@@ -29,7 +29,7 @@ from benchmarks.scaling.local_reduce import expected, link_of, measure_all_reduc
 from benchmarks.scaling.measured import make_order
 from benchmarks.scaling.waiting import exponential_excess, normal_excess
 from minigpt4.datasets.sampler import StepSampler
-from minigpt4.datasets.shards.records import OPEN_SHARDS
+from minigpt4.datasets.shards.dataset import OPEN_SHARDS
 
 LINK = Link(latency=3e-6, bandwidth=2e9)
 MANY = (2, 3, 4, 5, 8, 13, 64, 1000)

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.common.paths import PACKAGE, PROJECT
+from minigpt4.common.files import PACKAGE, PROJECT
 
 LEVELS = {
     "common": 0,
     "processors": 1,
     "conversation": 1,
     "evaluation": 1,
+    "scenes": 1,
     "datasets": 2,
     "models": 2,
     "tasks": 3,

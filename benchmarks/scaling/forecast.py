@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from benchmarks.scaling.allreduce import FLOAT32, Link, projection_parameters, ring_seconds, tree_seconds
 from benchmarks.scaling.loading import Source, files_opened
 from benchmarks.scaling.waiting import EXCESSES
-from minigpt4.runners.interrupt import CHECK_EVERY
+from minigpt4.runners.trainer import CHECK_EVERY
 
 ANSWER_BYTES = 8
 """Of a process, when all ask each other whether to stop."""

@@ -13,13 +13,11 @@ import torch
 
 from benchmarks.scaling.loading import Source
 from benchmarks.shards import SIDE, timed, write_shards
-from minigpt4.datasets.orders import ShardShuffle
-from minigpt4.datasets.sampler import Key, SampleOrder, StepSampler
+from minigpt4.datasets.sampler import Key, SampleOrder, ShardShuffle, StepSampler
 from minigpt4.datasets.shards import index as shard_index
-from minigpt4.datasets.shards.index import ShardEntry, ShardIndex, open_index
-from minigpt4.datasets.shards.records import ShardRecords
-from minigpt4.datasets.shards.scan import ROW
-from minigpt4.processors.image import ImageProcessor, decode_picture
+from minigpt4.datasets.shards.dataset import ShardRecords
+from minigpt4.datasets.shards.index import ROW, ShardEntry, ShardIndex, open_index
+from minigpt4.processors.image import ImageProcessor
 
 DECODED = "reading, decoding and transforming, samples/s"
 ROUNDS = 5
@@ -135,7 +133,7 @@ def picture_figures(folder: Path) -> dict[str, float]:
     def decode() -> int:
         for number in numbers:
             sample = records.sample(number)
-            decode_picture(sample.picture, sample.name, transform)
+            transform(sample.picture, sample.name)
         return len(numbers)
 
     return {

@@ -1,13 +1,20 @@
-"""What every command line shares: a user's mistake ends it with one line instead of a traceback."""
+"""What every command line shares: one-line errors instead of tracebacks, and console tables."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from contextlib import ContextDecorator
 from types import TracebackType
+from typing import TYPE_CHECKING
 
+from minigpt4.common.config import LoadedConfig
 from minigpt4.common.errors import MiniGPT4Error
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 EXIT_CODE = 2
 """Exit status of a command that stopped because of a mistake the user can mend."""
@@ -43,3 +50,26 @@ class exit_on_error(ContextDecorator):  # noqa: N801 - used like a function
             sys.stderr.write(f"{_prefix()}error: {error}\n")
             sys.stderr.flush()
             raise SystemExit(EXIT_CODE) from None
+
+
+FILE_WIDTH = 160
+"""Columns where the output goes to a file or a pipe, which has no width of its own."""
+
+
+def console() -> Console:
+    """A rich console on stdout that never cuts a value off."""
+    from rich.console import Console
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else FILE_WIDTH
+    return Console(width=width, highlight=False, soft_wrap=False)
+
+
+def config_table(loaded: LoadedConfig) -> Table:
+    """Every value of a configuration with the layer that set it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("key", "value", "set by", title="Configuration", title_justify="left")
+    for key, value, layer in loaded.rows():
+        table.add_row(Text(key, overflow="fold"), Text(repr(value), overflow="fold"), Text(layer, overflow="fold"))
+    return table

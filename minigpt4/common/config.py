@@ -18,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from minigpt4.common.errors import ConfigError, did_you_mean
-from minigpt4.common.paths import CONFIGS, asset, project_file
+from minigpt4.common.files import CONFIGS, asset, project_file
 from minigpt4.common.schema import Config
 
 REMOVED_KEYS = {

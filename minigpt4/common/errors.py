@@ -14,6 +14,10 @@ class ConfigError(MiniGPT4Error):
     """A configuration file, key, value or path that cannot be used."""
 
 
+class MissingSplitError(ConfigError):
+    """A dataset has no record in a split that was asked for."""
+
+
 class DataError(MiniGPT4Error):
     """An annotation file, row or image that cannot be used."""
 

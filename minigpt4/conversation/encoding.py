@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from minigpt4.common.errors import DataError
-from minigpt4.common.text import whole_characters
+from minigpt4.common.files import whole_characters
 from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, IMAGE_TOKEN, Encoded
 from minigpt4.conversation.template import Template, check_placeholders
 from minigpt4.conversation.tokenizer import Tokenizer

@@ -1,12 +1,14 @@
-"""The dialogue template: one object for training, evaluation and chat."""
+"""Dialogue templates: one object for training, evaluation and chat, and the published ones by name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.errors import ConfigError, DataError, did_you_mean
+from minigpt4.common.schema import ModelConfig
 from minigpt4.common.types import IMAGE_TOKEN
 
 IMAGE_TAG = f"<Img>{IMAGE_TOKEN}</Img>"
@@ -102,3 +104,120 @@ def read_prompts(path: str, key: str) -> Sequence[str]:
     for number, prompt in prompts:
         check_placeholders(prompt, 1, f"{path}, line {number}")
     return [prompt for _, prompt in prompts]
+
+
+OWN = "chat"
+"""Name that stands for the language model's own template."""
+TEMPLATES = {
+    "vicuna0": Template("###Human: {} ###Assistant: ", "###"),
+    # As MiniGPT-4's demo page wrote it: not quite what its projection was trained with.
+    "vicuna0_demo": Template(
+        "###Human: {}###Assistant: ",
+        "###",
+        system="Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it "
+        "to you. Please answer my questions.",
+    ),
+    "llama2": Template(
+        "[INST] {} [/INST] ",
+        "</s>",
+        with_system="[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{} [/INST] ",
+        joint=" </s><s>",
+    ),
+    "minigpt_v2": Template("[INST] {} [/INST]", "</s>"),
+}
+_PROBES = ("instruction one", "answer one", "instruction two", "answer two", "instruction three")
+
+
+def configured_template(cfg: ModelConfig) -> Template:
+    """The template of `model.template`, or else of `model.prompt_template` and `model.end_sym`.
+
+    A pattern and end that belong to a named template bring its way of joining turns and of placing a system message.
+
+    Raises:
+        ConfigError: An unknown name, or a language model without a usable template of its own.
+    """
+    if cfg.template == OWN:
+        template = own_template(Path(str(cfg.llama_model)))
+    elif cfg.template is not None:
+        if cfg.template not in TEMPLATES:
+            hint = did_you_mean(cfg.template, [*TEMPLATES, OWN])
+            raise ConfigError(f"model.template: no template '{cfg.template}'; {hint}")
+        template = TEMPLATES[cfg.template]
+    else:
+        template = Template(cfg.prompt_template, cfg.end_sym)
+        same = [known for known in TEMPLATES.values() if (known.pattern, known.end) == (template.pattern, template.end)]
+        template = replace(same[0], system="") if same else template
+    return replace(template, system=cfg.system) if cfg.system else template
+
+
+def own_template(folder: Path) -> Template:
+    """The chat template in a language model's folder (`tokenizer_config.json` or `chat_template.jinja`) as plain data.
+
+    What the Jinja program writes around probes is taken as the patterns; so training, evaluation and chat need no
+    program, and share one object.
+
+    Raises:
+        ConfigError: There is none, or it is no concatenation of turns.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.template: no usable tokenizer in {folder}: {error}") from error
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"model.template: the tokenizer in {folder} has no chat template; name one of {', '.join(TEMPLATES)}, or "
+            "set model.prompt_template and model.end_sym"
+        )
+
+    def write(texts: Sequence[str], system: str = "", asks: bool = True) -> str:
+        roles = ("user", "assistant")
+        said = [{"role": roles[number % 2], "content": text} for number, text in enumerate(texts)]
+        messages = [{"role": "system", "content": system}] * bool(system) + said
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+        return text.removeprefix(tokenizer.bos_token or "")
+
+    return _from_writer(write, f"model.template: the chat template in {folder}")
+
+
+def _from_writer(write: Callable[..., str], source: str) -> Template:
+    """A template that writes what `write` does.
+
+    Raises:
+        ConfigError: No template does.
+    """
+    question, answer, following, _, _ = _PROBES
+    told, asked = write(_PROBES[:2], asks=False), write([question])
+    # Some put a space between prompt and answer, which belongs to the prompt here: answers are stripped.
+    gap = told.removeprefix(asked).split(answer)[0]
+    gap = gap if gap.isspace() else ""
+    joint = told.removeprefix(asked + gap + answer)
+    rest = write(_PROBES[:3]).removeprefix(asked + gap + answer)
+    template = Template(
+        pattern=rest.removeprefix(joint).replace(following, "{}") + gap,
+        end=joint.strip(),
+        opening=asked.replace(question, "{}") + gap,
+        with_system=_with_system(write, question, gap),
+        joint=joint if rest.startswith(joint) else "",
+    )
+    turns = template.render(question) + answer + template.render_next(following) + _PROBES[3]
+    if turns + template.render_next(_PROBES[4]) != write(_PROBES) + gap or not template.end:
+        raise ConfigError(
+            f"{source} writes earlier turns in another way than the newest; set model.prompt_template and "
+            "model.end_sym instead"
+        )
+    return template
+
+
+def _with_system(write: Callable[..., str], question: str, gap: str) -> str:
+    """The opening behind a system message; empty where the template takes none."""
+    from jinja2 import TemplateError
+
+    try:
+        written = write([question], system="system message")
+    except TemplateError:
+        return ""
+    if "system message" not in written:
+        return ""
+    return written.replace("system message", "{system}").replace(question, "{}") + gap

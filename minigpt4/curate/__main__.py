@@ -6,13 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt4.common.cli import exit_on_error
+from minigpt4.common.cli import config_table, console, exit_on_error
 from minigpt4.common.config import add_config_arguments, load_config
-from minigpt4.common.console import config_table, console
-from minigpt4.common.log import set_up_logging
+from minigpt4.common.logging import set_up_logging
 from minigpt4.common.schema import Config
-from minigpt4.curate.case import Tally, cases_of, price
-from minigpt4.curate.ledger import Ledger, read_events
+from minigpt4.curate.ledger import Ledger, Tally, cases_of, price, read_events
 
 STEPS = {
     "describe": "draw pictures and describe them with the stage-1 model",
@@ -60,14 +58,13 @@ def run(step: str, cfg: Config, accept_all: bool = False) -> list[str]:
             bill = price(refine(cfg, ledger), cfg.curation.refine.price_in, cfg.curation.refine.price_out)
             said.append("this run: " + ", ".join(f"{key} {value:,}" for key, value in bill.items()))
         elif step == "filter":
-            from minigpt4.curate.rules import apply_rules
+            from minigpt4.curate.filter import apply_rules
 
             said.append(
                 ", ".join(f"{rule} {number:,}" for rule, number in apply_rules(cfg, ledger).items()) or "no change"
             )
         elif step == "review":
-            from minigpt4.curate.review import accept_rest
-            from minigpt4.curate.review_server import serve
+            from minigpt4.curate.review import accept_rest, serve
 
             said.append(f"accepted {accept_rest(ledger):,}") if accept_all else serve(cfg, ledger, pictures)
         else:

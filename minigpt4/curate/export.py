@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import write_atomically
-from minigpt4.curate.case import ACCEPTED, Case
+from minigpt4.curate.ledger import ACCEPTED, Case
 
 ANNOTATIONS, IMAGES = "filter_cap.json", "image"
 MARKER = "CURATED.txt"

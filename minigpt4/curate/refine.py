@@ -12,8 +12,7 @@ from tqdm import tqdm
 from minigpt4.common.errors import DataError
 from minigpt4.common.registry import refiners
 from minigpt4.common.schema import Config
-from minigpt4.curate.case import Case, cases_of
-from minigpt4.curate.ledger import Event, Ledger
+from minigpt4.curate.ledger import Case, Event, Ledger, cases_of
 from minigpt4.curate.refiners import RefineError, Refiner
 
 logger = logging.getLogger(__name__)

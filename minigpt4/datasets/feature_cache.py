@@ -18,14 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minigpt4.common.checkpoint import fingerprint
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import write_atomically
-from minigpt4.common.fingerprint import fingerprint
 from minigpt4.common.schema import ModelConfig
 
 TENSOR = "queries"
 IDENTITY = "identity.json"
-TRANSFORM = "square, bicubic in whole grey levels, CLIP statistics"
+TRANSFORM = "square, bicubic in whole grey levels, transparency on white, CLIP statistics"
 """Names the image transform; to be changed with it."""
 
 

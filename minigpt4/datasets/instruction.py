@@ -17,8 +17,7 @@ from minigpt4.common.types import Record, Sample
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import with_image_tag
 from minigpt4.datasets.feature_cache import FeatureCache
-from minigpt4.datasets.orders import FullShuffle, Order
-from minigpt4.processors.image import load_picture
+from minigpt4.datasets.sampler import FullShuffle, Order
 
 MAX_SUBSTITUTES = 10
 """Unreadable pictures in a row after which the image folder itself must be wrong."""
@@ -101,7 +100,7 @@ class InstructionDataset(Dataset[Sample]):
         try:
             if self.feature_cache is not None:
                 return self.feature_cache.get(self.records[index].image)
-            return load_picture(self.image_path(index), self.image_processor)
+            return self.image_processor(self.image_path(index))
         except DataError as error:
             raise DataError(f"{self.records[index].source}: {error}") from error
 

@@ -1,23 +1,82 @@
-"""Datasets -> batches, for training and for validation."""
+"""Datasets -> batches: the mixture, the collate function and the data loaders."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import ConcatDataset, DataLoader
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.schema import Config
-from minigpt4.common.types import Batch
+from minigpt4.common.types import CACHED_NDIM, IGNORED_LABEL, IMAGE_POSITION, Batch, Sample
 from minigpt4.datasets.builders import common_setting
-from minigpt4.datasets.collate import collate
-from minigpt4.datasets.grouping import GroupedOrder
 from minigpt4.datasets.instruction import InstructionDataset
-from minigpt4.datasets.mixture import MixtureDataset
-from minigpt4.datasets.sampler import SampleOrder, StepSampler, Stream
+from minigpt4.datasets.sampler import GroupedOrder, Key, SampleOrder, StepSampler, Stream
+from minigpt4.processors.image import normalize, stack_images
+
+
+class MixtureDataset(Dataset[Sample]):
+    """What the sampler's keys stand for.
+
+    Args:
+        datasets: In the order of `Key.dataset`.
+    """
+
+    def __init__(self, datasets: Sequence[InstructionDataset]) -> None:
+        self.datasets = datasets
+
+    def __len__(self) -> int:
+        return sum(len(dataset) for dataset in self.datasets)
+
+    def __getitem__(self, key: Key) -> Sample:
+        return self.datasets[key.dataset].sample(key.record, key.draw)
+
+    def text_length(self, key: Key) -> int:
+        """Characters of a sample's instruction and answer; no picture is opened."""
+        return self.datasets[key.dataset].text_length(key.record, key.draw)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Put B samples together: ids padded with 0 and labels with IGNORED_LABEL, both (B, T).
+
+    Places are found here, in a loader's worker: on a device each search would stall the training step.
+    """
+    lengths = [len(sample.encoded.input_ids) for sample in samples]
+    input_ids = torch.zeros(len(samples), max(lengths), dtype=torch.long)
+    labels = torch.full_like(input_ids, IGNORED_LABEL)
+    for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+        input_ids[row, :length] = torch.tensor(sample.encoded.input_ids)
+        labels[row, :length] = torch.tensor(sample.encoded.labels)
+    images = [image for sample in samples for image in sample.images]
+    is_token = torch.arange(input_ids.shape[1]) < torch.tensor(lengths)[:, None]
+    learns_next = torch.zeros_like(is_token)
+    learns_next[:, :-1] = labels[:, 1:] != IGNORED_LABEL
+    return Batch(
+        image_ids=[sample.image_id for sample in samples],
+        images=_stacked(images) if images else None,
+        input_ids=input_ids,
+        labels=labels,
+        lengths=lengths,
+        num_targets=sum(sample.encoded.num_targets for sample in samples),
+        image_positions=(input_ids.flatten() == IMAGE_POSITION).nonzero().squeeze(1),
+        token_positions=is_token.flatten().nonzero().squeeze(1),
+        target_positions=learns_next[is_token].nonzero().squeeze(1),
+        target_columns=learns_next.any(dim=0).nonzero().squeeze(1),
+        skipped=[message for sample in samples for message in sample.skipped],
+    )
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    """Pictures, or cached features, of one batch; uint8 beside a user's own floats become floats here already."""
+    if images[0].ndim + 1 == CACHED_NDIM:
+        return torch.stack(list(images))
+    mixed = len({image.dtype for image in images}) > 1
+    return stack_images([normalize(image) for image in images] if mixed else images)
+
 
 Datasets = Mapping[str, InstructionDataset]
 

@@ -1,20 +1,149 @@
-"""The order of training samples: a pure function of the seed and the position in the stream.
+"""Which sample stands at which position of training: a pure function of the seed and the position.
 
 The stream has no end and knows nothing of processes, workers or epochs. Optimizer step s consists of the positions
 [s * G, (s + 1) * G) with G = batch_size * world_size * accumulation, so any number of processes with the same G trains
-on the same samples in each step, and a resumed run goes on where it was.
-"""
+on the same samples in each step, and a resumed run continues where it was."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
 
-from minigpt4.datasets.counting import below
-from minigpt4.datasets.orders import FullShuffle, Order, digest
+KEPT = 2
+"""Permutations remembered by each order; a step touches two where one ends."""
+
+
+def digest(name: str) -> bytes:
+    """32 bytes that stand for a name."""
+    return hashlib.sha256(name.encode()).digest()
+
+
+def permutation(name: str, size: int) -> np.ndarray:
+    """The permutation of [0, size) that goes by this name."""
+    # RandomState, because numpy promises that its streams never change.
+    return np.random.RandomState(np.frombuffer(digest(name), dtype=np.uint32)).permutation(size)
+
+
+class Order(Protocol):
+    """An order for each pass; every record comes once."""
+
+    def record(self, draw: int, place: int) -> int:
+        """The record at `place` of pass number `draw`."""
+        ...
+
+
+class FullShuffle:
+    """Any record may come anywhere: for records that can be read as quickly in any order.
+
+    Args:
+        name: Names the generators, with the number of the pass.
+        size: Records.
+    """
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name = name
+        self.size = size
+        self._passes: dict[int, np.ndarray] = {}
+
+    def record(self, draw: int, place: int) -> int:
+        """The record at `place` of pass number `draw`."""
+        if draw not in self._passes:
+            _forget(self._passes)
+            self._passes[draw] = permutation(f"{self.name}-{draw}", self.size)
+        return int(self._passes[draw][place])
+
+
+class ShardShuffle:
+    """The shards are shuffled, then the records within each group of `window` shards that follow each other.
+
+    A hundred million records need no permutation of their own length this way, and only `window` files are read at a
+    time, so that disks and page caches see them nearly one after the other.
+
+    Args:
+        name: Names the generators, with the numbers of pass and group.
+        counts: Records of each shard; record numbers go through the shards as they are given.
+        window: Shards a group.
+    """
+
+    def __init__(self, name: str, counts: Sequence[int] | np.ndarray, window: int) -> None:
+        self.name = name
+        self.counts = np.asarray(counts, dtype=np.int64)
+        self.window = window
+        self._starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self._passes: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._groups: dict[tuple[int, int], np.ndarray] = {}
+
+    def record(self, draw: int, place: int) -> int:
+        """The record at `place` of pass number `draw`."""
+        shards, group_starts = self._pass(draw)
+        group = int(np.searchsorted(group_starts, place, side="right")) - 1
+        if (draw, group) not in self._groups:
+            _forget(self._groups)
+            self._groups[draw, group] = self._shuffled(draw, group, shards)
+        return int(self._groups[draw, group][place - group_starts[group]])
+
+    def _pass(self, draw: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of the shards, and the place that each of their groups begins at."""
+        if draw not in self._passes:
+            _forget(self._passes)
+            shards = permutation(f"{self.name}-{draw}-shards", len(self.counts))
+            ends = np.cumsum(self.counts[shards])
+            starts = np.concatenate([[0], ends[self.window - 1 :: self.window]])
+            self._passes[draw] = shards, starts
+        return self._passes[draw]
+
+    def _shuffled(self, draw: int, group: int, shards: np.ndarray) -> np.ndarray:
+        chosen = shards[group * self.window : (group + 1) * self.window]
+        records = np.concatenate([np.arange(self._starts[s], self._starts[s + 1]) for s in chosen])
+        return records[permutation(f"{self.name}-{draw}-group-{group}", len(records))]
+
+
+def _forget(kept: dict) -> None:
+    """Make room for one more, the earliest leaving first."""
+    while len(kept) >= KEPT:
+        del kept[min(kept)]
+
+
+def floor_sum(count: int, modulus: int, factor: int, offset: int) -> int:
+    """The sum of (factor * i + offset) // modulus over i in [0, count), in O(log modulus) divisions.
+
+    The lattice points under a line, counted as in Euclid's algorithm: whole rows are taken off, then the axes change
+    places (Graham, Knuth and Patashnik, Concrete Mathematics, section 3.5).
+
+    Args:
+        count: Terms.
+        modulus: Above 0.
+        factor: Not negative.
+        offset: Not negative.
+    """
+    total = 0
+    while True:
+        total += count * (count - 1) // 2 * (factor // modulus) + count * (offset // modulus)
+        factor, offset = factor % modulus, offset % modulus
+        rows, rest = divmod(factor * count + offset, modulus)
+        if rows == 0:
+            return total
+        count, offset, modulus, factor = rows, rest, factor, modulus
+
+
+def below(bound: int, count: int, modulus: int, factor: int, offset: int) -> int:
+    """How many i in [0, count) have (factor * i + offset) % modulus < bound.
+
+    Args:
+        bound: From 0 to `modulus`.
+        count: As for `floor_sum`, like the others.
+    """
+    # A point at or above the bound steps over a multiple of the modulus when `modulus - bound` is added to it.
+    at_or_above = floor_sum(count, modulus, factor, offset + modulus - bound) - floor_sum(
+        count, modulus, factor, offset
+    )
+    return count - at_or_above
+
 
 CIRCLE = 1 << 64
 GOLDEN = 0x9E3779B97F4A7C15
@@ -137,3 +266,44 @@ class StepSampler(Sampler[list[Key]]):
             mine = (step * self.world_size + self.rank) * share
             for first in range(mine, mine + share, self.batch_size):
                 yield self.order.keys(first, first + self.batch_size)
+
+
+class GroupedOrder:
+    """The samples of a `SampleOrder`, sorted by length within stretches of several steps.
+
+    The steps of a stretch keep their samples together and come in a drawn order, so that lengths do not rise and fall
+    with the steps. Like the order it changes, this is a pure function of the seed and the position: it is the same
+    whatever the processes, and after a resume.
+
+    Args:
+        order: The stream.
+        step_size: Samples an optimizer step, of all processes.
+        steps: Optimizer steps of a stretch.
+        length_of: Estimates a sample's length, in any unit.
+    """
+
+    def __init__(self, order: SampleOrder, step_size: int, steps: int, length_of: Callable[[Key], int]) -> None:
+        self.order = order
+        self.step_size = step_size
+        self.steps = steps
+        self.length_of = length_of
+        self._stretch: tuple[int, list[list[Key]]] | None = None
+
+    def keys(self, start: int, stop: int) -> list[Key]:
+        """The samples at [start, stop), which must be a part of one step."""
+        step, first = divmod(start, self.step_size)
+        last = first + stop - start
+        assert first <= last <= self.step_size, "asked for samples of several steps"
+        number, within = divmod(step, self.steps)
+        if self._stretch is None or self._stretch[0] != number:
+            self._stretch = number, self._grouped(number)
+        return self._stretch[1][within][first:last]
+
+    def _grouped(self, number: int) -> list[list[Key]]:
+        """The steps of a stretch."""
+        length = self.steps * self.step_size
+        keys = self.order.keys(number * length, (number + 1) * length)
+        keys.sort(key=self.length_of)
+        steps = [keys[start : start + self.step_size] for start in range(0, length, self.step_size)]
+        Random(f"{self.order.seed}-lengths-{number}").shuffle(steps)
+        return steps

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from minigpt4.evaluation import ptb
+from minigpt4.evaluation import java as ptb
 
 
 def references_sha256(references: Mapping[str, Sequence[str]]) -> str:

@@ -13,13 +13,12 @@ from typing import Any
 from rich.table import Table
 
 from minigpt4.common.errors import MetricError
-from minigpt4.common.files import write_atomically
+from minigpt4.common.files import write_atomically, write_json
 from minigpt4.evaluation.caption import CaptionScores
-from minigpt4.evaluation.intervals import NOTE, bootstrap_intervals
-from minigpt4.evaluation.json_files import write_json
 from minigpt4.evaluation.predictions import Prediction
 from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.report import Pictures, Sample, write_report
+from minigpt4.evaluation.statistics import NOTE, bootstrap_intervals
 from minigpt4.evaluation.table import build_table
 from minigpt4.evaluation.trends import plot_trends
 

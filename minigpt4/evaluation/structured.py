@@ -1,10 +1,13 @@
 """Answers that are data: boxes by name, and triples; read tolerantly, every failure counted, and scored.
 
-A model's JSON may stand in a sentence, break off or hold a wrong entry: whatever is whole is taken.
+A model's JSON may stand in a sentence, break off or hold a wrong entry: every valid entry is used.
+
+`python -m minigpt4.evaluation.structured` scores predictions that exist already.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
@@ -13,7 +16,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from rich.console import Console
+
+from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import MetricError
+from minigpt4.common.files import write_json
+from minigpt4.evaluation.predictions import load_predictions
 
 Box = tuple[float, float, float, float]
 """xmin, ymin, xmax, ymax as shares of the picture."""
@@ -173,7 +181,27 @@ def _scores(
 SCORERS = {"boxes": box_scores, "triples": triple_scores}
 
 
-if __name__ == "__main__":
-    from minigpt4.evaluation.structured_cli import main
+@exit_on_error()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Score a predictions file of an evaluation, which carries its references."""
+    parser = argparse.ArgumentParser(prog="python -m minigpt4.evaluation.structured", description=__doc__)
+    parser.add_argument("kind", choices=list(SCORERS))
+    parser.add_argument("--preds", required=True, help="predictions file of eval_scripts/eval_flickr30k.py")
+    parser.add_argument("--out", help="where the scores go as JSON (default: they are printed only)")
+    args = parser.parse_args(arguments)
+    answers = []
+    for item in load_predictions(args.preds).predictions:
+        if len(item.references) != 1:
+            raise MetricError(
+                f"{args.preds}: image {item.image_id} has {len(item.references)} references; 1 is expected"
+            )
+        answers.append((item.caption, item.references[0]))
+    scores = SCORERS[args.kind](answers)
+    if args.out:
+        write_json(args.out, scores)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(", ".join(f"{name} {value:.3f}".removesuffix(".000") for name, value in scores.items()))
 
+
+if __name__ == "__main__":
     main()

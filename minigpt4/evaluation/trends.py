@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from minigpt4.common.files import write_atomically
-from minigpt4.evaluation.columns import column
+from minigpt4.evaluation.table import column
 
 # One colour a metric in every plot; the first five are told apart by colour-blind readers as well (Okabe-Ito).
 COLOURS = {

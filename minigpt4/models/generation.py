@@ -1,4 +1,4 @@
-"""Prompt embeddings -> answers: the one way by which evaluation, command line and chat generate."""
+"""Prompt embeddings -> answers: the one way in which evaluation, command line and chat generate."""
 
 from __future__ import annotations
 
@@ -6,16 +6,99 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
-from transformers import StoppingCriteriaList
+import torch
+from torch import LongTensor, Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from minigpt4.common.schema import GenerationConfig
-from minigpt4.conversation.stopping import StopAtText, settled
 from minigpt4.conversation.tokenizer import Tokenizer
-from minigpt4.models.choosing import TokenChoice
-from minigpt4.models.decoding import decode
-from minigpt4.models.multimodal_inputs import left_padded
-from minigpt4.models.packing import packable
+from minigpt4.models.attention import packable
+from minigpt4.models.continuous_batching import decode
+
+CONTEXT_TOKENS = 2
+_INCOMPLETE = "\ufffd"
+"""What the first tokens of a character decode to until its last one has come."""
+
+
+def settled(text: str, stop: str) -> str:
+    """What of a growing answer will stay: without a stop text or a character that has only begun."""
+    begun = (length for length in range(len(stop) - 1, 0, -1) if text.endswith(stop[:length]))
+    text = text[: len(text) - next(begun, 0)]
+    return text.rstrip(_INCOMPLETE).rstrip()
+
+
+class StopAtText(StoppingCriteria):
+    """Tells which answers have written the stop text; also to transformers' `generate`.
+
+    Only the newest tokens are decoded: a token adds at least one byte, so a stop text that has just been completed
+    lies within as many tokens as it has bytes (and a little context, because decoding strips a leading space).
+    A stop text may thus be spread over tokens in any way ("##" + "#", ".###").
+
+    Args:
+        tokenizer: Decodes what was generated.
+        stop: The text; empty: never stop.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: str) -> None:
+        self.tokenizer = tokenizer
+        self.stop = stop
+        self.window = len(stop.encode()) + CONTEXT_TOKENS
+
+    def written(self, ids: Sequence[int]) -> bool:
+        """Whether the newest of these generated ids complete the stop text."""
+        return bool(self.stop) and self.stop in self.tokenizer.decode(ids[-self.window :])
+
+    def __call__(self, input_ids: LongTensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Rows that are done, (B,) bool; `input_ids` is what was generated, (B, T)."""
+        done = [self.written(row) for row in input_ids[:, -self.window :].tolist()]
+        return torch.tensor(done, device=input_ids.device)
+
+
+class TokenChoice:
+    """Logits -> next tokens, row by row.
+
+    Args:
+        settings: Greedy or sampling, and their limits.
+        eos_id: Ends a sequence; held back until `min_new_tokens` are there.
+    """
+
+    def __init__(self, settings: GenerationConfig, eos_id: int | None) -> None:
+        self.settings = settings
+        self.eos_id = eos_id
+        self._warpers = LogitsProcessorList()
+        if settings.do_sample and settings.temperature != 1.0:
+            self._warpers.append(TemperatureLogitsWarper(settings.temperature))
+        if settings.do_sample and settings.top_p < 1.0:
+            self._warpers.append(TopPLogitsWarper(settings.top_p))
+
+    @torch.inference_mode()
+    def __call__(self, logits: Tensor, ids: Sequence[Sequence[int]]) -> Tensor:
+        """(B, vocabulary) float32 and the ids generated so far -> (B,)."""
+        if self.settings.repetition_penalty != 1.0 and ids[0]:
+            logits = self._penalised(logits, ids)
+        too_short = [row for row, said in enumerate(ids) if len(said) < self.settings.min_new_tokens]
+        if too_short and self.eos_id is not None:
+            logits[too_short, self.eos_id] = -torch.inf
+        if not self.settings.do_sample:
+            return logits.argmax(dim=1)
+        scores = self._warpers(torch.empty(0, dtype=torch.long), logits)  # type: ignore[arg-type]
+        return torch.multinomial(scores.softmax(dim=1), 1).squeeze(1)
+
+    def _penalised(self, logits: Tensor, ids: Sequence[Sequence[int]]) -> Tensor:
+        width = max(map(len, ids))
+        # Rows differ in length; a row's first token counts once however often it is repeated to fill the row.
+        filled = [[*said, *[said[0]] * (width - len(said))] for said in ids]
+        penalise = RepetitionPenaltyLogitsProcessor(self.settings.repetition_penalty)
+        penalised: Tensor = penalise(torch.tensor(filled, device=logits.device), logits)
+        return penalised
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +222,10 @@ class Generator:
             ids = ids[: ids.index(self.tokenizer.eos_id)]
         text, stop = self.tokenizer.decode(ids), self.stop.stop
         return Answer(text=(text.split(stop, 1)[0] if stop else text).strip(), token_ids=tuple(ids))
+
+
+def left_padded(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Embeddings of B prompts, each (T, D) -> (embeddings (B, T, D) padded on the left, mask (B, T), 0 on padding)."""
+    embeds = pad_sequence(list(prompts), batch_first=True, padding_side="left")
+    ones = [prompt.new_ones(len(prompt), dtype=torch.long) for prompt in prompts]
+    return embeds, pad_sequence(ones, batch_first=True, padding_side="left")

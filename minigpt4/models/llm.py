@@ -1,19 +1,24 @@
-"""The frozen language model: any causal LM in Hugging Face's layout."""
+"""The frozen language model: loading, quantisation, sharding (FSDP2) and compilation."""
 
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
+from minigpt4.common.checkpoint import INDEX
+from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.common.fingerprint import INDEX
-from minigpt4.common.schema import LowResource
+from minigpt4.common.schema import Config, LlmSharding, LowResource
+from minigpt4.models.minigpt4 import MiniGPT4
 
 logger = logging.getLogger(__name__)
 
@@ -74,3 +79,95 @@ def _quantisation(low_resource: LowResource, dtype: torch.dtype) -> BitsAndBytes
     if low_resource is LowResource.int8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def compile_blocks(*modules: nn.Module | None) -> None:
+    """Let torch compile the repeated blocks of each module when they are first called.
+
+    Sizes are compiled as variables, so that batches of other lengths do not compile anew; attention over packed
+    samples stays outside.
+
+    Args:
+        modules: Each holds its blocks in a ModuleList; None is passed over.
+    """
+    for module in modules:
+        for stack in [] if module is None else block_stacks(module):
+            for block in stack:
+                block.compile(dynamic=True)
+
+
+def block_stacks(module: nn.Module) -> list[nn.ModuleList]:
+    """The outermost ModuleLists of a module: its stacks of repeated blocks."""
+    if isinstance(module, nn.ModuleList):
+        return [module]
+    return [stack for child in module.children() for stack in block_stacks(child)]
+
+
+def shards_llm(cfg: Config, processes: Processes) -> bool:
+    """Whether the language model is to be divided.
+
+    Raises:
+        ConfigError: It cannot be, as configured.
+    """
+    sharding = cfg.run.shard_llm
+    if sharding is LlmSharding.off:
+        return False
+    if cfg.model.low_resource is not LowResource.off:
+        raise ConfigError(
+            f"run.shard_llm: {sharding.value} does not go with model.low_resource={cfg.model.low_resource.value}: "
+            "quantised weights cannot be divided; set one of the two to off"
+        )
+    if _sharers(sharding, processes) == 1:
+        logger.warning("run.shard_llm: %s, but one process has nobody to share with: it holds all", sharding.value)
+        return False
+    return True
+
+
+def shard_llm(model: MiniGPT4, dtype: torch.dtype, sharding: LlmSharding, processes: Processes) -> None:
+    """Divide the language model, in place; everything else moves to this process's device whole.
+
+    Until now its weights may be on the CPU, best mapped from their files: no more than one block of them is ever copied
+    whole by a process.
+
+    Args:
+        model: Its projection not yet wrapped.
+        dtype: Number format of the language model's weights from now on.
+        sharding: node or all.
+        processes: Of the run.
+    """
+    llm, mesh = model.llama_model, _mesh(sharding, processes)
+    model.llama_proj.to(processes.device)
+    for stack in block_stacks(llm):
+        for block in stack:
+            _cast(block, dtype)
+            fully_shard(block, mesh=mesh)
+    _cast(llm, dtype)
+    own = set(llm.parameters())
+    # The whole model is the root, because token embeddings are looked up outside the language model's own forward.
+    fully_shard(model, mesh=mesh, ignored_params={p for p in model.parameters() if p not in own})
+    logger.info("each process holds 1/%d of the language model's weights", _sharers(sharding, processes))
+
+
+def _sharers(sharding: LlmSharding, processes: Processes) -> int:
+    """Processes that hold the language model together."""
+    if sharding is LlmSharding.all:
+        return processes.world_size
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
+def _mesh(sharding: LlmSharding, processes: Processes) -> DeviceMesh:
+    """The processes as a grid: (copies, sharers), or (sharers,) where there is one copy."""
+    sharers = _sharers(sharding, processes)
+    kind = processes.device.type
+    if sharers == processes.world_size:
+        return init_device_mesh(kind, (sharers,), mesh_dim_names=("shard",))
+    if set(processes.gather(sharers)) != {sharers}:
+        raise ConfigError("run.shard_llm: node needs as many processes on each machine; use all")
+    return init_device_mesh(kind, (processes.world_size // sharers, sharers), mesh_dim_names=("copy", "shard"))
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters only: buffers such as the rotary frequencies stay in float32."""
+    for parameter in module.parameters():
+        if parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)

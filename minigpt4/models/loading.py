@@ -1,30 +1,92 @@
-"""Configuration -> a model with its weights."""
+"""Configuration -> a model with its weights, in the right number formats."""
 
 from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from minigpt4.common.checkpoint import model_state, read_checkpoint
+from minigpt4.common.checkpoint import fingerprint, model_state, read_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.common.fingerprint import fingerprint
-from minigpt4.common.paths import existing
+from minigpt4.common.files import existing
 from minigpt4.common.registry import models
-from minigpt4.common.schema import ModelConfig
+from minigpt4.common.schema import Amp, ModelConfig, Precision
 from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.conversation.template import NO_TEMPLATE
-from minigpt4.conversation.templates import configured_template
+from minigpt4.conversation.template import NO_TEMPLATE, configured_template
 from minigpt4.conversation.tokenizer import load_tokenizer
-from minigpt4.models.compiling import compile_blocks
-from minigpt4.models.llm import build_llm
+from minigpt4.models.llm import build_llm, compile_blocks
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.qformer import QFormer, build_qformer, query_width
 from minigpt4.models.vision import VisionEncoder, build_vision_encoder
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPrecision:
+    """Number formats of a run; the projection and its optimizer always compute in float32.
+
+    Attributes:
+        frozen: Format of the frozen weights, and so of everything computed with them.
+        scale_loss: Whether gradients need a loss scale, because they pass through float16.
+        reason: Why, for the log.
+    """
+
+    frozen: torch.dtype
+    scale_loss: bool
+    reason: str
+
+    def __str__(self) -> str:
+        frozen = str(self.frozen).removeprefix("torch.")
+        scaled = "with a loss scale" if self.scale_loss else "no loss scale"
+        return f"frozen weights in {frozen}, projection in float32, {scaled} ({self.reason})"
+
+
+FORMATS = {
+    Amp.bf16: torch.bfloat16,
+    Amp.fp16: torch.float16,
+    Amp.off: torch.float32,
+    Precision.float32: torch.float32,
+    Precision.bfloat16: torch.bfloat16,
+    Precision.float16: torch.float16,
+}
+
+
+def native_amp(device: torch.device) -> Amp:
+    """The fastest format that the device computes natively."""
+    if device.type != "cuda":
+        return Amp.off
+    return Amp.bf16 if torch.cuda.get_device_capability(device) >= (8, 0) else Amp.fp16
+
+
+def train_precision(amp: Amp, precision: Precision, device: torch.device) -> TrainPrecision:
+    """Number formats from `run.amp` and `model.precision`.
+
+    Autocast is not needed: the frozen weights are held in the format they compute in, and the projection, the only
+    module in float32, hands its output over in the language model's format.
+
+    Args:
+        amp: `auto` follows the device.
+        precision: `auto` follows amp; anything else wins for the frozen weights.
+        device: Of this process.
+    """
+    chosen = native_amp(device) if amp is Amp.auto else amp
+    reason = f"run.amp: {amp.value}" + (f", {chosen.value} on {device.type}" if amp is Amp.auto else "")
+    frozen = FORMATS[chosen]
+    if precision is not Precision.auto:
+        frozen = FORMATS[precision]
+        reason += f", model.precision: {precision.value}"
+    return TrainPrecision(frozen, scale_loss=frozen is torch.float16, reason=reason)
+
+
+def evaluation_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Format of the frozen weights in evaluation and chat; `auto` follows the device."""
+    return FORMATS[native_amp(device) if precision is Precision.auto else precision]
+
+
 WEIGHTS = "MINIGPT4_WEIGHTS"
 
 

@@ -6,20 +6,89 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt4.common.errors import CheckpointError
 from minigpt4.common.schema import GenerationConfig
-from minigpt4.common.types import CACHED_NDIM, IMAGE_POSITION, Batch
+from minigpt4.common.types import CACHED_NDIM, IGNORED_LABEL, IMAGE_POSITION, Batch
 from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.models.answer_losses import answer_losses
+from minigpt4.models.attention import Packed, attention_by_layout, packable
+from minigpt4.models.flops import WorkMeter, forward_flops
 from minigpt4.models.generation import Answer, Generator
-from minigpt4.models.multimodal_inputs import splice_images
+from minigpt4.models.published_weights import CHECKPOINT_UNUSED, leftovers
 from minigpt4.models.qformer import QFormer
-from minigpt4.models.state_dict_adapter import CHECKPOINT_UNUSED, leftovers
 from minigpt4.models.vision import VisionEncoder
-from minigpt4.models.work import WorkMeter, forward_flops
-from minigpt4.processors.normalise import normalise
+from minigpt4.processors.image import normalize
+
+
+def splice_images(token_embeds: Tensor, image_embeds: Tensor | None, positions: Tensor) -> Tensor:
+    """Put image embeddings at their places among token embeddings.
+
+    Args:
+        token_embeds: (B, T, D); what stands at image positions is replaced.
+        image_embeds: (N, Q, D), in the order of the places; None: there are no images.
+        positions: Places in the flattened (B*T) sequence, (N*Q,).
+
+    Returns:
+        (B, T, D).
+
+    Raises:
+        ValueError: Places and embeddings differ in number.
+    """
+    num_embeds = 0 if image_embeds is None else image_embeds.shape[0] * image_embeds.shape[1]
+    if positions.numel() != num_embeds:
+        raise ValueError(f"{positions.numel()} image positions in the prompts, but {num_embeds} image embeddings")
+    if image_embeds is None:
+        return token_embeds
+    flat = token_embeds.flatten(0, 1)
+    embeds = image_embeds.flatten(0, 1).to(flat.dtype)
+    return flat.index_copy(0, positions, embeds).view_as(token_embeds)
+
+
+def answer_losses(llm: nn.Module, embeds: Tensor, batch: Batch) -> Tensor:
+    """Sum over the target tokens of each sample, float32 (B,).
+
+    Args:
+        llm: The language model.
+        embeds: Embeddings of the batch, images in their places, (B, T, D).
+        batch: On the device.
+    """
+    return packed_losses(llm, embeds, batch) if packable(llm) else padded_losses(llm, embeds, batch)
+
+
+def packed_losses(llm: nn.Module, embeds: Tensor, batch: Batch) -> Tensor:
+    """Only what is no padding goes through the model, and only learnt positions through its head."""
+    rows, width = batch.input_ids.shape
+    places, targets = batch.token_positions, batch.target_positions
+    with attention_by_layout(llm):
+        logits = _logits(
+            llm,
+            inputs_embeds=embeds.flatten(0, 1).index_select(0, places).unsqueeze(0),
+            position_ids=(places % width).unsqueeze(0),
+            logits_to_keep=targets,
+            layout=Packed(batch.lengths, places),
+        )
+    learnt_at = places.index_select(0, targets)
+    labels = batch.labels.flatten().index_select(0, learnt_at + 1)
+    losses = F.cross_entropy(logits[0], labels, reduction="none")
+    return losses.new_zeros(rows).index_add(0, learnt_at // width, losses)
+
+
+def padded_losses(llm: nn.Module, embeds: Tensor, batch: Batch) -> Tensor:
+    """For any language model. The padding is on the right and no mask is passed: under causal attention nothing real
+    sees the padding, and attention takes its fast path. Logits are computed where some row learns the next token."""
+    columns = batch.target_columns
+    logits = _logits(llm, inputs_embeds=embeds, logits_to_keep=columns)
+    labels = batch.labels[:, columns + 1]
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
+    return losses.view_as(labels).sum(dim=1)
+
+
+def _logits(llm: nn.Module, **inputs: Any) -> Tensor:
+    logits: Tensor = llm(use_cache=False, **inputs).logits
+    return logits.to(torch.float32)
+
 
 PROJECTION = ("llama_proj.weight", "llama_proj.bias")
 
@@ -82,7 +151,7 @@ class MiniGPT4(nn.Module):
         if images.ndim == CACHED_NDIM:
             return images
         assert self.visual_encoder is not None and self.qformer is not None, "built for cached features only"
-        queries: Tensor = self.qformer(self.visual_encoder(normalise(images)))
+        queries: Tensor = self.qformer(self.visual_encoder(normalize(images)))
         return queries
 
     def encode_image(self, images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from minigpt4.common.checkpoint import model_state, read_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.models.state_dict_adapter import (
+from minigpt4.models.published_weights import (
     QFORMER_PREFIX,
     QFORMER_UNUSED,
     leftovers,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minigpt4.common.checkpoint import model_state, read_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.models.state_dict_adapter import VIT_UNUSED, leftovers, load_strictly
+from minigpt4.models.published_weights import VIT_UNUSED, leftovers, load_strictly
 
 
 class VisionEncoder(nn.Module):

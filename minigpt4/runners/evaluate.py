@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from minigpt4.common.checkpoint import read_checkpoint
-from minigpt4.common.dist import Processes, start_processes
+from minigpt4.common.distributed import Processes, start_processes
 from minigpt4.common.errors import ConfigError, DataError
-from minigpt4.common.log import set_up_logging
+from minigpt4.common.logging import set_up_logging
 from minigpt4.common.schema import Config, EvaluationConfig
 from minigpt4.datasets.builders import build_dataset
 from minigpt4.evaluation.caption import check_metrics, score_checkpoints
@@ -21,13 +21,12 @@ from minigpt4.evaluation.fluency import fluency_scores
 from minigpt4.evaluation.predictions import Prediction, merge_shards, save_predictions
 from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.results import CheckpointResult, WrittenResults, write_results
-from minigpt4.evaluation.scenes import Scene, all_objects_accuracy, load_scenes, object_accuracy
-from minigpt4.evaluation.swapped import swap_pictures
-from minigpt4.models.loading import build_encoder, build_model, load_projection
+from minigpt4.evaluation.statistics import swap_pictures
+from minigpt4.models.loading import build_encoder, build_model, evaluation_dtype, load_projection
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.runners.precision import evaluation_dtype
-from minigpt4.runners.rng import seed_all
-from minigpt4.runners.run_folder import new_folder
+from minigpt4.runners.checkpoints import new_folder, seed_all
+from minigpt4.scenes.scores import all_objects_accuracy, object_accuracy
+from minigpt4.scenes.vocabulary import Scene, load_scenes
 from minigpt4.tasks.captioning import Captioning, select_pictures
 
 

@@ -16,13 +16,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from minigpt4.common.dist import Processes
+from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.files import remove_leftovers, write_atomically
-from minigpt4.common.log import forget_epochs_after
+from minigpt4.common.logging import forget_epochs_after
 from minigpt4.common.schema import RunConfig
-from minigpt4.runners.checkpoints import newest_whole, newest_written
-from minigpt4.runners.resume import find_resume_point
+from minigpt4.runners.checkpoints import find_resume_point, newest_whole, newest_written
 
 logger = logging.getLogger(__name__)
 MARK = ".launch.json"

@@ -19,7 +19,7 @@ from minigpt4.common.types import Record
 from minigpt4.conversation.template import check_placeholders, with_image_tag
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.processors.stacking import stack_pictures
+from minigpt4.processors.image import stack_images
 
 logger = logging.getLogger(__name__)
 SHARING = 4
@@ -148,7 +148,7 @@ class Captioning:
             self.skipped += [item for _, item in group if isinstance(item, str)]
             readable = [(index, item) for index, item in group if isinstance(item, Tensor)]
             if readable:
-                batches = stack_pictures([picture for _, picture in readable]).split(self.cfg.batch_size)
+                batches = stack_images([picture for _, picture in readable]).split(self.cfg.batch_size)
                 queries = [self.model.encode_queries(pixels.to(self.model.device)).cpu() for pixels in batches]
                 yield EncodedPictures(indices=tuple(index for index, _ in readable), queries=torch.cat(queries))
         if self.skipped:

@@ -12,13 +12,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dataset.scenes.scene import sample_split
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.schema import ModelConfig
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.tokenizer import SentencePieceTokenizer
 from minigpt4.models.loading import build_model
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.scenes.sampling import sample_split
 from recipes.tiny import gates, layout
 from recipes.tiny.alignment import AlignmentSettings, stage1_answers, train_projection
 from recipes.tiny.answering import answer_from_codes

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dataset.scenes.captions import captions_of
 from minigpt4.common.types import Sample
-from minigpt4.datasets.collate import collate
-from minigpt4.evaluation.scenes import Scene
+from minigpt4.datasets.loaders import collate
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.processors.normalise import normalise
+from minigpt4.processors.image import normalize
+from minigpt4.scenes.captions import captions_of
+from minigpt4.scenes.vocabulary import Scene
 from recipes.tiny.dialogues import alignment_prompts, short_caption
 from recipes.tiny.pictures import Pictures
 
@@ -70,7 +70,7 @@ def train_projection(
         order = list(range(len(pictures)))
         random.Random(f"{seed}-{epoch}").shuffle(order)
         rows = order[at * settings.batch : (at + 1) * settings.batch]
-        images = normalise(pictures.images[rows])
+        images = normalize(pictures.images[rows])
         samples = []
         for row, image in zip(rows, images, strict=True):
             rng = random.Random(f"{seed}-{epoch}-{row}")

@@ -7,11 +7,10 @@ from torch import Tensor
 
 from minigpt4.common.schema import GenerationConfig
 from minigpt4.common.types import IMAGE_POSITION
-from minigpt4.evaluation.scenes import Scene
 from minigpt4.models.generation import Generator
-from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.multimodal_inputs import splice_images
-from minigpt4.processors.normalise import normalise
+from minigpt4.models.minigpt4 import MiniGPT4, splice_images
+from minigpt4.processors.image import normalize
+from minigpt4.scenes.vocabulary import Scene
 from recipes.tiny.codes import encode_scene
 from recipes.tiny.language import CodeReader
 from recipes.tiny.oracle import Answerer
@@ -49,7 +48,7 @@ def answer_from_pictures(model: MiniGPT4, images: Tensor) -> Answerer:
         texts: list[str] = []
         for start in range(0, len(instructions), _BATCH):
             prompts = [model.encoder.prompt(text) for text in instructions[start : start + _BATCH]]
-            pictures = normalise(images[start : start + len(prompts)])
+            pictures = normalize(images[start : start + len(prompts)])
             texts += [a.text for a in model.generate(prompts, _GREEDY, images=pictures)]
         return texts
 

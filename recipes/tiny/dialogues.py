@@ -6,12 +6,12 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset.scenes.captions import captions_of, with_article
-from dataset.scenes.scene import sample_scene, split_of
 from minigpt4.common.types import IGNORED_LABEL, Encoded
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import Template, read_prompts, with_image_tag
-from minigpt4.evaluation.scenes import BACKGROUNDS, Scene
+from minigpt4.scenes.captions import captions_of, with_article
+from minigpt4.scenes.sampling import sample_scene, split_of
+from minigpt4.scenes.vocabulary import BACKGROUNDS, Scene
 from recipes.tiny.questions import ask
 
 TEMPLATE = Template("###Human: {} ###Assistant: ", "###")

@@ -19,8 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from minigpt4.common.types import IGNORED_LABEL, Batch, Sample
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.tokenizer import SentencePieceTokenizer
-from minigpt4.datasets.collate import collate
-from minigpt4.models.multimodal_inputs import splice_images
+from minigpt4.datasets.loaders import collate
+from minigpt4.models.minigpt4 import splice_images
 from recipes.tiny.codes import PIECES, encode_scene
 from recipes.tiny.dialogues import Dialogue, alignment_prompts, make_dialogue, training_scene
 from recipes.tiny.optim import HybridOptimizer

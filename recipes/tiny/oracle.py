@@ -9,10 +9,11 @@ import random
 import re
 from collections.abc import Callable, Iterable
 
-from dataset.scenes.captions import FAMILIES
 from minigpt4.common.types import IMAGE_TOKEN
 from minigpt4.conversation.template import with_image_tag
-from minigpt4.evaluation.scenes import COLOURS, SHAPES, SIZES, Scene, names_all, names_largest
+from minigpt4.scenes.captions import FAMILIES
+from minigpt4.scenes.scores import names_all, names_largest
+from minigpt4.scenes.vocabulary import COLOURS, SHAPES, SIZES, Scene
 from recipes.tiny.questions import KINDS, ask
 
 Answerer = Callable[[list[Scene], list[str]], list[str]]

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dataset.scenes.draw import draw_background, draw_scene
-from dataset.scenes.scene import REFERENCE_SIZE, PlacedScene, sample_split
-from minigpt4.evaluation.scenes import BACKGROUNDS, Scene
+from minigpt4.scenes.drawing import draw_background, draw_scene
+from minigpt4.scenes.sampling import REFERENCE_SIZE, PlacedScene, sample_split
+from minigpt4.scenes.vocabulary import BACKGROUNDS, Scene
 from recipes.tiny.codes import encode_scene
 
 EMPTY_SHARE = 0.05

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from dataset.scenes.captions import place_phrase, with_article
-from minigpt4.evaluation.scenes import COLOURS, COLUMNS, ROWS, SHAPES, Scene, SceneObject
+from minigpt4.scenes.captions import place_phrase, with_article
+from minigpt4.scenes.vocabulary import COLOURS, COLUMNS, ROWS, SHAPES, Scene, SceneObject
 
 NUMBERS = ("no", "one", "two", "three")
 KINDS = (

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from minigpt4.models.qformer import QFormer
 from minigpt4.models.vision import VisionEncoder
-from minigpt4.processors.normalise import normalise
+from minigpt4.processors.image import normalize
 from recipes.tiny.codes import ATTRIBUTES, CODE_LENGTH, MAX_OBJECTS, WORDS, position_name
 from recipes.tiny.optim import HybridOptimizer
 from recipes.tiny.pictures import BACKGROUND_SLOT, Pictures
@@ -108,7 +108,7 @@ def train_vision(pictures: Pictures, checks: Pictures, settings: VisionSettings)
     for step in range(settings.steps):
         rows = torch.randint(len(pictures), (settings.batch,), generator=order)
         with torch.autocast("cpu", torch.bfloat16):
-            patches, queries = model(normalise(pictures.images[rows]))
+            patches, queries = model(normalize(pictures.images[rows]))
             loss = heads.loss(patches, queries, pictures.codes[rows], pictures.slots[rows])
         loss.backward()
         optimizer.step(step)
@@ -126,7 +126,7 @@ def train_vision(pictures: Pictures, checks: Pictures, settings: VisionSettings)
 def predict_codes(model: VisionModel, heads: Heads, images: Tensor, batch: int = 100) -> Tensor:
     """The words that the queries say, (N, 16), for uint8 pictures (N, 3, S, S)."""
     model.eval()
-    parts = [heads.word(model(normalise(part))[1]).argmax(-1) for part in images.split(batch)]
+    parts = [heads.word(model(normalize(part))[1]).argmax(-1) for part in images.split(batch)]
     model.train()
     return torch.cat(parts)
 

@@ -6,7 +6,7 @@ import pytest
 
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.paths import CONFIGS, PROJECT, existing
+from minigpt4.common.files import CONFIGS, PROJECT, existing
 from minigpt4.common.schema import Amp, LowResource, Target
 
 RUN_CONFIGS = sorted([*PROJECT.glob("train_configs/*.yaml"), *PROJECT.glob("eval_configs/*.yaml")])

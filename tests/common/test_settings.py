@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schema import GenerationConfig
-from minigpt4.common.settings import GenerationSettings, changed
+from minigpt4.common.schema import GenerationConfig, GenerationSettings, changed
 
 
 def test_what_is_not_given_stays() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minigpt4.conversation.stopping import StopAtText
+from minigpt4.models.generation import StopAtText
 from tests.ascii_tokenizer import AsciiTokenizer
 
 TOKENIZER = AsciiTokenizer()

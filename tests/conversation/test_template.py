@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from minigpt4.common.errors import ConfigError, DataError
-from minigpt4.common.paths import PROJECT
+from minigpt4.common.files import PROJECT
 from minigpt4.conversation.template import IMAGE_TAG, Template, check_placeholders, read_prompts, with_image_tag
 
 TEMPLATE = Template(pattern="###Human: {} ###Assistant: ", end="###")

@@ -14,8 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import ModelConfig
 from minigpt4.conversation.dialogue import Dialogue, Turn
-from minigpt4.conversation.template import Template
-from minigpt4.conversation.templates import TEMPLATES, configured_template, own_template
+from minigpt4.conversation.template import TEMPLATES, Template, configured_template, own_template
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CHATML = (

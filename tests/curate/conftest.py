@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from minigpt4.common.schema import Config
-from minigpt4.common.schema_curation import CurationConfig, RefineConfig
+from minigpt4.common.schema import Config, CurationConfig, RefineConfig
 from minigpt4.curate.ledger import Event, Ledger
 
 TEXT = "There is a large red circle at the top of the picture."

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dataset.scenes.shards import write_shards
 from minigpt4.common.config import load_config
-from minigpt4.common.paths import PROJECT
+from minigpt4.common.files import PROJECT
 from minigpt4.curate.__main__ import run
 from minigpt4.curate.ledger import read_events
+from minigpt4.scenes.files import write_shards
 from tests.curate.conftest import steps_of
 
 

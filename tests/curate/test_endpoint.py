@@ -8,12 +8,10 @@ from random import Random
 import pytest
 
 from minigpt4.common.errors import ConfigError, DataError
-from minigpt4.curate.case import Tally, cases_of
-from minigpt4.curate.ledger import Ledger
+from minigpt4.curate.ledger import Ledger, Tally, cases_of
 from minigpt4.curate.refine import refine
 from minigpt4.curate.refiners import EndpointRefiner
-from minigpt4.curate.refiners.http import RequestFailed, reply_of
-from minigpt4.curate.refiners.retry import RateLimit, delay, retry_after
+from minigpt4.curate.refiners.endpoint import RateLimit, RequestFailed, delay, reply_of, retry_after
 from tests.curate.conftest import (
     TEXT,
     Behaviour,

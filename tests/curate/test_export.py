@@ -8,10 +8,9 @@ import pytest
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import DatasetConfig
-from minigpt4.curate.case import cases_of
 from minigpt4.curate.export import export
-from minigpt4.curate.ledger import Ledger
-from minigpt4.datasets.records import images_folder, load_records
+from minigpt4.curate.ledger import Ledger, cases_of
+from minigpt4.datasets.builders import images_folder, load_records
 from minigpt4.processors.image import open_image
 from tests.curate.conftest import described, fill, kept, refined, save_pictures
 

@@ -13,11 +13,10 @@ import pytest
 
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.paths import PROJECT
+from minigpt4.common.files import PROJECT
 from minigpt4.common.schema import Config
 from minigpt4.curate.__main__ import main, run
-from minigpt4.curate.case import Case, Tally, cases_of
-from minigpt4.curate.ledger import Event, Ledger, read_events
+from minigpt4.curate.ledger import Case, Event, Ledger, Tally, cases_of, read_events
 from minigpt4.curate.refine import refine as refine_all
 from minigpt4.curate.refiners import LanguageModelRefiner, RefineError
 from tests.curate.conftest import described, fill, steps_of

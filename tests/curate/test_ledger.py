@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from minigpt4.common.errors import DataError
-from minigpt4.curate.case import Tally, cases_of, price
-from minigpt4.curate.ledger import Ledger, read_events
+from minigpt4.curate.ledger import Ledger, Tally, cases_of, price, read_events
 from tests.curate.conftest import described, drawn, fill, kept, refined
 
 

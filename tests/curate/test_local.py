@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schema import Config
-from minigpt4.common.schema_curation import CurationConfig, RefineConfig
+from minigpt4.common.schema import Config, CurationConfig, RefineConfig
 from minigpt4.curate.refiners import LocalRefiner
 from minigpt4.curate.refiners.local import clean
 

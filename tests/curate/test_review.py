@@ -12,12 +12,9 @@ from urllib.parse import urlencode
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schema import Config
-from minigpt4.common.schema_curation import CurationConfig
-from minigpt4.curate.case import cases_of
-from minigpt4.curate.ledger import Ledger, read_events
-from minigpt4.curate.review import Review, accept_rest
-from minigpt4.curate.review_server import ReviewServer, serve
+from minigpt4.common.schema import Config, CurationConfig
+from minigpt4.curate.ledger import Ledger, cases_of, read_events
+from minigpt4.curate.review import Review, ReviewServer, accept_rest, serve
 from tests.curate.conftest import described, fill, kept, refined, save_pictures
 
 EVIL = '</textarea><script>alert("x")</script> & $token'

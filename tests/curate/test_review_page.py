@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 
-from minigpt4.curate.case import Tally, cases_of
-from minigpt4.curate.ledger import Ledger, read_events
-from minigpt4.curate.review import Review
-from minigpt4.curate.review_server import ReviewServer
+from minigpt4.curate.ledger import Ledger, Tally, cases_of, read_events
+from minigpt4.curate.review import Review, ReviewServer
 from tests.curate.conftest import described, fill, kept, refined
 from tests.curate.test_review import decisions
 from tests.scenes import pictures

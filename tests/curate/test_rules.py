@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from minigpt4.common.schema import Config
-from minigpt4.common.schema_curation import CurationConfig, FilterConfig
-from minigpt4.curate.case import Tally, cases_of
-from minigpt4.curate.ledger import Ledger
-from minigpt4.curate.rules import apply_rules, broken_rule
+from minigpt4.common.schema import Config, CurationConfig, FilterConfig
+from minigpt4.curate.filter import apply_rules, broken_rule
+from minigpt4.curate.ledger import Ledger, Tally, cases_of
 from tests.curate.conftest import TEXT, described, fill, refined
 
 GOOD = "The image shows a brown dog on the grass. It looks at a red ball that lies in front of it."

@@ -12,20 +12,12 @@ import pytest
 from PIL import Image
 
 from dataset.make_scenes import main
-from dataset.scenes.captions import captions_of, favoured_family, relation
-from dataset.scenes.draw import draw_scene
-from dataset.scenes.scene import sample_split, scene_code, split_of
 from minigpt4.common.errors import DataError
-from minigpt4.evaluation.scenes import (
-    BACKGROUNDS,
-    COLOURS,
-    SHAPES,
-    Scene,
-    SceneObject,
-    load_scenes,
-    named_objects,
-    names_all,
-)
+from minigpt4.scenes.captions import captions_of, favoured_family, relation
+from minigpt4.scenes.drawing import draw_scene
+from minigpt4.scenes.sampling import sample_split, scene_code, split_of
+from minigpt4.scenes.scores import named_objects, names_all
+from minigpt4.scenes.vocabulary import BACKGROUNDS, COLOURS, SHAPES, Scene, SceneObject, load_scenes
 
 
 def make(out: Path, seed: int = 0, extra: tuple[str, ...] = ()) -> Path:

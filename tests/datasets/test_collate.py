@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 
 from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, Encoded, Sample
-from minigpt4.datasets.collate import collate
-from minigpt4.processors.normalise import normalise
+from minigpt4.datasets.loaders import collate
+from minigpt4.processors.image import normalize
 
 
 def sample_of(name: str, ids: list[int], targets: int, pictures: int = 1, skipped: tuple[str, ...] = ()) -> Sample:
@@ -54,4 +54,4 @@ def test_grey_levels_beside_a_users_floats_are_normalised() -> None:
     batch = collate([sample_of("floats", [1, 2], 1), replace(sample_of("levels", [1], 1), images=(levels,))])
     assert batch.images is not None
     assert batch.images[0].unique().tolist() == [2.0]
-    torch.testing.assert_close(batch.images[1], normalise(levels))
+    torch.testing.assert_close(batch.images[1], normalize(levels))

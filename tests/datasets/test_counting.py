@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from minigpt4.datasets.counting import below, floor_sum
+from minigpt4.datasets.sampler import below, floor_sum
 
 CIRCLE = 1 << 64
 

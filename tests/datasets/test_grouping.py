@@ -5,8 +5,7 @@ from random import Random
 
 import pytest
 
-from minigpt4.datasets.grouping import GroupedOrder
-from minigpt4.datasets.sampler import Key, SampleOrder, StepSampler
+from minigpt4.datasets.sampler import GroupedOrder, Key, SampleOrder, StepSampler
 
 STEP = 24
 STRETCH = 5

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from minigpt4.datasets.orders import FullShuffle, ShardShuffle
+from minigpt4.datasets.sampler import FullShuffle, ShardShuffle
 
 COUNTS = (7, 1, 12, 5, 9, 3)
 TOTAL = sum(COUNTS)

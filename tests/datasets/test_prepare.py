@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.errors import DataError
-from minigpt4.common.paths import PROJECT
+from minigpt4.common.files import PROJECT
 from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
 from minigpt4.datasets.flickr30k_prepare import main, prepare

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.errors import ConfigError, DataError, MissingSplitError
 from minigpt4.common.schema import DatasetConfig
-from minigpt4.datasets.records import MissingSplitError, images_folder, load_records, select_splits
+from minigpt4.datasets.builders import images_folder, load_records, select_splits
 from tests.datasets.conftest import write_jsonl
 
 

@@ -5,8 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from minigpt4.datasets.orders import ShardShuffle
-from minigpt4.datasets.sampler import Key, SampleOrder, StepSampler
+from minigpt4.datasets.sampler import Key, SampleOrder, ShardShuffle, StepSampler
 
 GLOBAL = 24
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import DataError
-from minigpt4.common.paths import PROJECT
+from minigpt4.common.files import PROJECT
 from minigpt4.common.types import Record
 from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.readers import CocoBoxesReader, RowProblem, TableTriplesReader

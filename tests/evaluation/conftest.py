@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.evaluation import ptb
+from minigpt4.evaluation import java as ptb
 
 FakeJava = Callable[..., Path]
 
@@ -41,8 +41,8 @@ def moved_folder(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], Path]
         def find(asked: str) -> Path:
             return target if asked == name else real(asked)
 
-        monkeypatch.setattr("minigpt4.evaluation.ptb.metric_folder", find)
-        monkeypatch.setattr("minigpt4.evaluation.java_scorers.metric_folder", find)
+        monkeypatch.setattr("minigpt4.evaluation.java.metric_folder", find)
+        monkeypatch.setattr("minigpt4.evaluation.meteor_spice.metric_folder", find)
         return target
 
     return move

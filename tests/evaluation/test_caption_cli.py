@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from minigpt4.evaluation.caption import score_captions
-from minigpt4.evaluation.caption_cli import main
+from minigpt4.evaluation.caption import main, score_captions
 from minigpt4.evaluation.predictions import Prediction, save_predictions
 from minigpt4.evaluation.protocol import references_sha256
 

@@ -9,8 +9,8 @@ import pytest
 
 from minigpt4.common.errors import MetricError
 from minigpt4.evaluation import java
-from minigpt4.evaluation.java_scorers import score_with_java
-from minigpt4.evaluation.ptb import tokenize
+from minigpt4.evaluation.java import tokenize
+from minigpt4.evaluation.meteor_spice import score_with_java
 from tests.evaluation.conftest import FakeJava
 
 

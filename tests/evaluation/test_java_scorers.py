@@ -14,8 +14,9 @@ from typing import ClassVar
 import pytest
 
 from minigpt4.common.errors import MetricError
-from minigpt4.evaluation import java_scorers, java_worker
-from minigpt4.evaluation.java_scorers import check_java_scorer, score_with_java
+from minigpt4.evaluation import meteor_spice as java_scorers
+from minigpt4.evaluation import meteor_spice as java_worker
+from minigpt4.evaluation.meteor_spice import check_java_scorer, score_with_java
 from tests.evaluation.conftest import FakeJava
 
 GOLD = {"1": ["a dog runs fast", "the dog is running"], "2": ["two cats sleep on a bed"]}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minigpt4.common.errors import DataError, MetricError
-from minigpt4.evaluation.json_files import read_json, write_json
+from minigpt4.common.files import read_json, write_json
 from minigpt4.evaluation.predictions import Prediction, load_predictions, merge_shards, save_predictions
 from minigpt4.evaluation.protocol import Protocol, references_sha256
 

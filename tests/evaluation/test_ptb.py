@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from minigpt4.common.errors import MetricError
-from minigpt4.evaluation import ptb
-from minigpt4.evaluation.ptb import check_tokenizer, tokenize
+from minigpt4.evaluation import java as ptb
+from minigpt4.evaluation.java import check_tokenizer, tokenize
 from tests.evaluation.conftest import FakeJava
 
 

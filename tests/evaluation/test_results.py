@@ -16,11 +16,11 @@ from rich.console import Console
 
 from minigpt4.common.errors import MetricError
 from minigpt4.evaluation.caption import CaptionScores
-from minigpt4.evaluation.intervals import bootstrap_intervals
 from minigpt4.evaluation.predictions import Prediction
 from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.report import Sample, select_samples, write_report
 from minigpt4.evaluation.results import CheckpointResult, write_results
+from minigpt4.evaluation.statistics import bootstrap_intervals
 from minigpt4.evaluation.table import build_table, markdown_table
 from minigpt4.evaluation.trends import _apart, plot_trends
 

@@ -8,18 +8,8 @@ from pathlib import Path
 import pytest
 
 from minigpt4.common.errors import MetricError
-from minigpt4.evaluation.scenes import (
-    COLOURS,
-    SHAPES,
-    Scene,
-    SceneObject,
-    all_objects_accuracy,
-    load_scenes,
-    named_objects,
-    names_all,
-    names_largest,
-    object_accuracy,
-)
+from minigpt4.scenes.scores import all_objects_accuracy, named_objects, names_all, names_largest, object_accuracy
+from minigpt4.scenes.vocabulary import COLOURS, SHAPES, Scene, SceneObject, load_scenes
 
 SCENE = Scene(
     "grey",

@@ -11,12 +11,12 @@ from minigpt4.common.errors import MetricError
 from minigpt4.evaluation.structured import (
     box_scores,
     iou,
+    main,
     matched_boxes,
     parse_boxes,
     parse_triples,
     triple_scores,
 )
-from minigpt4.evaluation.structured_cli import main
 
 DOG = ("dog1", (0.1, 0.2, 0.5, 0.9))
 DOG_TEXT = '"dog1": [0.100, 0.200, 0.500, 0.900]'

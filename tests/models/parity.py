@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minigpt4.common.schema import GenerationConfig, ModelConfig
 from minigpt4.common.types import Batch, Encoded, Sample
-from minigpt4.datasets.collate import collate
+from minigpt4.datasets.loaders import collate
 from minigpt4.models.loading import build_model
 from minigpt4.models.minigpt4 import MiniGPT4
 

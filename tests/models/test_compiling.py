@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from minigpt4.models.compiling import compile_blocks
+from minigpt4.models.llm import compile_blocks
 from minigpt4.models.loading import build_model
 from tests.models.parity import Case, model_config
 

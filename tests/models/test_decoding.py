@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from minigpt4.common.schema import GenerationConfig
-from minigpt4.models.choosing import TokenChoice
-from minigpt4.models.decoding import decode
-from minigpt4.models.generation import Answer, Generator
-from minigpt4.models.packing import PACKABLE
+from minigpt4.models.attention import PACKABLE
+from minigpt4.models.continuous_batching import decode
+from minigpt4.models.generation import Answer, Generator, TokenChoice
 from tests.models.small_llm import VOCABULARY, language_model
 
 LENGTHS = (7, 12, 3, 9, 5, 11, 4)

@@ -10,7 +10,7 @@ from minigpt4.common.types import Batch
 from minigpt4.conversation.template import Template
 from minigpt4.models.loading import build_model
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.processors.normalise import normalise
+from minigpt4.processors.image import normalize
 from tests.models.parity import Case, model_config
 
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def test_grey_levels_are_normalised_on_the_way_in(parity_a: Case) -> None:
     side = parity_a.config["image_size"]
     levels = torch.arange(3 * side * side).remainder(256).to(torch.uint8).view(1, 3, side, side)
     model = parity_a.model
-    torch.testing.assert_close(model.encode_queries(levels), model.encode_queries(normalise(levels)))
+    torch.testing.assert_close(model.encode_queries(levels), model.encode_queries(normalize(levels)))
 
 
 def test_text_without_images(parity_a: Case) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from minigpt4.common.schema import GenerationConfig
 from minigpt4.common.types import Sample
-from minigpt4.datasets.collate import collate
+from minigpt4.datasets.loaders import collate
 from minigpt4.models.loading import build_model
 from minigpt4.models.minigpt4 import MiniGPT4
 from tests.models.parity import Case, model_config

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from minigpt4.common.types import IGNORED_LABEL, Batch, Encoded, Sample
-from minigpt4.datasets.collate import collate
-from minigpt4.models import packing
-from minigpt4.models.answer_losses import answer_losses, packed_losses, padded_losses
-from minigpt4.models.packing import attention_by_layout, packable
+from minigpt4.datasets.loaders import collate
+from minigpt4.models import attention as packing
+from minigpt4.models.attention import attention_by_layout, packable
+from minigpt4.models.minigpt4 import answer_losses, packed_losses, padded_losses
 from tests.models.small_llm import language_model
 
 LENGTHS = ((9, 4), (30, 1), (5, 5), (17, 12))
@@ -102,7 +102,7 @@ def test_only_known_attention_is_packed() -> None:
 def test_other_attention_is_padded(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = language_model(**options), make_batch()
     expected = padded_losses(model, embeddings(model, batch), batch)
-    monkeypatch.setattr("minigpt4.models.answer_losses.packed_losses", None)
+    monkeypatch.setattr("minigpt4.models.minigpt4.packed_losses", None)
     assert torch.equal(answer_losses(model, embeddings(model, batch), batch), expected)
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from minigpt4.common.schema import GenerationConfig
-from minigpt4.models import decoding, packing
-from minigpt4.models.decoding import shared_tokens
+from minigpt4.models import attention as packing
+from minigpt4.models import continuous_batching as decoding
+from minigpt4.models.attention import PACKABLE
+from minigpt4.models.continuous_batching import shared_tokens
 from minigpt4.models.generation import Generator
-from minigpt4.models.packing import PACKABLE
 from tests.models.small_llm import language_model
 from tests.models.test_decoding import Letters
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from minigpt4.models.answer_losses import answer_losses
-from minigpt4.models.work import Work, WorkMeter, forward_flops
+from minigpt4.models.flops import Work, WorkMeter, forward_flops
+from minigpt4.models.minigpt4 import answer_losses
 from tests.models.parity import Case
 from tests.models.small_llm import language_model
 from tests.models.test_packing import LENGTHS, embeddings, make_batch

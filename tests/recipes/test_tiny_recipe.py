@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataset.scenes.captions import captions_of
-from dataset.scenes.scene import sample_split
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.tokenizer import SentencePieceTokenizer
-from minigpt4.evaluation.scenes import Scene, named_objects
-from minigpt4.processors.normalise import normalise
+from minigpt4.processors.image import normalize
+from minigpt4.scenes.captions import captions_of
+from minigpt4.scenes.sampling import sample_split
+from minigpt4.scenes.scores import named_objects
+from minigpt4.scenes.vocabulary import Scene
 from recipes.tiny.codes import CODE_LENGTH, PIECES, WORDS, encode_scene, position_name
 from recipes.tiny.dialogues import TEMPLATE, alignment_prompts, make_dialogue, short_caption, training_scene
 from recipes.tiny.gates import check
@@ -114,7 +115,7 @@ def test_pictures_and_heads_fit_together() -> None:
         assert found == {o.colour for o in scene.objects}
     torch.manual_seed(0)
     model, heads = VisionModel(), Heads()
-    heads.loss(*model(normalise(pictures.images)), pictures.codes, pictures.slots).backward()
+    heads.loss(*model(normalize(pictures.images)), pictures.codes, pictures.slots).backward()
     assert model.qformer.query_tokens.grad is not None
     assert accuracies(pictures.codes, pictures.codes)["all"] == 1.0
 

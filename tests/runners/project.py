@@ -136,7 +136,7 @@ class Project:
         One thread, as in the other processes, so that sums are rounded in the same order.
         """
         from minigpt4.common.config import load_config
-        from minigpt4.runners.assembly import train
+        from minigpt4.runners.train import train
 
         before, threads = Path.cwd(), torch.get_num_threads()
         os.chdir(self.folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigpt4.common.log import read_epochs
+from minigpt4.common.logging import read_epochs
 from tests.runners.conftest import LONG
 from tests.runners.project import LOG_LINE, REPOSITORY, Project
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 PROGRAM = """
 import time
 from datetime import timedelta
-from minigpt4.common import dist
+from minigpt4.common import distributed as dist
 from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import ConfigError
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from minigpt4.common.checkpoint import read_checkpoint
-from minigpt4.common.log import read_epochs
+from minigpt4.common.logging import read_epochs
 from tests.runners.conftest import LONG, PAIR
 from tests.runners.project import LOG_LINE, Project, losses
 from tests.runners.test_distributed import curve, logged_losses

@@ -17,7 +17,7 @@ from minigpt4.common.errors import CheckpointError, ConfigError, DataError, Metr
 from minigpt4.common.schema import EvaluationConfig
 from minigpt4.common.types import Record
 from minigpt4.evaluation.predictions import load_predictions
-from minigpt4.evaluation.swapped import swap_pictures
+from minigpt4.evaluation.statistics import swap_pictures
 from minigpt4.runners.evaluate import checkpoint_labels, evaluate
 from minigpt4.tasks.captioning import Captioning, select_pictures
 from tests.models.parity import Case

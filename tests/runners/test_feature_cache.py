@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from minigpt4.common.config import load_config
-from minigpt4.common.dist import Processes
+from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.models.loading import build_encoder, build_model
-from minigpt4.runners import feature_cache
-from minigpt4.runners.assembly import train
+from minigpt4.runners import precompute as feature_cache
+from minigpt4.runners.train import train
 from tests.runners.project import Project, losses
 
 CPU = torch.device("cpu")
@@ -130,7 +130,7 @@ def test_pictures_of_another_size_are_refused(project: Project) -> None:
 @pytest.mark.distributed
 def test_the_command_under_two_processes(project: Project) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "minigpt4.runners.feature_cache", "--cfg-path", "config.yaml", "--options", CACHE]
+    command += ["-m", "minigpt4.runners.precompute", "--cfg-path", "config.yaml", "--options", CACHE]
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
     )

@@ -11,11 +11,11 @@ import torch
 
 from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.config import LoadedConfig, load_config
-from minigpt4.common.paths import asset
+from minigpt4.common.files import asset
 from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.loaders import train_loader
 from minigpt4.models.loading import build_encoder
-from minigpt4.runners.assembly import train
+from minigpt4.runners.train import train
 from tests.runners.joint_data import COLOURS, RATIOS, write_joint
 from tests.runners.project import REPOSITORY, logging_restored
 from tests.runners.test_resume import epochs

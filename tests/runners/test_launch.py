@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from minigpt4.common.checkpoint import write_checkpoint
-from minigpt4.common.dist import Processes
+from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import RunConfig
 from minigpt4.runners.checkpoints import RESUME_KEYS

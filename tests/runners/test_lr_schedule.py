@@ -9,8 +9,7 @@ import pytest
 
 from minigpt4.common.registry import schedules
 from minigpt4.common.schema import RunConfig
-from minigpt4.runners.lr_schedule import LrSettings, linear_warmup_cosine_lr, linear_warmup_step_lr
-from minigpt4.runners.plan import Plan, warn_of_long_warmup
+from minigpt4.runners.optim import LrSettings, Plan, linear_warmup_cosine_lr, linear_warmup_step_lr, warn_of_long_warmup
 
 TABLES = Path(__file__).parents[1] / "fixtures" / "lr_schedule.npz"
 FLICKR = LrSettings.of(RunConfig(), steps_per_epoch=500)

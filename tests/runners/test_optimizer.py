@@ -10,7 +10,7 @@ from torch import nn
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import RunConfig
-from minigpt4.runners.optimizer import Updater, build_optimizer, parameter_groups, trainable_parameters
+from minigpt4.runners.optim import Updater, build_optimizer, parameter_groups, trainable_parameters
 
 
 class Model(nn.Module):

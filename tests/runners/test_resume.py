@@ -18,9 +18,7 @@ import torch
 from minigpt4.common.checkpoint import read_checkpoint, write_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.schema import RunConfig
-from minigpt4.runners.checkpoints import newest_whole
-from minigpt4.runners.resume import check_same_run, find_resume_point
-from minigpt4.runners.rng import rng_state, set_rng_state
+from minigpt4.runners.checkpoints import check_same_run, find_resume_point, newest_whole, rng_state, set_rng_state
 from tests.runners.conftest import LONG
 from tests.runners.project import LOG_LINE, Project, losses
 

@@ -13,12 +13,11 @@ import pytest
 import torch
 
 from minigpt4.common.checkpoint import read_checkpoint
-from minigpt4.common.dist import Processes
+from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.log import read_epochs
+from minigpt4.common.logging import read_epochs
 from minigpt4.common.schema import Config, LlmSharding, LowResource
-from minigpt4.models.llm import build_llm
-from minigpt4.models.sharding import shards_llm
+from minigpt4.models.llm import build_llm, shards_llm
 from tests.runners.conftest import PAIR
 from tests.runners.project import PARITY_A, REPOSITORY, Project
 from tests.runners.test_distributed import curve
@@ -26,11 +25,11 @@ from tests.runners.test_distributed import curve
 PROGRAM = """
 import os
 import torch
-from minigpt4.common.dist import start_processes
-from minigpt4.common.parallel import SharedGradients
+from minigpt4.common.distributed import start_processes
+from minigpt4.common.distributed import SharedGradients
 from minigpt4.common.schema import LlmSharding
 from minigpt4.models.loading import build_model
-from minigpt4.models.sharding import shard_llm
+from minigpt4.models.llm import shard_llm
 from tests.models.parity import model_config
 from tests.models.test_packing import make_batch
 from tests.runners.project import PARITY_A

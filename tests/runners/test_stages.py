@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from dataset.scenes.shards import write_shards
 from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.runners.assembly import train
+from minigpt4.runners.train import train
+from minigpt4.scenes.files import write_shards
 from tests.runners.project import REPOSITORY, logging_restored
 from tests.runners.test_resume import assert_same_run, epochs
 

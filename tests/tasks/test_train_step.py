@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from minigpt4.common.dist import Processes
-from minigpt4.common.parallel import SharedGradients
+from minigpt4.common.distributed import Processes, SharedGradients
 from minigpt4.common.registry import tasks
 from minigpt4.common.types import Batch, Encoded, Sample
-from minigpt4.datasets.collate import collate
+from minigpt4.datasets.loaders import collate
 
 SCALER = torch.amp.GradScaler("cpu", enabled=False)
 ALONE = Processes(device=torch.device("cpu"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minigpt4.api import LoadedModel
-from minigpt4.common.paths import asset
+from minigpt4.common.files import asset
 from tests.scenes import pictures
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed (pip install 'minigpt4[demo]')")

@@ -82,7 +82,7 @@ def test_the_example_pictures_are_answered_rightly(tiny: LoadedModel) -> None:
 
 
 def test_the_embedded_projection_is_the_tiny_models() -> None:
-    from minigpt4.common.paths import asset
+    from minigpt4.common.files import asset
 
     first, aligned = (read_checkpoint(asset(f"tiny/{name}.pth"))["metadata"] for name in ("stage1", "aligned"))
     assert first == aligned

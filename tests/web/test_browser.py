@@ -171,7 +171,7 @@ def test_two_visitors_at_once(new_window: Any, address: str, tiny: LoadedModel, 
 
 
 def test_two_checkpoints_side_by_side(new_window: Any, pair_address: str, tiny: LoadedModel, files: list[str]) -> None:
-    from minigpt4.common.paths import asset
+    from minigpt4.common.files import asset
 
     page = Page(new_window(), pair_address)
     page.upload(files[1])

@@ -10,7 +10,7 @@ import pytest
 
 import demo
 from minigpt4.common.config import load_config
-from minigpt4.common.paths import asset
+from minigpt4.common.files import asset
 from tests.scenes import pictures
 
 

@@ -1,13 +1,29 @@
-"""What a refiner is: descriptions of a picture -> one corrected text."""
+"""What a refiner is: descriptions of an image -> one corrected text."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.files import existing
 from minigpt4.common.schema import Config
 from minigpt4.evaluation.fluency import words
+
+
+def correction_request(path: str | None) -> str:
+    """What `curation.refine.prompt_path` says, on one line.
+
+    Raises:
+        ConfigError: The file is missing or empty.
+    """
+    file: Path = existing(path, "curation.refine.prompt_path")
+    text = " ".join(file.read_text(encoding="utf-8").split())
+    if not text:
+        raise ConfigError(f"curation.refine.prompt_path: {file} is empty; write the request for a correction into it")
+    return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,23 +2,225 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
 from random import Random
+from threading import Lock
+from typing import Any
 from urllib.parse import urlsplit
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import refiners
 from minigpt4.common.schema import Config
-from minigpt4.curate.refiners.base import Correction, RefineError, Refiner, checked
-from minigpt4.curate.refiners.http import Endpoint, RequestFailed
-from minigpt4.curate.refiners.request import correction_request
-from minigpt4.curate.refiners.retry import RateLimit, delay
+from minigpt4.curate.refiners.base import Correction, RefineError, Refiner, checked, correction_request
 
 logger = logging.getLogger(__name__)
+
+
+def retry_after(value: str | None, now: datetime | None = None) -> float | None:
+    """Seconds that a `Retry-After` header asks for, a number or a date (RFC 9110, 10.2.3); None: it says nothing."""
+    if not value:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        when = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=timezone.utc)
+    return max(0.0, (when - (now or datetime.now(timezone.utc))).total_seconds())
+
+
+def delay(attempt: int, asked: float | None, base: float, longest: float, generator: Random) -> float:
+    """Seconds before the next attempt.
+
+    Args:
+        attempt: Attempts made so far, from 1.
+        asked: What the server asked for, if anything; waited for in full, up to `longest`.
+        base: Before the second attempt; doubled each time.
+        longest: At most.
+        generator: Of the jitter, a factor from 0.5 to 1, so that those who failed together do not come back together.
+    """
+    backoff = min(longest, base * 2.0 ** (attempt - 1)) * generator.uniform(0.5, 1.0)
+    return min(longest, max(backoff, asked or 0.0))
+
+
+class RateLimit:
+    """Lets so many requests go in a minute, evenly spaced; shared by threads.
+
+    Args:
+        per_minute: Requests; None: as many as come.
+        clock: Seconds that only go forward.
+        sleep: Waits.
+    """
+
+    def __init__(
+        self,
+        per_minute: float | None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.spacing = 60.0 / per_minute if per_minute else 0.0
+        self.clock = clock
+        self.sleep = sleep
+        self._next = 0.0
+        self._lock = Lock()
+
+    def wait(self) -> None:
+        """Come back when the next request may go."""
+        with self._lock:
+            now = self.clock()
+            start = max(now, self._next)
+            self._next = start + self.spacing
+        if start > now:
+            self.sleep(start - now)
+
+
+LARGEST = 1 << 22
+"""Bytes of an answer; a correction needs a thousandth of it."""
+WRONG_SETTINGS = frozenset({400, 401, 403, 404, 405, 422})
+"""Answers that no repetition changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the endpoint answered: the text, and tokens by `prompt_tokens` and `completion_tokens`."""
+
+    text: str
+    usage: dict[str, int]
+
+
+class RequestFailed(Exception):  # noqa: N818 - it is an event, not a mistake
+    """A request without a usable answer.
+
+    Attributes:
+        fatal: No other request can succeed with these settings.
+        wait: Seconds the server asks to wait for; None: it says nothing.
+        usage: Tokens that were paid for nevertheless.
+    """
+
+    def __init__(
+        self, reason: str, *, fatal: bool = False, wait: float | None = None, usage: Mapping[str, int] | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.fatal = fatal
+        self.wait = wait
+        self.usage = dict(usage or {})
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: following it would show the key to somebody else."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A chat-completions endpoint.
+
+    Attributes:
+        url: Of `/chat/completions`.
+        key: Sent as bearer token; None: none is.
+        timeout: Seconds a request may take altogether.
+    """
+
+    url: str
+    key: str | None = field(repr=False)
+    timeout: float
+
+    def ask(self, body: Mapping[str, Any]) -> Reply:
+        """Send one request.
+
+        Raises:
+            RequestFailed: It has no usable answer.
+        """
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers, method="POST")
+        try:
+            with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
+                return reply_of(_read(response, time.monotonic() + self.timeout), response.headers.get_content_type())
+        except urllib.error.HTTPError as error:
+            with error:
+                said = " ".join(error.read(400).decode("utf-8", errors="replace").split())[:200]
+            wait = retry_after(error.headers.get("Retry-After"))
+            fatal = error.code in WRONG_SETTINGS or 300 <= error.code < 400
+            raise RequestFailed(f"HTTP {error.code}: {said or error.reason}", fatal=fatal, wait=wait) from error
+        except TimeoutError as error:
+            raise RequestFailed(f"no whole answer within {self.timeout:g} s") from error
+        except (urllib.error.URLError, HTTPException, OSError) as error:
+            reason = getattr(error, "reason", None) or error
+            if isinstance(reason, TimeoutError):
+                raise RequestFailed(f"no whole answer within {self.timeout:g} s") from error
+            raise RequestFailed(
+                f"no connection to {self.url}, or it broke: {reason or type(error).__name__}"
+            ) from error
+
+
+def _read(response: Any, deadline: float) -> bytes:
+    """The whole body; the deadline holds for all of it, not for each packet."""
+    content = bytearray()
+    while piece := response.read1(65536):
+        content += piece
+        if len(content) > LARGEST:
+            raise RequestFailed(f"the answer is longer than {LARGEST:,} bytes")
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    expected = response.headers.get("Content-Length")
+    if expected and expected.isdigit() and len(content) < int(expected):
+        raise RequestFailed(f"the answer breaks off after {len(content):,} of {int(expected):,} bytes")
+    return bytes(content)
+
+
+def reply_of(content: bytes, content_type: str = "application/json") -> Reply:
+    """The text in an answer's body.
+
+    Raises:
+        RequestFailed: It is no JSON of the expected form, or the text was cut.
+    """
+    text = content.decode("utf-8", errors="replace").strip()
+    if content_type == "text/html" or text[:1] == "<":
+        raise RequestFailed(f"HTML instead of JSON: {' '.join(text.split())[:80]!r}")
+    try:
+        body = json.loads(text)
+    except ValueError as error:
+        raise RequestFailed(f"no whole JSON ({error}): {text[:80]!r}") from error
+    usage = _usage(body)
+    try:
+        choice = body["choices"][0]
+        answer = choice["message"]["content"]
+        finish = choice.get("finish_reason")
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise RequestFailed(f"no choices[0].message.content in {text[:80]!r}", usage=usage) from error
+    if finish == "length":
+        raise RequestFailed("the answer was cut at curation.refine.max_tokens; raise it", usage=usage)
+    if not isinstance(answer, str) or not answer.strip():
+        raise RequestFailed("the answer is empty", usage=usage)
+    return Reply(answer, usage)
+
+
+def _usage(body: Any) -> dict[str, int]:
+    """Tokens as the endpoint counts them; what it does not say counts as none."""
+    said = body.get("usage") if isinstance(body, dict) else None
+    if not isinstance(said, dict):
+        return {}
+    keys = ("prompt_tokens", "completion_tokens")
+    return {key: said[key] for key in keys if type(said.get(key)) is int and said[key] >= 0}
 
 
 @refiners.register("endpoint")

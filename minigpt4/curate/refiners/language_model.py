@@ -9,11 +9,10 @@ from random import Random
 import torch
 
 from minigpt4.common.errors import DataError
-from minigpt4.common.paths import existing
+from minigpt4.common.files import existing
 from minigpt4.common.registry import refiners
 from minigpt4.common.schema import Config, GenerationConfig
-from minigpt4.curate.refiners.base import Correction, RefineError, Refiner, checked
-from minigpt4.curate.refiners.request import correction_request
+from minigpt4.curate.refiners.base import Correction, RefineError, Refiner, checked, correction_request
 
 
 @refiners.register("llm")
@@ -28,10 +27,9 @@ class LanguageModelRefiner(Refiner):
     """
 
     def __init__(self, cfg: Config) -> None:
-        from minigpt4.common.dist import start_processes
+        from minigpt4.common.distributed import start_processes
         from minigpt4.models.llm import build_llm
-        from minigpt4.models.loading import build_encoder
-        from minigpt4.runners.precision import evaluation_dtype
+        from minigpt4.models.loading import build_encoder, evaluation_dtype
 
         settings = cfg.curation.refine
         self.settings = settings

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from minigpt4.common.errors import DataError
+from minigpt4.common.files import IMAGE_SUFFIXES
 from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
 from minigpt4.datasets.readers.rows import Reader, RowProblem, read_text
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 SPLITS = frozenset({"train", "val", "test"})
 
 
@@ -27,7 +27,7 @@ class FolderReader(Reader):
     def read(self, path: Path) -> Iterator[Record | RowProblem]:
         """Every picture below `path` in the order of their names, usable or not."""
         # Whatever the file system's order is, records keep theirs.
-        for image in sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES):
+        for image in sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES):
             yield _record(path, image)
 
 

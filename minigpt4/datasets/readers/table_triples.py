@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from minigpt4.common.errors import DataError
+from minigpt4.common.files import IMAGE_SUFFIXES
 from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
-from minigpt4.datasets.readers.folder import SPLITS, SUFFIXES
+from minigpt4.datasets.readers.folder import SPLITS
 from minigpt4.datasets.readers.rows import Reader, RowProblem, read_text
 
 
@@ -27,7 +28,7 @@ class TableTriplesReader(Reader):
 
     def read(self, path: Path) -> Iterator[Record | RowProblem]:
         """Every picture below `path` in the order of their names, usable or not."""
-        for image in sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES):
+        for image in sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES):
             try:
                 yield _record(path, image)
             except DataError as error:

@@ -7,26 +7,174 @@ it was made with. An indexing that is killed loses its last half minute.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
 import multiprocessing
 import os
+import re
+import tarfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
-from minigpt4.common.errors import DataError
+from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.files import write_atomically
-from minigpt4.datasets.shards.scan import scan
 
 logger = logging.getLogger(__name__)
+STREAM = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
+WILDCARD = re.compile(r"[*?\[]")
+DATA_VARIABLE = "MINIGPT4_DATA"
+
+
+def shard_paths(name: str, patterns: str | Sequence[str] | None) -> list[Path]:
+    """The shards that a dataset's patterns stand for, whether they exist or not.
+
+    Args:
+        name: The dataset's key in the configuration, for messages.
+        patterns: One or several; `{00000..01255}` and `{a,b}` are expanded, `*` and `?` matched against the disk.
+
+    Raises:
+        ConfigError: None is given, one is a stream, matches nothing, or names a shard that another one names too.
+    """
+    key = f"datasets.{name}.shards"
+    listed = [patterns] if isinstance(patterns, str) else list(patterns or [])
+    if not listed or not all(isinstance(pattern, str) and pattern for pattern in listed):
+        raise ConfigError(f"{key}: a pattern such as 'data/{{00000..00099}}.tar' is expected, or a list of them")
+    paths = [path for pattern in listed for path in _expanded(key, pattern)]
+    repeated = [path for path, count in Counter(paths).items() if count > 1]
+    if repeated:
+        raise ConfigError(f"{key}: {min(repeated)} is named twice; its samples would count double")
+    return paths
+
+
+def _expanded(key: str, pattern: str) -> list[Path]:
+    if STREAM.match(pattern):
+        raise ConfigError(
+            f"{key}: '{pattern}' is a stream; an exact order and resume need shards that can be read at any place: "
+            "copy them to a disk (dataset/download_shards.py), or mount the store that holds them"
+        )
+    from braceexpand import braceexpand
+
+    try:
+        expanded = list(braceexpand(pattern))
+    except ValueError as error:
+        raise ConfigError(f"{key}: '{pattern}' has unbalanced braces; write {{00000..00099}}.tar") from error
+    paths: list[Path] = []
+    for part in expanded:
+        found = sorted(glob.glob(part)) if WILDCARD.search(part) else [part]
+        if not found:
+            raise ConfigError(
+                f"{key}: no file matches '{part}'; set the pattern by --options {key}=PATTERN, or the environment "
+                f"variable {DATA_VARIABLE} to the folder that holds the data"
+            )
+        paths.extend(map(Path, found))
+    return paths
+
+
+PICTURES = ("jpg", "jpeg", "png", "webp")
+CAPTIONS = ("txt", "json")
+"""The first of them that a sample has is read; img2dataset writes both, and txt is the shorter one."""
+ROW = np.dtype([("picture", "<i8"), ("picture_bytes", "<i4"), ("caption", "<i8"), ("caption_bytes", "<i4")])
+"""Where a sample's two members begin, headers included, and how many bytes they take up to the end of their content."""
+LONGEST = 2**31 - 1
+BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardScan:
+    """What a shard holds.
+
+    Attributes:
+        rows: A row for each sample with picture and caption, of type ROW.
+        without_caption: Samples that have a picture only; they are left out.
+        without_picture: Samples that have none; they are left out.
+        damage: What is wrong with the file; the rows are those before the damage.
+    """
+
+    rows: np.ndarray
+    without_caption: int
+    without_picture: int
+    damage: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    key: str
+    suffix: str
+    start: int
+    length: int
+
+
+def scan(path: Path) -> ShardScan:
+    """Look through a shard's headers; the contents are passed over.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+    damage: list[str] = []
+    rows: list[tuple[int, int, int, int]] = []
+    lacking = {"caption": 0, "picture": 0}
+    with path.open("rb") as file:
+        for _, group in groupby(_members(file, damage), key=lambda member: member.key):
+            members = {member.suffix: member for member in group}
+            picture = next((members[s] for s in PICTURES if s in members), None)
+            caption = next((members[s] for s in CAPTIONS if s in members), None)
+            if picture and caption:
+                rows.append((picture.start, picture.length, caption.start, caption.length))
+            elif picture or caption:
+                lacking["caption" if picture else "picture"] += 1
+    return ShardScan(
+        rows=np.array(rows, dtype=ROW),
+        without_caption=lacking["caption"],
+        without_picture=lacking["picture"],
+        damage=damage[0] if damage else None,
+    )
+
+
+def _members(file: BinaryIO, damage: list[str]) -> Iterator[_Member]:
+    """The regular files of a tar, up to its end or its first damage, which is appended to `damage`."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    end = 0
+    try:
+        tar: Any = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - the caller closes the file
+        while (info := tar.next()) is not None:
+            tar.members = []  # otherwise tarfile keeps every header
+            stop = info.offset_data + info.size
+            if stop > size:
+                damage.append(f"truncated: {info.name} should end at byte {stop:,}, the file has {size:,}")
+                return
+            end = tar.offset
+            member = _member(info, stop)
+            if member is not None:
+                yield member
+    except tarfile.TarError as error:
+        damage.append(f"{'truncated or damaged' if end else 'not a tar file'} at byte {end:,} ({error})")
+        return
+    # tarfile takes any header it cannot read for the end; the real end is a block of zeros.
+    file.seek(end)
+    if file.read(BLOCK) != bytes(BLOCK):
+        damage.append(f"truncated or damaged at byte {end:,} of {size:,}")
+
+
+def _member(info: tarfile.TarInfo, stop: int) -> _Member | None:
+    folder, slash, base = info.name.rpartition("/")
+    stem, dot, suffix = base.partition(".")
+    if not info.isreg() or not dot or not stem or stop - info.offset > LONGEST:
+        return None
+    return _Member(folder + slash + stem, suffix.lower(), info.offset, stop - info.offset)
+
+
 FOLDER = "minigpt4_index"
 """Where the index lies, beside the shards, unless the configuration names another folder."""
 TABLE = "shards.json"

@@ -19,7 +19,6 @@ from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.loaders import train_loader
 from minigpt4.datasets.shards import index as index_module
 from minigpt4.datasets.shards.dataset import ShardDataset
-from minigpt4.processors.image import load_picture
 from tests.datasets.conftest import SIDE
 from tests.datasets.shards.conftest import broken_sample, numbered, picture, write_shard
 
@@ -277,4 +276,4 @@ def test_a_picture_is_prepared_as_from_a_file(
     samples[3] = ("00003", {"jpg": file.read_bytes(), "txt": b"x"})
     write_shard(shards[0], samples)
     dataset = build(shard_config(), encoder)["wide"]
-    assert torch.equal(dataset.open(3), load_picture(file, dataset.image_processor))
+    assert torch.equal(dataset.open(3), dataset.image_processor(file))

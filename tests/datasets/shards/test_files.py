@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.datasets.shards.files import shard_paths
+from minigpt4.datasets.shards.index import shard_paths
 
 
 def test_brace_ranges_lists_and_wildcards(tmp_path: Path) -> None:

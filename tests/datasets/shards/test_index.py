@@ -9,8 +9,7 @@ import pytest
 
 from minigpt4.common.errors import DataError
 from minigpt4.datasets.shards import index as index_module
-from minigpt4.datasets.shards.index import FOLDER, open_index
-from minigpt4.datasets.shards.scan import scan
+from minigpt4.datasets.shards.index import FOLDER, open_index, scan
 from tests.datasets.shards.conftest import make_shards, numbered, write_shard
 
 

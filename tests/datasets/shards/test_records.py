@@ -8,9 +8,9 @@ import pytest
 import webdataset
 
 from minigpt4.common.errors import DataError
-from minigpt4.datasets.shards import records as records_module
+from minigpt4.datasets.shards import dataset as records_module
+from minigpt4.datasets.shards.dataset import ShardRecords
 from minigpt4.datasets.shards.index import open_index
-from minigpt4.datasets.shards.records import ShardRecords
 from tests.datasets.shards.conftest import broken_sample, numbered, picture, write_shard
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.datasets.shards.scan import scan
+from minigpt4.datasets.shards.index import scan
 from tests.datasets.shards.conftest import numbered, picture, write_shard
 
 

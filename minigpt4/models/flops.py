@@ -1,0 +1,90 @@
+"""Tokens and floating-point operations of a training step, counted on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from minigpt4.common.types import CACHED_NDIM, Batch
+from minigpt4.models.attention import packable
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What was done.
+
+    Attributes:
+        samples: Trained on.
+        tokens: Of these, images included, padding not.
+        padded_tokens: Tokens that went through the language model, padding included.
+        flops: Operations of the matrix products, attention's included.
+    """
+
+    samples: float = 0.0
+    tokens: float = 0.0
+    padded_tokens: float = 0.0
+    flops: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Work)))
+
+
+class WorkMeter:
+    """Counts the work of training steps in which only what stands before the language model learns.
+
+    A frozen weight costs 4 operations a token: 2 forward and 2 for the gradient with respect to its input; the 2 for
+    its own gradient, which a meter of 6N adds, are never computed. The encoders cost 2: nothing flows back through
+    them.
+
+    Args:
+        llm: The language model.
+        flops_of_an_image: What the encoders do for one, counted by `forward_flops`; 0: features come from a cache.
+    """
+
+    def __init__(self, llm: nn.Module, flops_of_an_image: float) -> None:
+        config: Any = llm.config
+        head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._attention = config.num_hidden_layers * config.num_attention_heads * head_width
+        decoder: Any = llm.get_decoder()  # type: ignore[operator]
+        self._weights = sum(_weights(module) for module in decoder.modules())
+        self._head = _weights(llm.get_output_embeddings())  # type: ignore[operator]
+        self._packs = packable(llm)
+        self._an_image = flops_of_an_image
+
+    def of(self, batch: Batch) -> Work:
+        """The work of a training step on a batch."""
+        rows, width = batch.input_ids.shape
+        lengths = batch.lengths if self._packs else [width] * rows
+        logits = batch.num_targets if self._packs else rows * len(batch.target_columns)
+        tokens = sum(lengths)
+        # Scores and their product with the values are 2 x 2 x length^2 x width; causal attention needs half of that.
+        attention = 2 * self._attention * sum(length * length for length in lengths)
+        forward = 2 * self._weights * tokens + 2 * self._head * logits + attention
+        images = 0 if batch.images is None or batch.images.ndim == CACHED_NDIM else len(batch.images)
+        return Work(rows, sum(batch.lengths), tokens, 2 * forward + images * self._an_image)
+
+    def of_all(self, batches: Iterable[Batch]) -> Work:
+        """The work of the micro-batches of a step."""
+        return sum(map(self.of, batches), Work())
+
+
+def forward_flops(module: Callable[..., Tensor], *inputs: Tensor) -> float:
+    """Operations of the matrix products in one call, counted while it runs."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return float(counter.get_total_flops())
+
+
+def _weights(module: Any) -> int:
+    """Weights that every token is multiplied with; a quantised layer's count as what they stand for."""
+    if isinstance(module, nn.Embedding):
+        return 0
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return int(module.in_features * module.out_features)
+    weight = getattr(module, "weight", None)
+    return weight.numel() if isinstance(weight, Tensor) and weight.ndim == 2 else 0

@@ -1,0 +1,247 @@
+"""The plan of a run, its learning-rate schedules and its optimizer."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.registry import schedules
+from minigpt4.common.schema import RunConfig
+
+logger = logging.getLogger(__name__)
+AT_LEAST_ONE = ("group_by_length", "max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "save_freq")
+NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The sizes of a run.
+
+    Attributes:
+        max_epoch: Epochs.
+        steps_per_epoch: Optimizer steps of each.
+        batch_size: Samples a process and micro-batch.
+        accumulation: Micro-batches an optimizer step.
+        world_size: Processes.
+    """
+
+    max_epoch: int
+    steps_per_epoch: int
+    batch_size: int
+    accumulation: int
+    world_size: int
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.max_epoch * self.steps_per_epoch
+
+    @property
+    def global_batch(self) -> int:
+        """Samples an optimizer step."""
+        return self.batch_size * self.accumulation * self.world_size
+
+
+def warn_of_long_warmup(plan: Plan, run: RunConfig) -> None:
+    """Say so where the learning rate never reaches its peak."""
+    if run.warmup_steps >= plan.total_steps:
+        logger.warning(
+            "the run has %d steps, all of them warm-up (run.warmup_steps: %d): the learning rate never reaches %g",
+            plan.total_steps,
+            run.warmup_steps,
+            run.init_lr,
+        )
+
+
+def check_run(run: RunConfig) -> None:
+    """Refuse numbers that make no run.
+
+    Raises:
+        ConfigError: The message names the key.
+    """
+    for name in AT_LEAST_ONE:
+        value = getattr(run, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"run.{name}: {value} should be at least 1")
+    for name in NOT_NEGATIVE:
+        if getattr(run, name) < 0:
+            raise ConfigError(f"run.{name}: {getattr(run, name)} should not be negative")
+    if run.max_grad_norm is not None and run.max_grad_norm <= 0:
+        raise ConfigError(f"run.max_grad_norm: {run.max_grad_norm} should be above 0, or null for no clipping")
+    if not 0 <= run.beta2 < 1:
+        raise ConfigError(f"run.beta2: {run.beta2} should be at least 0 and below 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LrSettings:
+    """What a schedule depends on.
+
+    Attributes:
+        init_lr: The peak.
+        min_lr: The floor.
+        warmup_lr: Where warm-up starts; negative: there is none below the peak.
+        warmup_steps: Optimizer steps of warm-up, counted over the whole run.
+        total_steps: Optimizer steps of the run.
+        steps_per_epoch: Optimizer steps of an epoch.
+        decay_rate: Factor an epoch (step schedule).
+    """
+
+    init_lr: float
+    min_lr: float
+    warmup_lr: float
+    warmup_steps: int
+    total_steps: int
+    steps_per_epoch: int
+    decay_rate: float = 1.0
+
+    @classmethod
+    def of(cls, run: RunConfig, steps_per_epoch: int) -> LrSettings:
+        """The settings of a configuration."""
+        return cls(
+            init_lr=run.init_lr,
+            min_lr=run.min_lr,
+            warmup_lr=run.warmup_lr,
+            warmup_steps=run.warmup_steps,
+            total_steps=run.max_epoch * steps_per_epoch,
+            steps_per_epoch=steps_per_epoch,
+            decay_rate=run.lr_decay_rate,
+        )
+
+
+def _warmup(step: int, settings: LrSettings) -> float:
+    start = settings.warmup_lr if settings.warmup_lr >= 0 else settings.init_lr
+    return start + (settings.init_lr - start) * step / settings.warmup_steps
+
+
+@schedules.register("linear_warmup_cosine_lr")
+def linear_warmup_cosine_lr(step: int, settings: LrSettings) -> float:
+    """Linear warm-up, then half a cosine down to the floor.
+
+    The cosine runs over the whole training, warm-up included, so it is met a little below its start
+    (LAVIS, `lavis/common/optims.py`, `LinearWarmupCosineLRScheduler`).
+
+    Args:
+        step: Optimizer steps done before this one.
+        settings: Of the run.
+    """
+    if step < settings.warmup_steps:
+        return _warmup(step, settings)
+    cosine = 1.0 + math.cos(math.pi * step / settings.total_steps)
+    return (settings.init_lr - settings.min_lr) * 0.5 * cosine + settings.min_lr
+
+
+@schedules.register("linear_warmup_step_lr")
+def linear_warmup_step_lr(step: int, settings: LrSettings) -> float:
+    """Linear warm-up, then the peak times decay_rate for each epoch done, never below the floor.
+
+    After LAVIS's `LinearWarmupStepLRScheduler`. Arguments as for `linear_warmup_cosine_lr`.
+    """
+    if step < settings.warmup_steps:
+        return _warmup(step, settings)
+    epoch = step // settings.steps_per_epoch
+    return max(settings.min_lr, settings.init_lr * settings.decay_rate**epoch)
+
+
+BETA1 = 0.9
+NOT_DECAYED = re.compile(r"(^|\.)(bias|ln|norm|layernorm|ln_\w+)(\.|$)", re.IGNORECASE)
+
+
+def trainable_parameters(model: nn.Module, declared: Iterable[str]) -> dict[str, nn.Parameter]:
+    """The parameters that learn, logged by name and shape, and checked against what the model says of itself.
+
+    Args:
+        model: Not yet wrapped.
+        declared: Names that must be trainable, and nothing else.
+
+    Raises:
+        ConfigError: Something else would be trained, or a part would not.
+    """
+    found = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    expected = set(declared)
+    if set(found) != expected:
+        unexpected, frozen = sorted(set(found) - expected), sorted(expected - set(found))
+        raise ConfigError(
+            "the trainable set is not what the model declares: "
+            f"unexpected {unexpected or 'nothing'}, frozen by mistake {frozen or 'nothing'}"
+        )
+    for name, parameter in found.items():
+        logger.info("trainable: %s %s = %s", name, list(parameter.shape), f"{parameter.numel():,}")
+    total, everything = (sum(p.numel() for p in group) for group in (found.values(), model.parameters()))
+    logger.info("trainable parameters: %s of %s", f"{total:,}", f"{everything:,}")
+    return found
+
+
+def parameter_groups(parameters: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
+    """Two groups: matrices, which decay, and biases and norms, which do not (empty ones are left out)."""
+    plain = [name for name, p in parameters.items() if p.ndim < 2 or NOT_DECAYED.search(name)]
+    decayed = [name for name in parameters if name not in plain]
+    groups = [
+        {"params": [parameters[name] for name in decayed], "weight_decay": weight_decay},
+        {"params": [parameters[name] for name in plain], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(parameters: dict[str, nn.Parameter], run: RunConfig) -> torch.optim.AdamW:
+    """AdamW as the published runs used it; fused, because only that skips an update without asking the device."""
+    groups = parameter_groups(parameters, run.weight_decay)
+    return torch.optim.AdamW(groups, lr=run.init_lr, betas=(BETA1, run.beta2), fused=True)
+
+
+class Updater:
+    """One optimizer step from accumulated gradients, without waiting for the device.
+
+    Args:
+        optimizer: AdamW, fused.
+        scaler: Loss scale; disabled where gradients do not pass through float16.
+        max_grad_norm: Gradients are clipped to this norm; None: not at all.
+    """
+
+    def __init__(self, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, max_grad_norm: float | None) -> None:
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.max_grad_norm = max_grad_norm
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def step(self, lr: float) -> tuple[Tensor, Tensor]:
+        """Update the weights and drop the gradients.
+
+        Where a gradient is not finite, weights and moments stay as they are.
+
+        Args:
+            lr: Learning rate of this step.
+
+        Returns:
+            The gradient's norm before clipping, and whether the update was skipped: scalars on the device.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, norm)
+        skipped = ~torch.isfinite(norm)
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm, skipped
+
+
+def build_updater(
+    parameters: dict[str, nn.Parameter], run: RunConfig, device: torch.device, scale_loss: bool
+) -> Updater:
+    """The updater of a run; `scale_loss`: gradients pass through float16."""
+    scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
+    return Updater(build_optimizer(parameters, run), scaler, run.max_grad_norm)
