@@ -14,7 +14,7 @@ from benchmarks.presets import PRESETS, build_ours
 from benchmarks.report import DTYPES, Row, add_common_arguments, prepare_device, report
 from minigpt4.common.schema import GenerationConfig
 from minigpt4.models import continuous_batching as decoding
-from minigpt4.models.generation import TokenChoice
+from minigpt4.models.generation import TokenSampler
 
 OWN = 50
 """Tokens of each prompt that are its own: 32 of a picture, and a question."""
@@ -32,10 +32,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def first_tokens(llm: nn.Module, prompts: list[Tensor], worth_a_pass: int) -> Callable[[], list[int]]:
     """The work of reading the prompts, up to the first token of each answer."""
-    choose = TokenChoice(GenerationConfig(), eos_id=None)
+    choose = TokenSampler(GenerationConfig(), eos_id=None)
 
     def run() -> list[int]:
-        decoding.WORTH_A_PASS = worth_a_pass
+        decoding.MIN_SHARED_TOKENS = worth_a_pass
         steps = decoding.decode(llm, prompts, choose, lambda ids: True, len(prompts), max_new_tokens=1)
         return [ids[0] for _, ids in steps]
 

@@ -29,7 +29,7 @@ def make_samples(encoder: PromptEncoder, count: int) -> list[Sample]:
     samples = []
     for number in range(count):
         instruction = f"{_numbers(draw, BEFORE)} {IMAGE_TOKEN} {_numbers(draw, AFTER)}"
-        encoded = encoder.example(instruction, _numbers(draw, draw.randint(*ANSWER)))
+        encoded = encoder.encode_example(instruction, _numbers(draw, draw.randint(*ANSWER)))
         picture = torch.randn(3, IMAGE_SIZE, IMAGE_SIZE)
         samples.append(Sample(image_id=str(number), images=(picture,), encoded=encoded))
     return samples

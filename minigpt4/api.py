@@ -14,7 +14,7 @@ from torch import Tensor
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.matmul import use_onednn_where_exact
-from minigpt4.common.schema import Config, GenerationConfig, Precision, changed
+from minigpt4.common.schema import Config, GenerationConfig, Precision, override_generation
 from minigpt4.conversation.dialogue import Dialogue, DialoguePrompt, Turn
 from minigpt4.conversation.template import with_image_tag
 from minigpt4.models.loading import build_model, evaluation_dtype, with_projection
@@ -116,7 +116,7 @@ class Chat:
 
     def _answer(self, turn: Turn, queries: list[Tensor], settings: Any) -> Iterator[str]:
         """Everything that may be refused is so now, before the first text is asked for."""
-        generation = changed(self.loaded.defaults, settings)
+        generation = override_generation(self.loaded.defaults, settings)
         model = self.loaded.model
         self.sent = self._dialogue.fitted(turn.question, turn.images, model.encoder, model.prompt_room(generation))
         self.turns.append(turn)
@@ -153,7 +153,7 @@ class LoadedModel:
         self.defaults = cfg.evaluation.generation
         self.prompt = cfg.evaluation.prompt or DESCRIBE
         self._processor = ImageProcessor(cfg.model.image_size)
-        # A step changes the language model for its duration (`attention_by_layout`), so that steps must not overlap.
+        # A step changes the language model for its duration (`packed_attention`), so that steps must not overlap.
         self._lock = lock or threading.Lock()
 
     @overload
@@ -195,7 +195,7 @@ class LoadedModel:
             DataError: A picture that cannot be used, or prompts that do not match.
             ConfigError: A setting that does not exist or cannot be.
         """
-        generation = changed(self.defaults, settings)
+        generation = override_generation(self.defaults, settings)
         if not isinstance(images, list | tuple):
             return self._describe([images], [self._question(prompt)], generation, 1)[0]
         prompts = [prompt] * len(images) if prompt is None or isinstance(prompt, str) else list(prompt)

@@ -1,4 +1,4 @@
-"""Talk about a picture in the terminal: `python -m minigpt4.chat --image PICTURE`."""
+"""SideBySideChat about a picture in the terminal: `python -m minigpt4.chat --image PICTURE`."""
 
 from __future__ import annotations
 

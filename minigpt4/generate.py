@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.common.cli import config_table, console, exit_on_error
 from minigpt4.common.config import LoadedConfig, add_config_arguments, load_config
 from minigpt4.common.errors import ConfigError, DataError
-from minigpt4.common.files import IMAGE_SUFFIXES, whole_characters, write_atomically
+from minigpt4.common.files import IMAGE_SUFFIXES, replace_lone_surrogates, write_atomically
 
 if TYPE_CHECKING:
     from minigpt4.api import LoadedModel
@@ -82,7 +82,7 @@ def questions_of_jsonl(path: str | Path, prompt: str) -> list[Question]:
             raise DataError(f"{file}, line {number}: the id '{row['id']}' comes twice")
         named.add(str(row.get("id", "")))
         image = str(row["image"])
-        question = whole_characters(str(row.get("question", row.get("prompt", prompt))))
+        question = replace_lone_surrogates(str(row.get("question", row.get("prompt", prompt))))
         asked.append(Question(str(row.get("id", image)), str(file.parent / image), question))
     return _named(asked, f"--jsonl: {file}")
 
@@ -223,12 +223,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     processes = start_processes(loaded.config.run.device)
     set_up_logging(processes.rank)
     file = AnswerFile(args.out, asked)
-    processes.from_main(lambda: _same_settings(file.path, loaded, args.ckpt))
-    done = processes.from_main(file.gather)
+    processes.run_on_main(lambda: _same_settings(file.path, loaded, args.ckpt))
+    done = processes.run_on_main(file.gather)
     _answer_rest(file, done, loaded, args, processes)
     processes.gather(None)  # all parts are complete
-    answered = processes.from_main(file.gather)
-    processes.leave()
+    answered = processes.run_on_main(file.gather)
+    processes.shutdown()
     if processes.is_main:
         errors = sum('"error": ' in line for line in file.path.read_text(encoding="utf-8").splitlines())
         console().print(f"{file.path}: {len(answered)} rows, {len(done)} of them from before, {errors} with an error")

@@ -25,7 +25,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ("--options", *shards, f"run.run_dir={folder}/train1", "run.max_epoch=3")
     run(output, "train.py", "--cfg-path", "train_configs/scenes_stage1.yaml", *options)
     shutil.copy(folder / "train1" / "checkpoint_2.pth", folder / "stage1.pth")
-    few = ("--options", "curation.pictures=250", "curation.describe.samples=7")
+    few = ("--options", "curation.images=250", "curation.describe.samples=7")
     for step in ("describe", "refine", "filter"):
         run(output, "-m", "minigpt4.curate", step, *CURATION, *few)
     run(output, "-m", "minigpt4.curate", "review", "--accept-all", *CURATION)

@@ -58,7 +58,7 @@ class TestStage1:
         cfg = recipe("minigpt4_stage1_pretrain", f"model.llama_model={PARITY_A / 'llama'}")
         encoder = build_encoder(cfg.model)
         (prompt,) = read_prompts(str(cfg.model.prompt_path), "model.prompt_path")
-        encoded = encoder.example(prompt, "a dog")
+        encoded = encoder.encode_example(prompt, "a dog")
         caption = encoder.tokenizer.encode("a dog\n")
         assert encoded.input_ids == [encoder.tokenizer.bos_id, *[IMAGE_POSITION] * QUERIES, *caption]
         assert encoded.labels == [IGNORED_LABEL] * (1 + QUERIES) + caption

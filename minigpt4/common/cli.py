@@ -9,21 +9,24 @@ from contextlib import ContextDecorator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from minigpt4.common.config import LoadedConfig
 from minigpt4.common.errors import MiniGPT4Error
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from minigpt4.common.config import LoadedConfig
+
 EXIT_CODE = 2
-"""Exit status of a command that stopped because of a mistake the user can mend."""
+"""Exit status of a command that stopped at a mistake the user can fix."""
+FILE_WIDTH = 160
+"""Columns of output to a file or a pipe, which has no width of its own."""
 
 
 def _prefix() -> str:
     """`[rank N] ` under a launcher of several processes, else nothing.
 
-    Every rank speaks: an error on one rank alone would otherwise never be shown.
+    Every rank prints its errors: one that happens on a single rank would otherwise never be shown.
     """
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         return f"[rank {os.environ.get('RANK', '?')}] "
@@ -50,10 +53,6 @@ class exit_on_error(ContextDecorator):  # noqa: N801 - used like a function
             sys.stderr.write(f"{_prefix()}error: {error}\n")
             sys.stderr.flush()
             raise SystemExit(EXIT_CODE) from None
-
-
-FILE_WIDTH = 160
-"""Columns where the output goes to a file or a pipe, which has no width of its own."""
 
 
 def console() -> Console:

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from minigpt4.common.errors import ConfigError, did_you_mean
 from minigpt4.common.files import CONFIGS, asset, project_file
-from minigpt4.common.schema import Config
+from minigpt4.common.schema import Config, check_values
 
 REMOVED_KEYS = {
     "run.dist_url": "torchrun decides it: delete the line",
@@ -27,8 +27,9 @@ REMOVED_KEYS = {
     "run.distributed": "torchrun decides it: delete the line",
     "run.wandb_log": "write run.trackers: [wandb]",
     "run.evaluate": "run eval_scripts/eval_flickr30k.py: delete the line",
-    "run.batch_size_train": "write datasets.NAME.batch_size",
-    "run.batch_size_eval": "write datasets.NAME.eval_batch_size",
+    "run.batch_size_train": "write run.batch_size",
+    "run.batch_size_eval": "write run.eval_batch_size",
+    "curation.pictures": "write curation.images",
     "model.img_size": "write model.image_size",
     "model.vit_precision": "write model.precision",
     "model.freeze_vit": "the vision encoder is always frozen: delete the line",
@@ -39,6 +40,8 @@ REMOVED_KEYS = {
     "model.chat_template": "the template is always applied: delete the line",
     "model.device_8bit": "each process loads on its own device: delete the line",
 }
+SHARED_SETTINGS = ("batch_size", "eval_batch_size")
+"""Settings of `run` that older files have in each of `datasets`, where they must all say the same."""
 SWITCHES = {
     "run.amp": {True: "auto", False: "off"},
     "run.shard_llm": {True: "node", False: "off"},
@@ -109,7 +112,7 @@ def load_config(path: str | Path | None, options: Sequence[str] = ()) -> LoadedC
     assert isinstance(peek, DictConfig)
     default = CONFIGS / "default.yaml"
     layers = [Layer("configs/default.yaml", _read_yaml(default)), _model_card(peek), *_dataset_cards(peek)]
-    return _merge([*layers, user, overrides])
+    return _merge(_with_shared_settings([_normalised(layer) for layer in [*layers, user, overrides]]))
 
 
 def _register_resolvers() -> None:
@@ -184,10 +187,10 @@ def _merge(layers: Sequence[Layer]) -> LoadedConfig:
     merged = OmegaConf.structured(Config)
     origins: dict[str, str] = {}
     for layer in layers:
-        values = _normalised(layer)
+        values = layer.values
         try:
             merged = OmegaConf.merge(merged, values)
-        except (OmegaConfBaseException, ConfigError) as error:
+        except OmegaConfBaseException as error:
             raise _explained(error, layer.name, values) from error
         plain = OmegaConf.to_container(values, resolve=False)
         assert isinstance(plain, dict)
@@ -195,14 +198,19 @@ def _merge(layers: Sequence[Layer]) -> LoadedConfig:
     try:
         resolved = OmegaConf.to_container(merged, resolve=True, enum_to_str=True, throw_on_missing=True)
         config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, ConfigError) as error:
+    except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
         raise _explained(error, origins.get(key, layers[-2].name), None) from error
     assert isinstance(config, Config)
+    try:
+        check_values(config)
+    except ConfigError as error:
+        key = str(error).partition(":")[0]
+        raise ConfigError(f"{origins.get(key, layers[-2].name)}: {error}") from error
     return LoadedConfig(config=config, resolved=_with_enum_values(config, resolved), origins=origins)
 
 
-def _normalised(layer: Layer) -> DictConfig:
+def _normalised(layer: Layer) -> Layer:
     """The layer with on/off switches spelled out, empty dataset entries filled in and removed keys refused."""
     values = layer.values.copy()
     gone = [key for key in REMOVED_KEYS if OmegaConf.select(values, key, default=None) is not None]
@@ -217,13 +225,42 @@ def _normalised(layer: Layer) -> DictConfig:
     if isinstance(datasets, DictConfig):
         for name in [name for name in datasets if datasets[name] is None]:
             datasets[name] = {}
-    return values
+        for name in datasets:
+            if OmegaConf.select(datasets, f"{name}.reader", default=None) == "none":
+                datasets[name].reader = None
+    return Layer(layer.name, values)
+
+
+def _with_shared_settings(layers: Sequence[Layer]) -> Sequence[Layer]:
+    """The layers with `datasets.*.batch_size` and `eval_batch_size` moved to `run`.
+
+    Raises:
+        ConfigError: Two places disagree; the message names both with their values.
+    """
+    for setting in SHARED_SETTINGS:
+        found: dict[str, tuple[Any, Layer]] = {}
+        for layer in layers:
+            if OmegaConf.select(layer.values, f"run.{setting}", default=None) is not None:
+                found[f"run.{setting}"] = (layer.values.run[setting], layer)
+            datasets = OmegaConf.select(layer.values, "datasets", default=None)
+            for name in datasets if isinstance(datasets, DictConfig) else ():
+                if isinstance(datasets[name], DictConfig) and setting in datasets[name]:
+                    found[f"datasets.{name}.{setting}"] = (datasets[name].pop(setting), layer)
+        first, *others = found.items() or [("", (None, None))]
+        for key, (value, layer) in others:
+            if value != first[1][0]:
+                raise ConfigError(
+                    f"{layer.name}: {key} is {value}, but {first[0]} is {first[1][0]}; all datasets of a run share "
+                    f"one value: set run.{setting} and leave it out of datasets"
+                )
+        if found and f"run.{setting}" not in found:
+            value, layer = list(found.values())[-1]
+            OmegaConf.update(layer.values, f"run.{setting}", value)
+    return layers
 
 
 def _explained(error: Exception, layer: str, values: DictConfig | None) -> ConfigError:
     """An OmegaConf error as one sentence with file, key and the nearest known key."""
-    if isinstance(error, ConfigError):
-        return ConfigError(f"{layer}: {error}")
     key = getattr(error, "full_key", None) or ""
     reason = _one_line(error)
     if type(error).__name__ == "MissingMandatoryValue":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -10,37 +11,37 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import nn
-
 from minigpt4.common.cli import EXIT_CODE
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, ProcessLostError
-from minigpt4.common.rendezvous import join_attempt, store_outlives_workers
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 TIMEOUT = timedelta(minutes=10)
-"""After so long without an answer a process gives up."""
+"""A rank gives up after this time without an answer."""
 ROLL_CALL = timedelta(seconds=5)
-"""How long the survivors wait for each other to find out who is missing."""
+"""Time for the remaining ranks to find out which are missing."""
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Environment variable that gives every attempt of a launch a store of its own."""
 LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|timeout|barrier", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processes:
-    """The processes of a run, seen from one of them.
+    """The ranks of a run, seen from one of them.
 
-    What they agree on travels through `control`, a group on the CPU, so that agreeing never waits for a device.
+    Objects are exchanged through `control`, a process group on the CPU, so that doing so never waits for a device.
 
     Attributes:
-        device: This process's own.
-        rank: Its number, from 0.
-        world_size: How many there are.
-        accelerator: Accelerate's object, which wraps modules for DDP.
-        control: Process group on the CPU; None for a single process.
+        device: device of this rank.
+        rank: rank of this process.
+        world_size: number of ranks.
+        accelerator: accelerate's object, which wraps modules for DDP.
+        control: process group on the CPU; None for a single process.
     """
 
     device: torch.device
@@ -51,11 +52,11 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this is rank 0, which writes files and logs."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """`values` added up over the processes, in place and on their device; nothing waits for the result."""
+        """`values` summed over the ranks, in place and on their device, without waiting for the result."""
         if self.world_size > 1:
             import torch.distributed as dist
 
@@ -63,34 +64,34 @@ class Processes:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+        """Whether the flag is set on any rank."""
         if self.world_size == 1:
             return flag
         import torch
         import torch.distributed as dist
 
-        # Asked every few steps: one number takes a tenth of the time of objects gathered from everyone.
+        # Called every few steps: one number takes a tenth of the time of gathered objects.
         found = torch.tensor(int(flag))
-        with self.watch():
+        with self.report_lost_ranks():
             dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.control)
         return bool(found)
 
     def gather(self, value: T) -> list[T]:
-        """Everyone's value, by rank."""
+        """The value of every rank, in order."""
         if self.world_size == 1:
             return [value]
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.world_size
-        with self.watch():
+        with self.report_lost_ranks():
             dist.all_gather_object(values, value, group=self.control)
         return values
 
-    def from_main(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the main process, in every process.
+    def run_on_main(self, make: Callable[[], T]) -> T:
+        """What `make` returns on rank 0, on every rank.
 
         Raises:
-            MiniGPT4Error: `make` raised it; the other processes end quietly, so that it is shown once.
+            MiniGPT4Error: `make` raised it; the other ranks exit silently, so that it is shown once.
         """
         if self.world_size == 1:
             return make()
@@ -102,7 +103,7 @@ class Processes:
                 outcome[0] = make()
             except MiniGPT4Error as error:
                 outcome[1] = error
-        with self.watch():
+        with self.report_lost_ranks():
             failed = [outcome[1] is not None]
             dist.broadcast_object_list(failed, src=0, group=self.control)
             if failed[0]:
@@ -112,17 +113,17 @@ class Processes:
         result: T = value[0]
         return result
 
-    def leave(self) -> None:
-        """Take leave of the other processes, at the very end."""
+    def shutdown(self) -> None:
+        """Wait for the other ranks and close the process groups, at the very end."""
         if self.world_size > 1:
             self.accelerator.end_training()
 
     @contextmanager
-    def watch(self, where: Callable[[], str] = str) -> Iterator[None]:
-        """Turn a collective that failed or timed out into an error that names this process and the missing ones.
+    def report_lost_ranks(self, where: Callable[[], str] = str) -> Iterator[None]:
+        """Turn a collective that failed or timed out into an error that names this rank and the missing ones.
 
         Args:
-            where: Says what is going on, for the message ("step 12").
+            where: returns the position in the run, for the message ("step 12").
 
         Raises:
             ProcessLostError: Instead of torch's error.
@@ -136,12 +137,12 @@ class Processes:
             at = f" at {where()}" if where() else ""
             raise ProcessLostError(
                 f"rank {self.rank} lost contact{at}: {self._missing()} ended or gave no answer within "
-                f"{TIMEOUT.total_seconds() / 60:g} minutes; the cause stands in that process's own message above "
+                f"{TIMEOUT.total_seconds() / 60:g} minutes; the cause is in that process's own message above "
                 f"({reason})"
             ) from error
 
     def _missing(self) -> str:
-        """Call the roll: which processes do not answer, as far as this one can see."""
+        """The ranks that do not answer, as far as this one can see."""
         import torch.distributed as dist
 
         try:
@@ -168,8 +169,7 @@ def start_processes(device: str = "auto") -> Processes:
 
         _share_cores()
         use_onednn_where_exact()
-    if store_outlives_workers():
-        join_attempt("nccl" if cuda else "gloo", TIMEOUT)
+    _check_restart()
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
@@ -180,7 +180,7 @@ def start_processes(device: str = "auto") -> Processes:
     if accelerator.num_processes > 1:
         import torch.distributed as dist
 
-        # A little more impatient than NCCL's watchdog, which ends the process without an error of ours.
+        # Shorter than NCCL's watchdog, which ends the process without an error of ours.
         control = dist.new_group(backend="gloo", timeout=TIMEOUT * 0.9)
     return Processes(
         device=accelerator.device,
@@ -189,6 +189,29 @@ def start_processes(device: str = "auto") -> Processes:
         accelerator=accelerator,
         control=control,
     )
+
+
+def restarts_allowed() -> bool:
+    """Whether torchrun was told to restart failed workers (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0) > 0
+
+
+def _check_restart() -> None:
+    """Refuse to join a store that outlived its workers.
+
+    torchrun's agent keeps one store for all attempts of a launch. After a restart it still holds the addresses of dead
+    workers, and a worker that reads one cannot connect, or waits until the timeout (pytorch/pytorch#135712).
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and int(os.environ.get("WORLD_SIZE") or 1) > 1
+    if not shared or not restarts_allowed():
+        return
+    advice = f"start torchrun with the environment variable {OWN_STORE}=1"
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0:
+        raise ConfigError(
+            "torchrun restarted the workers with the rendezvous store of the failed attempt, on which they may hang; "
+            f"{advice}, and run the same command again: it resumes"
+        )
+    logger.warning("a restart of failed workers (--max-restarts) will be refused here: %s", advice)
 
 
 def _use_cuda(device: str) -> bool:
@@ -209,27 +232,31 @@ def _use_cuda(device: str) -> bool:
 
 
 def _share_cores() -> None:
-    """Divide the cores among the processes on this machine, unless OMP_NUM_THREADS says how."""
+    """Divide the cores among the processes of this machine, unless OMP_NUM_THREADS is set."""
     local = os.environ.get("LOCAL_WORLD_SIZE")
     if local is None or os.environ.get("OMP_NUM_THREADS"):
         return
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // int(local))
+    threads = max(1, available_cores() // int(local))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
 
 
-class SharedGradients:
-    """Wraps the trainable children of a model in DDP, once; the frozen ones never enter it.
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    With a single process nothing is wrapped. Parameter names change while the wrappers are in place, so files are
-    read and written inside `unwrapped`.
+
+class SharedGradients:
+    """Sums the gradients of the ranks: wraps the trainable children of a model in DDP, and never the frozen ones.
+
+    With a single rank nothing is wrapped. Parameter names change while the wrappers are in place, so files are read and
+    written inside `unwrapped`.
 
     Args:
-        model: Its direct children that hold a trainable parameter are wrapped, in place.
-        processes: Of the run.
+        model: direct children with a trainable parameter are wrapped in place.
+        processes: ranks of the run.
     """
 
     def __init__(self, model: nn.Module, processes: Processes) -> None:
@@ -250,7 +277,7 @@ class SharedGradients:
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Backward passes inside add to the gradients of this process only (all micro-batches but the last)."""
+        """Backward passes inside add to the gradients of this rank only (all micro-batches but the last)."""
         with ExitStack() as stack:
             for module in self.wrapped.values():
                 stack.enter_context(module.no_sync())

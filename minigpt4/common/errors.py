@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class MiniGPT4Error(ValueError):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and fix."""
 
 
 class ConfigError(MiniGPT4Error):
@@ -31,7 +31,7 @@ class MetricError(MiniGPT4Error):
 
 
 class ProcessLostError(MiniGPT4Error):
-    """Another process ended or no longer answers."""
+    """Another rank ended or no longer answers."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -41,3 +41,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean '{near[0]}'?"
     return "known: " + (", ".join(candidates) or "none")
+
+
+def first_few(names: Iterable[object], shown: int = 5) -> str:
+    """The first names and how many more there are: "a, b, c and 7 more"."""
+    listed = [str(name) for name in names]
+    more = f" and {len(listed) - shown:,} more" if len(listed) > shown else ""
+    return ", ".join(listed[:shown]) + more

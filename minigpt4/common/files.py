@@ -6,17 +6,60 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import ConfigError, DataError
 
+PACKAGE = Path(__file__).resolve().parent.parent
+PROJECT = PACKAGE.parent
+CONFIGS = PACKAGE / "configs"
+DATA_VARIABLE = "MINIGPT4_DATA"
+"""Environment variable that moves `paths.data_root`."""
+WEIGHTS_VARIABLE = "MINIGPT4_WEIGHTS"
+"""Environment variable that moves `paths.weights_root`."""
+IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Files of a folder that count as images."""
+
+
+def project_file(relative: str) -> str:
+    """A file of the checkout (`${project:prompts/alignment.txt}` in YAML)."""
+    return str(PROJECT / relative)
+
+
+def asset(relative: str) -> str:
+    """A file shipped inside the package (`${asset:tiny/llama}` in YAML)."""
+    return str(PACKAGE / "assets" / relative)
+
+
+def require_path(path: str | None, key: str, variable: str | None = None, folder: bool = False) -> Path:
+    """`path`, if it exists.
+
+    Args:
+        path: configured value.
+        key: its key in the configuration, for messages.
+        variable: environment variable that moves the root it is under.
+        folder: expect a folder, not a file.
+
+    Raises:
+        ConfigError: It is not set or does not exist; the message names the key and the variable.
+    """
+    what = "folder" if folder else "file"
+    if not path:
+        raise ConfigError(f"{key} is not set; give the {what}'s path in your YAML or by --options {key}=PATH")
+    found = Path(path)
+    if found.is_dir() if folder else found.is_file():
+        return found
+    root = f", or set the environment variable {variable} to the folder that holds it" if variable else ""
+    kind = f" ({'a file' if folder else 'a folder'} of that name exists)" if found.exists() else ""
+    raise ConfigError(f"{key}: {what} {found} does not exist{kind}; set it by --options {key}=PATH{root}")
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+    """Let `write` fill a temporary file beside `path`, then move it into place in one step.
 
-    A kill at any moment leaves either the old file or the whole new one.
+    A kill at any moment leaves either the old file or the complete new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -34,54 +77,83 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path, name: str) -> None:
-    """Delete the temporary files that killed writers of `name` (which may hold wildcards) left in a folder."""
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file atomically; a lone surrogate, which cannot be encoded, becomes a question mark."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", errors="replace")))
+
+
+def remove_temporary_files(folder: Path, name: str) -> None:
+    """Delete the temporary files that killed writers of `name` (wildcards allowed) left in a folder."""
     for temporary in folder.glob(f".{name}.*"):
         temporary.unlink(missing_ok=True)
 
 
-PACKAGE = Path(__file__).resolve().parent.parent
-PROJECT = PACKAGE.parent
-CONFIGS = PACKAGE / "configs"
-IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Files of a folder that count as images."""
-
-
-def project_file(relative: str) -> str:
-    """A file of the checkout (`${project:prompts/alignment.txt}` in YAML)."""
-    return str(PROJECT / relative)
-
-
-def asset(relative: str) -> str:
-    """A file shipped inside the package (`${asset:tiny/llama}` in YAML)."""
-    return str(PACKAGE / "assets" / relative)
-
-
-def existing(path: str | None, key: str, variable: str | None = None, folder: bool = False) -> Path:
-    """`path`, checked.
-
-    Args:
-        path: The configured value.
-        key: Its key in the configuration, for the message.
-        variable: Environment variable that moves the root it lies under.
-        folder: A folder is expected, not a file.
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark.
 
     Raises:
-        ConfigError: It is not set or does not exist; the message names the key and the variable.
+        DataError: The file does not exist, cannot be read or is not UTF-8.
     """
-    what = "folder" if folder else "file"
-    if not path:
-        raise ConfigError(f"{key} is not set; give the {what}'s path in your YAML or by --options {key}=PATH")
-    found = Path(path)
-    if found.is_dir() if folder else found.is_file():
-        return found
-    root = f", or set the environment variable {variable} to the folder that holds it" if variable else ""
-    kind = f" ({'a file' if folder else 'a folder'} of that name exists)" if found.exists() else ""
-    raise ConfigError(f"{key}: {what} {found} does not exist{kind}; set it by --options {key}=PATH{root}")
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def whole_characters(text: str) -> str:
-    """`text` with halves of surrogate pairs joined, and lone ones replaced: JSON can hold them, UTF-8 cannot."""
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DataError: The file cannot be read as UTF-8 text, is not JSON, or has an object with the same key twice, of
+            which Python's reader would silently keep the last.
+    """
+    try:
+        return json.loads(read_text(path), object_pairs_hook=_unique_keys)
+    except _RepeatedKeyError as error:
+        raise DataError(f"{path}: the key {error} comes twice in one object") from None
+    except json.JSONDecodeError as error:
+        lines = "; a file with one object a line should be called .jsonl" if error.msg == "Extra data" else ""
+        raise DataError(
+            f"{path}, line {error.lineno}: broken JSON ({error.msg} at column {error.colno}){lines}"
+        ) from error
+    except RecursionError:
+        raise DataError(f"{path}: the JSON is nested too deeply") from None
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `content` atomically; NaN and infinities, which JSON lacks, become null."""
+    write_text(Path(path), json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_appended(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of a JSONL file that is only appended to; there is none where the file does not exist.
+
+    Text behind the last line break was being written when its process was killed, and is ignored.
+
+    Raises:
+        DataError: The file cannot be read, or a complete line is not JSON.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}, line {number}: broken JSON; restore the file, or delete this line") from error
+
+
+def replace_lone_surrogates(text: str) -> str:
+    """`text` with surrogate pairs joined and lone surrogates replaced: JSON can hold them, UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -89,44 +161,15 @@ def whole_characters(text: str) -> str:
     return text
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        DataError: the file is missing or unreadable, is not JSON, or has an object with the same key twice, of
-            which Python's reader would silently keep the last.
-    """
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_no_key_twice)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    except _KeyTwiceError as error:
-        raise DataError(f"{path}: the key {error} comes twice in one object") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-
-
-def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` whole or not at all; NaN and infinities, which JSON lacks, become null."""
-    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    # A lone surrogate, which a decoder may produce, cannot be encoded.
-    write_atomically(Path(path), lambda temporary: temporary.write_bytes(text.encode("utf-8", errors="replace")))
-
-
-class _KeyTwiceError(Exception):
+class _RepeatedKeyError(Exception):
     pass
 
 
-def _no_key_twice(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise _KeyTwiceError(repr(key))
+            raise _RepeatedKeyError(repr(key))
         found[key] = value
     return found
 

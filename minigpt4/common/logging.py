@@ -11,20 +11,20 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.files import write_atomically
+from minigpt4.common.files import read_appended, write_text
 
 CONSOLE_FORMAT = "%(asctime)s [%(levelname)s] %(message)s"
 KEPT_MESSAGES = 10_000
-"""Of the time before the run folder is known."""
+"""Messages kept until the run folder is known."""
 
 
 def set_up_logging(rank: int = 0) -> None:
     """Send the package's messages to stderr, and keep them for the run folder, which is not known yet.
 
-    The first process speaks from level INFO; the others only warn, and say who they are.
+    Rank 0 logs from level INFO; the others only warn, with their rank in front.
 
     Args:
-        rank: Of this process.
+        rank: rank of this process.
     """
     prefix = f"[rank {rank}] " if rank else ""
     kept = MemoryHandler(KEPT_MESSAGES, flushLevel=logging.CRITICAL + 1)
@@ -39,7 +39,7 @@ def set_up_logging(rank: int = 0) -> None:
 
 
 def log_to_file(file: Path) -> None:
-    """Append all messages since `set_up_logging`, and those to come, to `file` as well."""
+    """Append all messages since `set_up_logging`, and all later ones, to `file` as well."""
     root = logging.getLogger()
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter(CONSOLE_FORMAT))
@@ -65,15 +65,15 @@ def train_line(
     """The line of LAVIS's MetricLogger, unchanged.
 
     Args:
-        epoch: From 0.
-        iteration: Optimizer step within the epoch, from 0.
-        iterations: Optimizer steps of the epoch.
-        eta: Seconds left in the epoch.
-        lr: Learning rate of this step.
-        loss: Mean over the target tokens of this step's global batch.
-        seconds: A step takes.
-        data_seconds: Of it spent waiting for data.
-        max_mem: Peak memory in MiB, of the GPU or else of the process.
+        epoch: epoch, from 0.
+        iteration: optimizer step within the epoch, from 0.
+        iterations: optimizer steps of the epoch.
+        eta: seconds left in the epoch.
+        lr: learning rate of this step.
+        loss: mean over the target tokens of this step's global batch.
+        seconds: duration of a step.
+        data_seconds: part of it spent waiting for data.
+        max_mem: peak memory in MiB, of the GPU or else of the process.
     """
     width = len(str(iterations))
     return "  ".join(
@@ -96,21 +96,8 @@ def append_epoch(file: Path, values: Mapping[str, Any]) -> None:
         stream.write(json.dumps(dict(values)) + "\n")
 
 
-def read_epochs(file: Path) -> list[dict[str, Any]]:
-    """The objects of log.txt; a line cut off by a kill is left out."""
-    epochs = []
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    for line in lines:
-        try:
-            epochs.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return epochs
-
-
-def forget_epochs_after(file: Path, step: int) -> None:
-    """Drop the lines of log.txt beyond optimizer step `step`: a resumed run writes them again."""
-    if not file.is_file():
-        return
-    kept = [json.dumps(values) + "\n" for values in read_epochs(file) if values.get("step", 0) <= step]
-    write_atomically(file, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
+def truncate_log(file: Path, step: int) -> None:
+    """Drop the lines of log.txt behind optimizer step `step`: a resumed run writes them again."""
+    if file.is_file():
+        kept = [json.dumps(values) + "\n" for _, values in read_appended(file) if values.get("step", 0) <= step]
+        write_text(file, "".join(kept))

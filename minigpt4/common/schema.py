@@ -1,8 +1,11 @@
-"""Every setting a YAML file or `--options` can change: its type, default, range and meaning."""
+"""Every setting of a YAML file or `--options`: its type, default, range and meaning. Values are refused here, nowhere
+else: each number's range stands beside it, and `check_values` compares a configuration with them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, TypedDict, get_type_hints
@@ -10,143 +13,82 @@ from typing import Any, TypedDict, get_type_hints
 from minigpt4.common.errors import ConfigError, did_you_mean
 
 
-@dataclass(kw_only=True, slots=True)
-class GenerationConfig:
-    """How answers are generated."""
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The numbers that a setting may have; None: no bound on that side.
 
-    max_new_tokens: int = 80
-    min_new_tokens: int = 1
-    num_beams: int = 1
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 0.9
-    repetition_penalty: float = 1.0
-    length_penalty: float = 1.0
-    static_cache: bool = False
-    """Let transformers generate with a cache of fixed size; on a GPU it then compiles the step of one token."""
+    Attributes:
+        at_least: Smallest value.
+        above: Lower bound that is no value itself.
+        at_most: Largest value.
+        below: Upper bound that is no value itself.
+    """
 
-    def __post_init__(self) -> None:
-        least = {"max_new_tokens": 1, "min_new_tokens": 0, "num_beams": 1}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ConfigError(f"generation: {name} is {getattr(self, name)}, should be at least {bound}")
-        for name in ("temperature", "top_p", "repetition_penalty"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"generation: {name} is {getattr(self, name)}, should be above 0")
-        if self.top_p > 1:
-            raise ConfigError(f"generation: top_p is {self.top_p}, should be at most 1")
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
 
+    def holds(self, value: float) -> bool:
+        """Whether `value` is within the bounds."""
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
 
-def _detailed() -> GenerationConfig:
-    return GenerationConfig(max_new_tokens=160)
-
-
-@dataclass(kw_only=True, slots=True)
-class DescribeConfig:
-    """How the stage-1 model describes pictures."""
-
-    prompt_path: str | None = None
-    """Text file whose first line asks for the description."""
-    min_tokens: int = 80
-    """A shorter description is continued."""
-    continue_prompt: str = "Continue"
-    max_continues: int = 1
-    """How often at most."""
-    samples: int = 1
-    """Descriptions a picture: one by `generation`, the others drawn, for a refiner that compares them."""
-    batch_size: int = 16
-    """Pictures described, and written down, at a time."""
-    generation: GenerationConfig = field(default_factory=_detailed)
+    def __str__(self) -> str:
+        bounds = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
+        return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
 
 
-@dataclass(kw_only=True, slots=True)
-class RefineConfig:
-    """Who corrects the descriptions."""
-
-    refiner: str = "endpoint"
-    """endpoint (a chat-completions server), llm (a language model's folder) or local (rules and agreement)."""
-    prompt_path: str | None = None
-    """Text file with the request for a correction; the description follows it."""
-    min_overlap: float = 0.3
-    """Share of a correction's words that the description must hold; below it, the answer is about something else."""
-    base_url: str = "http://127.0.0.1:8000/v1"
-    """endpoint: address that `/chat/completions` is appended to."""
-    model: str = ""
-    """endpoint: the model's name there."""
-    api_key_env: str | None = None
-    """endpoint: environment variable that holds the key; null: none is sent."""
-    temperature: float = 0.0
-    max_tokens: int = 512
-    """endpoint, llm: tokens of a correction."""
-    timeout: float = 60.0
-    """endpoint: seconds that one request may take altogether."""
-    attempts: int = 5
-    """endpoint: requests for one description in a run; afterwards it stays pending for the next run."""
-    backoff: float = 1.0
-    """endpoint: seconds before the second attempt, doubled each time, up to max_backoff, times 0.5 to 1 by lot."""
-    max_backoff: float = 60.0
-    """endpoint: seconds to wait at most, also where the server asks for more."""
-    requests_per_minute: float | None = None
-    concurrency: int = 4
-    """endpoint: requests at the same time."""
-    price_in: float | None = None
-    """endpoint: price of a million prompt tokens, for the bill."""
-    price_out: float | None = None
-    """endpoint: the same of answered tokens."""
-    llm_model: str | None = None
-    """llm: folder in Hugging Face's layout; null: model.llama_model."""
-    min_support: float = 0.5
-    """local: share of a picture's descriptions that must name a thing for it to stay."""
+def number(default: Any, **bounds: float) -> Any:
+    """A dataclass field with its `Range`; where the default is None, null is allowed too."""
+    return field(default=default, metadata={"range": Range(**bounds)})
 
 
-@dataclass(kw_only=True, slots=True)
-class FilterConfig:
-    """Rules for corrected descriptions; null or 0 leaves a rule out."""
+def check_values(section: Any, prefix: str = "") -> None:
+    """Refuse numbers outside their ranges, numbers that are not finite, and values that contradict each other.
 
-    min_words: int = 10
-    max_words: int = 300
-    max_repetition: float | None = 0.2
-    """Share of word trigrams that occurred before in the same text."""
-    max_fragments: float | None = 0.0
-    """Share of sentences without a capital at the beginning or a full stop at the end."""
-    min_english: float | None = 0.15
-    """Share of words that are among English's commonest."""
-    max_strange: float | None = 0.02
-    """Share of characters that no English sentence needs."""
-    min_agreement: float | None = None
-    """Support by a picture's other descriptions, where the refiner says one (local)."""
+    Args:
+        section: One of the dataclasses below, with everything in it.
+        prefix: Dotted key in front of its fields, for messages; ends in a full stop where it is not empty.
 
-
-@dataclass(kw_only=True, slots=True)
-class CurationConfig:
-    """From the stage-1 model's descriptions to stage 2's data."""
-
-    dir: str = "${paths.output_root}/curation"
-    """Folder of the ledger and of the pictures drawn."""
-    pictures: int = 5000
-    """Pictures drawn from all of `datasets` together."""
-    seed: int = 42
-    split: str = "train"
-    port: int = 8765
-    """Of the review page, on this machine only."""
-    export_dir: str = "${paths.output_root}/curation/cc_sbu_align"
-    """Folder of the finished data, which the card cc_sbu_align reads."""
-    describe: DescribeConfig = field(default_factory=DescribeConfig)
-    refine: RefineConfig = field(default_factory=RefineConfig)
-    filter: FilterConfig = field(default_factory=FilterConfig)
+    Raises:
+        ConfigError: The message names the key, the value and what was expected.
+    """
+    if isinstance(section, Mapping):
+        for name, entry in section.items():
+            check_values(entry, f"{prefix}{name}.")
+        return
+    if not dataclasses.is_dataclass(section):
+        return
+    for known in fields(section):
+        value = getattr(section, known.name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            allowed = known.metadata.get("range", Range())
+            if not math.isfinite(value):
+                raise ConfigError(f"{prefix}{known.name}: {value} should be a finite number")
+            if not allowed.holds(value):
+                raise ConfigError(f"{prefix}{known.name}: {value} should be {allowed}")
+        else:
+            check_values(value, f"{prefix}{known.name}.")
+    for name, problem in getattr(section, "problems", lambda: ())():
+        raise ConfigError(f"{prefix}{name}: {problem}")
 
 
 class Precision(str, Enum):
-    """Number format of frozen weights and of autocast."""
+    """Number format of the frozen weights."""
 
-    auto = "auto"  # bfloat16 where the device computes it natively, else float32 on CPU and float16 on a GPU
+    auto = "auto"  # bfloat16 or float16 on a GPU, whichever it computes natively, and float32 on a CPU
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
 
 
 class LowResource(str, Enum):
-    """How the language model is quantised when it is loaded."""
+    """Quantisation of the language model."""
 
     off = "off"
     int8 = "8bit"
@@ -156,29 +98,29 @@ class LowResource(str, Enum):
 class Amp(str, Enum):
     """Mixed precision of the training step."""
 
-    auto = "auto"  # bfloat16 where the device computes it natively, else float16 on a GPU, else off
+    auto = "auto"  # bf16 or fp16 on a GPU, whichever it computes natively, and off on a CPU
     bf16 = "bf16"
     fp16 = "fp16"
     off = "off"
 
 
 class LlmSharding(str, Enum):
-    """Which processes divide the frozen language model among them (FSDP2) in training."""
+    """Which ranks shard the frozen language model among them (FSDP2)."""
 
-    off = "off"  # each holds it whole
-    node = "node"  # those of one machine
-    all = "all"  # all of the run
+    off = "off"  # every rank holds all of it
+    node = "node"  # the ranks of one machine share one copy
+    all = "all"  # all ranks share one copy
 
 
 class Target(str, Enum):
-    """Which answer a record with several trains on."""
+    """The text to learn of a record with several answers."""
 
-    joined = "joined"  # all of them joined by a space
-    one = "one"  # one, drawn for each sample and epoch
+    joined = "joined"  # all answers, joined by spaces
+    one = "one"  # one of them, drawn for each sample and epoch
 
 
 class BadShards(str, Enum):
-    """What a shard that is missing, damaged or without captions does to a run."""
+    """What happens when a shard is missing, damaged or without captions."""
 
     stop = "stop"
     skip = "skip"
@@ -186,7 +128,7 @@ class BadShards(str, Enum):
 
 @dataclass(kw_only=True, slots=True)
 class PathsConfig:
-    """Where data, weights and results live; relative paths start at the current folder."""
+    """Where data, weights and results are; relative paths start at the current folder."""
 
     data_root: str = "data"
     weights_root: str = "weights"
@@ -194,41 +136,65 @@ class PathsConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class GenerationConfig:
+    """How answers are generated."""
+
+    max_new_tokens: int = number(80, at_least=1)
+    """Longest answer in tokens."""
+    min_new_tokens: int = number(1, at_least=0)
+    """Shortest answer in tokens."""
+    num_beams: int = number(1, at_least=1)
+    """Beam size; 1: no beam search."""
+    do_sample: bool = False
+    """Sample from the distribution; false: greedy."""
+    temperature: float = number(1.0, above=0)
+    """Only when sampling."""
+    top_p: float = number(0.9, above=0, at_most=1)
+    """Only when sampling: probability mass of the tokens sampled from."""
+    repetition_penalty: float = number(1.0, above=0)
+    """1: none."""
+    length_penalty: float = number(1.0)
+    """Only with beams: above 0 favours long answers."""
+    static_cache: bool = False
+    """Generate by transformers with a cache of fixed size; on a GPU it then compiles the decode step."""
+
+
+@dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """The alignment model."""
 
     arch: str = "minigpt4"
-    """Registered name of the model class."""
+    """Registered name of the model."""
     model_type: str = "vicuna0_7b"
-    """Model card: `configs/models/{arch}_{model_type}.yaml`, or a path of a YAML file of yours."""
-    image_size: int = 224
-    """Side of the square picture in pixels."""
+    """Model card: `configs/models/{arch}_{model_type}.yaml`, or the path of a YAML file."""
+    image_size: int = number(224, at_least=1)
+    """Side of the square image in pixels."""
     vit_model: str = "eva_giant_patch14_224"
-    """Backbone's name in timm."""
+    """Name of the vision backbone in timm."""
     vit_weights: str | None = None
-    """File with the backbone's weights; null: the backbone is left untrained (tests only)."""
-    vit_blocks: int = 39
-    """Transformer blocks used; a file that holds more of them is fine."""
+    """File with the backbone's weights; null: random weights (tests only)."""
+    vit_blocks: int = number(39, at_least=1)
+    """Transformer blocks used; the file may hold more."""
     vit_args: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of timm's constructor (sizes, for a backbone that is not the published one)."""
+    """Further arguments of timm's constructor, for a backbone of other sizes than the published one."""
     q_former_model: str | None = None
-    """File with query tokens, ln_vision and Q-Former weights, in BLIP-2's layout."""
-    num_query_token: int = 32
-    """Learned queries, so image tokens in the prompt."""
+    """File with query tokens, ln_vision and Q-Former weights, in BLIP-2's layout; null: random weights (tests only)."""
+    num_query_token: int = number(32, at_least=1)
+    """Learned queries, which is the number of image tokens in the prompt."""
     q_former_args: dict[str, Any] = field(default_factory=dict)
     """Further fields of transformers' `Blip2QFormerConfig`."""
     llama_model: str | None = None
     """Folder of the language model in Hugging Face's layout."""
     low_resource: LowResource = LowResource.off
-    """Load the language model in 8 or 4 bit (bitsandbytes), on this process's own device."""
+    """Load the language model in 8 or 4 bits (bitsandbytes): off, 8bit or 4bit."""
     precision: Precision = Precision.auto
-    """Number format of the frozen weights."""
+    """Number format of the frozen weights in training: auto, float32, bfloat16 or float16; auto follows run.amp."""
     compile: bool = False
-    """Compile the blocks of the frozen parts by torch.compile when they are first used (minutes for a large model)."""
+    """Compile the blocks of the frozen parts by torch.compile on first use (minutes for a large model)."""
     ckpt: str | None = None
-    """Checkpoint with the projection to start from; null: a fresh one."""
+    """Checkpoint with the projection to start from; null: a new projection."""
     prompt_path: str | None = None
-    """Text file of instructions, one a line, used where a record has no question of its own."""
+    """Text file of instructions, one a line, for records without a question."""
     prompt_template: str = "###Human: {} ###Assistant: "
     """Dialogue template around an instruction; `{}` marks its place."""
     end_sym: str = "###"
@@ -236,30 +202,29 @@ class ModelConfig:
     template: str | None = None
     """A template by name instead: vicuna0, vicuna0_demo, llama2, minigpt_v2, or chat (the language model's own)."""
     system: str = ""
-    """System message of every prompt, where the template places it."""
-    max_txt_len: int = 160
-    """Tokens of an answer (with its end) kept in training."""
-    max_context_len: int = 3800
-    """Tokens of a prompt with its images; a longer one is an error."""
+    """System message of every prompt, where the template places one."""
+    max_txt_len: int = number(160, at_least=1)
+    """Tokens of an answer, its end included, that are kept in training."""
+    max_context_len: int = number(3800, at_least=1)
+    """Tokens of a prompt with its images; a longer prompt is an error."""
 
-    def __post_init__(self) -> None:
-        if isinstance(self.prompt_template, str) and self.prompt_template.count("{}") != 1:
-            raise ConfigError(
-                f"model.prompt_template: {self.prompt_template!r} must contain '{{}}' once, where the instruction goes"
-            )
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(field, what is wrong with it), beyond the ranges."""
+        if self.prompt_template.count("{}") != 1:
+            yield "prompt_template", f"{self.prompt_template!r} must contain '{{}}' once, where the instruction goes"
 
 
 @dataclass(kw_only=True, slots=True)
 class ProcessorConfig:
-    """One processor by name, with what it takes."""
+    """A registered processor and its arguments."""
 
     name: str = "???"
-    image_size: int | None = None
-    """Side in pixels; null: the model's."""
+    image_size: int | None = number(None, at_least=1)
+    """Image processors: side in pixels; null: the model's."""
     prompt: str = ""
-    """Text in front of a caption (text processors)."""
-    max_words: int | None = None
-    """Words of a caption kept (text processors); null: all."""
+    """Text processors: text in front of a caption."""
+    max_words: int | None = number(None, at_least=1)
+    """Text processors: words of a caption that are kept; null: all."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -282,49 +247,48 @@ def _text_processors() -> SplitProcessors:
 
 @dataclass(kw_only=True, slots=True)
 class DatasetConfig:
-    """One dataset: a card (`configs/datasets/NAME.yaml`), your YAML, or both, the latter winning."""
+    """A dataset: a card (`configs/datasets/NAME.yaml`), your own YAML, or both, your YAML winning."""
 
     card: str | None = None
     """Card to start from: a shipped card's name or a path; null: the card of the dataset's own name, if any."""
     builder: str = "instruction"
-    """Registered kind of dataset: instruction (pictures and annotations), or webdataset (both in tar shards)."""
-    reader: str = "???"
+    """Registered kind of dataset: instruction (images and annotations), or webdataset (both in tar shards)."""
+    reader: str | None = None
     """Registered reader of the annotations: cc_sbu_align, flickr30k, jsonl, csv, folder, coco_boxes or table_triples;
-    none for shards."""
+    null for shards, which have none."""
     annotations: str | None = None
     """Annotation file (or folder, for the reader `folder`)."""
     images: str | None = None
     """Folder that relative image paths start at; null: the annotation file's own folder."""
     shards: Any = None
-    """Tar files of the kind `webdataset`: a pattern such as '{00000..01255}.tar' or '*.tar', or a list of them."""
+    """Tar files of a webdataset: a pattern such as '{00000..01255}.tar' or '*.tar', or a list of them."""
     shard_index: str | None = None
-    """Folder that keeps where the samples lie in the shards; null: `minigpt4_index` beside the first shard."""
+    """Folder of the shards' index; null: `minigpt4_index` beside the first shard."""
     bad_shards: BadShards = BadShards.stop
-    """stop: refuse to train where a shard is missing, damaged or without captions; skip: leave it out, and say so."""
-    shuffle_shards: int = 16
-    """Shards whose samples are shuffled among each other; so many files are read at a time."""
+    """stop: refuse to train when a shard is missing, damaged or without captions; skip: leave it out with a warning."""
+    shuffle_shards: int = number(16, at_least=1)
+    """Shards whose samples are shuffled with each other; as many files are read at a time."""
     prompts: str | None = None
     """Text file of instructions, one a line; null: `model.prompt_path`."""
     answer: str = "{answer}"
     """Template of the text to learn; `{answer}` marks the record's answer."""
     target: Target = Target.one
-    """What a record with several answers trains on."""
-    val_fraction: float = 0.0
-    """Share of rows without a split of their own that goes to the split `val`, chosen by a hash of the image."""
-    batch_size: int = 8
-    """Samples a process and micro-batch."""
-    eval_batch_size: int = 16
-    """Samples a process and batch of validation."""
-    sample_ratio: float = 1.0
+    """The text to learn of a record with several answers: one or joined."""
+    val_fraction: float = number(0.0, at_least=0, below=1)
+    """Share of the rows without a split that goes to the split `val`, chosen by a hash of the image's name."""
+    sample_ratio: float = number(1.0, above=0)
     """Weight among the datasets trained on together."""
     feature_cache: str | None = None
-    """Folder that keeps what the frozen encoders make of the pictures, filled on first use; null: none."""
+    """Folder that caches the frozen encoders' output, filled on first use; null: no cache."""
     vis_processor: SplitProcessors = field(default_factory=_vis_processors)
     text_processor: SplitProcessors = field(default_factory=_text_processors)
 
-    def __post_init__(self) -> None:
-        if isinstance(self.answer, str) and "{answer}" not in self.answer:
-            raise ConfigError(f"datasets: answer template {self.answer!r} must contain '{{answer}}'")
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(field, what is wrong with it), beyond the ranges."""
+        if self.builder == "instruction" and self.reader is None:
+            yield "reader", "this value is mandatory; name the annotations' format, for example jsonl or csv"
+        if "{answer}" not in self.answer:
+            yield "answer", f"the template {self.answer!r} must contain '{{answer}}'"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -332,88 +296,209 @@ class RunConfig:
     """Training."""
 
     task: str = "image_text_pretrain"
+    """Registered name of the training objective."""
     runner: str = "epochs"
+    """Registered name of the training loop."""
     job_name: str = "minigpt4"
     """First part of the run folder's name, and the run's name in trackers."""
     output_dir: str = "${paths.output_root}"
-    """A unique run folder is made below it."""
+    """Each run gets a new folder here."""
     run_dir: str | None = None
-    """The run folder itself, for a fixed place; null: a new one below output_dir."""
-    seed: int = 42
+    """The run folder itself, where its place should be fixed; null: a new one in output_dir."""
+    seed: int = number(42, at_least=0, at_most=2**32 - 1)
     device: str = "auto"
     """auto, cpu or cuda."""
     shard_llm: LlmSharding = LlmSharding.off
-    """Divide the frozen language model among processes, where it does not fit on one card: off, node (the processes of
-    each machine hold it together) or all. Its layers are put together when they are needed, which costs time."""
+    """Shard the frozen language model among ranks, where it does not fit on one card: off, node or all. Its layers are
+    gathered when they compute, which costs time."""
     amp: Amp = Amp.auto
+    """Mixed precision: auto, bf16, fp16 or off."""
     lr_sched: str = "linear_warmup_cosine_lr"
-    init_lr: float = 3e-5
-    min_lr: float = 1e-5
-    warmup_lr: float = 1e-6
-    warmup_steps: int = 200
+    """Registered name of the learning-rate schedule."""
+    init_lr: float = number(3e-5, at_least=0)
+    """Peak learning rate."""
+    min_lr: float = number(1e-5, at_least=0)
+    """Learning rate at the end of the schedule."""
+    warmup_lr: float = number(1e-6, at_least=0)
+    """Learning rate at the first step of warm-up."""
+    warmup_steps: int = number(200, at_least=0)
     """Optimizer steps of linear warm-up, counted over the whole run."""
-    lr_decay_rate: float = 0.9
-    """Factor an epoch, for linear_warmup_step_lr."""
-    weight_decay: float = 0.05
-    beta2: float = 0.999
-    max_grad_norm: float | None = 1.0
-    """Gradients are clipped to this norm; null: not at all."""
-    accum_grad_iters: int = 1
-    """Micro-batches an optimizer step."""
-    max_epoch: int = 5
-    iters_per_epoch: int | None = None
-    """Optimizer steps an epoch; null: once through the data."""
-    group_by_length: int = 1
-    """Optimizer steps whose samples are sorted by length together, so that a batch needs less padding; 1: not at all.
-    Of use only to language models that cannot do without padding."""
-    num_workers: int = 4
-    """Loader processes a training process."""
+    lr_decay_rate: float = number(0.9, above=0, at_most=1)
+    """linear_warmup_step_lr: factor of each epoch."""
+    weight_decay: float = number(0.05, at_least=0)
+    """Of matrices; biases and norms do not decay."""
+    beta2: float = number(0.999, at_least=0, below=1)
+    """AdamW's second moment."""
+    max_grad_norm: float | None = number(1.0, above=0)
+    """Gradients are clipped to this norm; null: not clipped."""
+    batch_size: int = number(8, at_least=1)
+    """Samples of a micro-batch on each rank; datasets that are trained on together share it."""
+    eval_batch_size: int = number(16, at_least=1)
+    """Samples of a validation batch on each rank."""
+    accum_grad_iters: int = number(1, at_least=1)
+    """Micro-batches of an optimizer step."""
+    max_epoch: int = number(5, at_least=1)
+    """Epochs."""
+    iters_per_epoch: int | None = number(None, at_least=1)
+    """Optimizer steps of an epoch; null: once through the data."""
+    group_by_length: int = number(1, at_least=1)
+    """Optimizer steps whose samples are sorted by length together, so that batches need less padding; 1: no sorting.
+    Only useful for language models that cannot be packed."""
+    num_workers: int = number(4, at_least=0)
+    """Data-loading worker processes of each rank."""
     train_splits: list[str] = field(default_factory=lambda: ["train"])
+    """Splits to train on."""
     valid_splits: list[str] = field(default_factory=lambda: ["val"])
-    """Splits whose loss is measured after each epoch; empty: none."""
-    log_freq: int = 50
+    """Splits whose loss is measured after each epoch; empty: no validation."""
+    log_freq: int = number(50, at_least=1)
     """Optimizer steps between two log lines."""
-    save_freq: int | None = None
-    """Optimizer steps between two mid-epoch resume points; null: at the ends of epochs only."""
+    save_freq: int | None = number(None, at_least=1)
+    """Optimizer steps between two checkpoints within an epoch; null: only at the ends of epochs."""
     resume_ckpt_path: str | None = None
-    """A checkpoint to go on from; `auto`: the newest whole one in run_dir, if any."""
+    """Checkpoint to resume from; auto: the latest valid checkpoint in run_dir, if there is one."""
     trackers: list[str] = field(default_factory=list)
-    """Of tensorboard, wandb, trackio."""
+    """Any of tensorboard, wandb, trackio."""
 
 
 @dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
-    """Generation and scoring of captions."""
+    """Generating and scoring captions."""
 
     dataset: str | None = None
     """Which of `datasets` to evaluate; null: the only one."""
     split: str = "test"
-    batch_size: int = 16
-    num_workers: int = 2
+    batch_size: int = number(16, at_least=1)
+    """Images encoded together on each rank."""
+    num_workers: int = number(2, at_least=0)
+    """Data-loading worker processes of each rank."""
     prompt: str | None = None
-    """Instruction for every picture; null: the first of the dataset's prompts."""
+    """Instruction for every image without a question; null: the first of the dataset's prompts."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     metrics: list[str] = field(default_factory=lambda: ["bleu", "rouge", "cider"])
-    limit: int | None = None
-    """At most so many pictures: the first of the split in a fixed order."""
-    fraction: float | None = None
-    """A fixed random share of the split, by `seed`."""
-    seed: int = 42
+    """Any of bleu, rouge, cider, meteor, spice."""
+    limit: int | None = number(None, at_least=1)
+    """Evaluate only the first images of the split."""
+    fraction: float | None = number(None, above=0, at_most=1)
+    """Evaluate only a random share of the split, fixed by `seed`."""
+    seed: int = number(42, at_least=0, at_most=2**32 - 1)
     scenes: str | None = None
-    """Ground truth of generated scenes (scenes.json): adds object accuracies, on right and on swapped pictures."""
+    """Ground truth of drawn scenes (scenes.json): adds object accuracies, for the right and for shuffled images."""
     output_dir: str | None = None
-    """Folder of predictions and results; null: a new one below `paths.output_root`/evaluation."""
+    """Folder of predictions and results; null: a new one in `paths.output_root`/evaluation."""
     precision: Precision = Precision.auto
-    """Number format of the frozen weights in evaluation."""
+    """Number format of the frozen weights in evaluation and chat: auto, float32, bfloat16 or float16."""
     fluency: bool = False
-    """Adds the shares of repetition and of sentence fragments in the answers."""
-    report_samples: int = 200
-    """Pictures shown in report.html."""
+    """Add the shares of answers with repetitions and with sentence fragments."""
+    report_samples: int = number(200, at_least=0)
+    """Images shown in report.html."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(field, what is wrong with it), beyond the ranges."""
+        if self.limit is not None and self.fraction is not None:
+            yield "limit", "fraction is set as well; choose one"
+
+
+@dataclass(kw_only=True, slots=True)
+class DescribeConfig:
+    """How the stage-1 model describes images."""
+
+    prompt_path: str | None = None
+    """Text file whose first line asks for the description."""
+    min_tokens: int = number(80, at_least=0)
+    """A shorter description is continued."""
+    continue_prompt: str = "Continue"
+    """Asks for the continuation."""
+    max_continues: int = number(1, at_least=0)
+    """Continuations of a description."""
+    samples: int = number(1, at_least=1)
+    """Descriptions of each image: the first by `generation`, the others sampled, for a refiner that compares them."""
+    batch_size: int = number(16, at_least=1)
+    """Images described, and recorded, together."""
+    generation: GenerationConfig = field(default_factory=lambda: GenerationConfig(max_new_tokens=160))
+
+
+@dataclass(kw_only=True, slots=True)
+class RefineConfig:
+    """What corrects the descriptions."""
+
+    refiner: str = "endpoint"
+    """endpoint (a chat-completions server), llm (a local language model) or local (rules and agreement)."""
+    prompt_path: str | None = None
+    """Text file with the request for a correction; the description follows it."""
+    min_overlap: float = number(0.3, at_least=0, at_most=1)
+    """Share of a correction's words that the description must contain; below it, the answer is about something else."""
+    base_url: str = "http://127.0.0.1:8000/v1"
+    """endpoint: URL in front of `/chat/completions`."""
+    model: str = ""
+    """endpoint: the model's name there."""
+    api_key_env: str | None = None
+    """endpoint: environment variable that holds the key; null: no key is sent."""
+    temperature: float = number(0.0, at_least=0)
+    """endpoint, llm: 0: greedy."""
+    max_tokens: int = number(512, at_least=1)
+    """endpoint, llm: longest correction in tokens."""
+    timeout: float = number(60.0, above=0)
+    """endpoint: seconds that a request may take in total."""
+    attempts: int = number(5, at_least=1)
+    """endpoint: requests for one description in a run; after the last, it stays pending until the next run."""
+    backoff: float = number(1.0, at_least=0)
+    """endpoint: seconds before the second attempt, doubled each time up to max_backoff, times a random 0.5 to 1."""
+    max_backoff: float = number(60.0, at_least=0)
+    """endpoint: longest wait in seconds, also where the server asks for more."""
+    requests_per_minute: float | None = number(None, above=0)
+    """endpoint: rate limit; null: none."""
+    concurrency: int = number(4, at_least=1)
+    """endpoint: simultaneous requests."""
+    price_in: float | None = number(None, at_least=0)
+    """endpoint: price of a million prompt tokens, for the bill."""
+    price_out: float | None = number(None, at_least=0)
+    """endpoint: price of a million generated tokens, for the bill."""
+    llm_model: str | None = None
+    """llm: folder in Hugging Face's layout; null: model.llama_model."""
+    min_support: float = number(0.5, at_least=0, at_most=1)
+    """local: share of an image's descriptions that must name a thing for it to stay."""
+
+
+@dataclass(kw_only=True, slots=True)
+class FilterConfig:
+    """Rules for corrected descriptions; null or 0 turns a rule off."""
+
+    min_words: int = number(10, at_least=0)
+    max_words: int = number(300, at_least=0)
+    max_repetition: float | None = number(0.2, at_least=0, at_most=1)
+    """Share of word trigrams that occurred before in the same text."""
+    max_fragments: float | None = number(0.0, at_least=0, at_most=1)
+    """Share of sentences without a capital at the beginning or a full stop at the end."""
+    min_english: float | None = number(0.15, at_least=0, at_most=1)
+    """Share of words that are among the most common of English."""
+    max_strange: float | None = number(0.02, at_least=0, at_most=1)
+    """Share of characters that English sentences do not need."""
+    min_agreement: float | None = number(None, at_least=0, at_most=1)
+    """Support by an image's other descriptions, where the refiner measures it (local)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CurationConfig:
+    """From the stage-1 model's descriptions to stage 2's data."""
+
+    dir: str = "${paths.output_root}/curation"
+    """Folder of the ledger and of the sampled images."""
+    images: int = number(5000, at_least=1)
+    """Images sampled from all `datasets` together."""
+    seed: int = number(42, at_least=0, at_most=2**32 - 1)
+    split: str = "train"
+    port: int = number(8765, at_least=0, at_most=65535)
+    """Port of the review page, on this machine only; 0: any free port."""
+    export_dir: str = "${paths.output_root}/curation/cc_sbu_align"
+    """Folder of the finished data, which the card cc_sbu_align reads."""
+    describe: DescribeConfig = field(default_factory=DescribeConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
 
 
 @dataclass(kw_only=True, slots=True)
 class Config:
-    """Everything: default.yaml < model card < dataset cards < your YAML < --options."""
+    """All settings: default.yaml < model card < dataset cards < your YAML < --options."""
 
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -424,7 +509,7 @@ class Config:
 
 
 class GenerationSettings(TypedDict, total=False):
-    """The fields of `GenerationConfig` as keywords."""
+    """The fields of `GenerationConfig` as keyword arguments."""
 
     max_new_tokens: int
     min_new_tokens: int
@@ -437,24 +522,23 @@ class GenerationSettings(TypedDict, total=False):
     static_cache: bool
 
 
-def changed(settings: GenerationConfig, values: Mapping[str, Any]) -> GenerationConfig:
-    """`settings` with some of them replaced.
+def override_generation(settings: GenerationConfig, values: Mapping[str, Any]) -> GenerationConfig:
+    """`settings` with some fields replaced.
 
     Args:
-        settings: What holds where nothing is given.
-        values: Field names -> values.
+        settings: the defaults.
+        values: field names -> values.
 
     Raises:
         ConfigError: An unknown name, a wrong type, or a value out of range.
     """
     types = get_type_hints(GenerationConfig)
-    known = [field.name for field in fields(GenerationConfig)]
     for name, value in values.items():
-        if name not in known:
-            raise ConfigError(f"generation: no setting '{name}'; {did_you_mean(name, known)}")
-        kind = types[name]
-        # True is an int to Python, and 1 a fine temperature.
-        fits = type(value) is kind or (kind is float and type(value) is int)
-        if not fits:
-            raise ConfigError(f"generation: {name} is {value!r}, should be of type {kind.__name__}")
-    return replace(settings, **values)
+        if name not in types:
+            raise ConfigError(f"generation: no setting '{name}'; {did_you_mean(name, types)}")
+        # True is an int to Python, and 1 a valid temperature.
+        if type(value) is not types[name] and not (types[name] is float and type(value) is int):
+            raise ConfigError(f"generation: {name} is {value!r}, should be of type {types[name].__name__}")
+    changed = replace(settings, **values)
+    check_values(changed, "generation.")
+    return changed

@@ -94,7 +94,7 @@ class Dialogue:
         """
         for dropped in range(len(self.turns) + 1):
             text = self.prompt(question, images, dropped)
-            ids = encoder.lay_out(text, self.images + images, "conversation")
+            ids = encoder.encode_unchecked(text, self.images + images, "conversation")
             if len(ids) <= room:
                 break
         encoder.check_length(ids, "question", room)

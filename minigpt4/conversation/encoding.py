@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from minigpt4.common.errors import DataError
-from minigpt4.common.files import whole_characters
+from minigpt4.common.files import replace_lone_surrogates
 from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, IMAGE_TOKEN, Encoded
 from minigpt4.conversation.template import Template, check_placeholders
 from minigpt4.conversation.tokenizer import Tokenizer
@@ -45,19 +45,19 @@ class PromptEncoder:
         Raises:
             DataError: Placeholders and images do not match, or the prompt is longer than max_context_len.
         """
-        return self.rendered(self.template.render(instruction), num_images, source)
+        return self.encode_rendered(self.template.render(instruction), num_images, source)
 
-    def rendered(self, text: str, num_images: int = 1, source: str = "prompt") -> list[int]:
+    def encode_rendered(self, text: str, num_images: int = 1, source: str = "prompt") -> list[int]:
         """Ids of BOS and a text to which the template was applied already; errors as for `prompt`."""
-        ids = self.lay_out(text, num_images, source)
+        ids = self.encode_unchecked(text, num_images, source)
         self.check_length(ids, source, self.max_context_len)
         return ids
 
-    def lay_out(self, text: str, num_images: int, source: str) -> list[int]:
+    def encode_unchecked(self, text: str, num_images: int, source: str) -> list[int]:
         """The same, of any length."""
         check_placeholders(text, num_images, source)
         ids = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        for index, segment in enumerate(whole_characters(text).split(IMAGE_TOKEN)):
+        for index, segment in enumerate(replace_lone_surrogates(text).split(IMAGE_TOKEN)):
             if index:
                 ids.extend([IMAGE_POSITION] * self.num_image_tokens)
             ids.extend(self.tokenizer.encode(segment))
@@ -76,13 +76,13 @@ class PromptEncoder:
                 "raise the limit"
             )
 
-    def example(self, instruction: str, answer: str, num_images: int = 1, source: str = "sample") -> Encoded:
+    def encode_example(self, instruction: str, answer: str, num_images: int = 1, source: str = "sample") -> Encoded:
         """A training example; labels stand on the answer and its end only. Errors as for `prompt`."""
         prompt = self.prompt(instruction, num_images, source)
         target = self.tokenizer.encode(answer + self.template.end)[: self.max_txt_len]
         return Encoded(input_ids=prompt + target, labels=[IGNORED_LABEL] * len(prompt) + target)
 
-    def show(self, encoded: Encoded) -> Sequence[tuple[str, bool]]:
+    def labelled_segments(self, encoded: Encoded) -> Sequence[tuple[str, bool]]:
         """Stretches of an example as (text, learnt?), images as `<ImageHere>*Q`, for display."""
         tagged = [
             (i == IMAGE_POSITION, label != IGNORED_LABEL, i)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from minigpt4.common.distributed import start_processes
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.files import write_atomically
-from minigpt4.common.schema import Config, DescribeConfig, GenerationConfig
+from minigpt4.common.schema import Config, GenerationConfig
 from minigpt4.conversation.dialogue import Dialogue, Turn
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import read_prompts
@@ -46,11 +46,9 @@ def draw(cfg: Config, datasets: Datasets) -> list[Event]:
         DataError: A sample's name cannot be read.
     """
     total = sum(len(dataset) for dataset in datasets.values())
-    wanted = cfg.curation.pictures
+    wanted = cfg.curation.images
     if not 1 <= wanted <= total:
-        raise ConfigError(
-            f"curation.pictures: {wanted} should be at least 1 and at most {total:,}, as many as there are"
-        )
+        raise ConfigError(f"curation.images: {wanted} should be at least 1 and at most {total:,}, as many as there are")
     return [
         {"sample": str(number), "step": "draw", "dataset": name, "index": index, "name": _name(datasets[name], index)}
         for number, (name, index) in enumerate(_lots(f"{cfg.curation.seed}-curation", wanted, datasets))
@@ -124,7 +122,6 @@ def describe(cfg: Config, ledger: Ledger, pictures: Path) -> None:
         MiniGPT4Error: A path, dataset, checkpoint or setting that cannot be used, or data other than was drawn from.
     """
     settings = cfg.curation.describe
-    _check(settings)
     datasets = open_datasets(cfg, build_encoder(cfg.model))
     known = cases_of(ledger.events())
     ledger.append(event for event in draw(cfg, datasets) if event["sample"] not in known)
@@ -140,12 +137,6 @@ def describe(cfg: Config, ledger: Ledger, pictures: Path) -> None:
         undone = {case.sample for case in group if not case.texts}
         events = [*unreadable, *describer.describe(readable, pictures, number)]
         ledger.append(event for event in events if event["sample"] in undone)
-
-
-def _check(settings: DescribeConfig) -> None:
-    for key, least in (("batch_size", 1), ("samples", 1), ("max_continues", 0), ("min_tokens", 0)):
-        if getattr(settings, key) < least:
-            raise ConfigError(f"curation.describe.{key}: {getattr(settings, key)} should be at least {least}")
 
 
 def _build(cfg: Config) -> MiniGPT4:
@@ -230,7 +221,7 @@ class Describer:
         encoder = self.model.encoder
         # The picture comes with the first question.
         prompts = [
-            encoder.rendered(dialogue.prompt(asked, images=not dialogue.turns), source="description")
+            encoder.encode_rendered(dialogue.prompt(asked, images=not dialogue.turns), source="description")
             for dialogue in dialogues
         ]
         with torch.random.fork_rng():

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from minigpt4.common.errors import ConfigError, DataError, MissingSplitError
-from minigpt4.common.files import existing
+from minigpt4.common.files import require_path
 from minigpt4.common.registry import builders, processors, readers
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
 from minigpt4.common.types import Record
@@ -35,7 +35,7 @@ def annotations_path(name: str, cfg: DatasetConfig) -> Path:
     """
     reader: type[Reader] = readers.get(cfg.reader)
     path = cfg.annotations or (cfg.images if reader.folder else None)
-    return existing(path, f"datasets.{name}.annotations", DATA_VARIABLE, folder=reader.folder)
+    return require_path(path, f"datasets.{name}.annotations", DATA_VARIABLE, folder=reader.folder)
 
 
 def images_folder(name: str, cfg: DatasetConfig) -> Path:
@@ -45,7 +45,7 @@ def images_folder(name: str, cfg: DatasetConfig) -> Path:
         ConfigError: It does not exist.
     """
     if cfg.images:
-        return existing(cfg.images, f"datasets.{name}.images", DATA_VARIABLE, folder=True)
+        return require_path(cfg.images, f"datasets.{name}.images", DATA_VARIABLE, folder=True)
     annotations = annotations_path(name, cfg)
     return annotations if annotations.is_dir() else annotations.parent
 
@@ -57,8 +57,6 @@ def read_rows(name: str, cfg: DatasetConfig) -> Iterator[Record | RowProblem]:
         ConfigError: The annotations do not exist, or the reader is unknown.
         DataError: The annotations as a whole cannot be read.
     """
-    if not 0 <= cfg.val_fraction < 1:
-        raise ConfigError(f"datasets.{name}.val_fraction: {cfg.val_fraction} should be at least 0 and below 1")
     reader: Reader = readers.get(cfg.reader)()
     for row in reader.read(annotations_path(name, cfg)):
         if isinstance(row, Record) and row.split is None:
@@ -258,22 +256,3 @@ def _processor(key: str, cfg: ProcessorConfig, **arguments: Any) -> Any:
         return processors.get(cfg.name)(**arguments)
     except TypeError as error:
         raise ConfigError(f"{key}.name: '{cfg.name}' is a processor of another kind ({error})") from error
-
-
-def common_setting(cfg: Config, datasets: Mapping[str, InstructionDataset], field: str) -> int:
-    """A batch size that all datasets share.
-
-    Raises:
-        ConfigError: Two of them differ, or it is not positive.
-    """
-    sizes = {name: int(getattr(cfg.datasets[name], field)) for name in datasets}
-    first = next(iter(sizes))
-    for name, size in sizes.items():
-        if size < 1:
-            raise ConfigError(f"datasets.{name}.{field}: {size} should be at least 1")
-        if size != sizes[first]:
-            raise ConfigError(
-                f"datasets.{first}.{field} is {sizes[first]} and datasets.{name}.{field} is {size}; "
-                "datasets trained on together share one batch size: set both to the same"
-            )
-    return sizes[first]

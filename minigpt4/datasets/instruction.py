@@ -122,7 +122,7 @@ class InstructionDataset(Dataset[Sample]):
         return Sample(
             image_id=record.image_id,
             images=(image,),
-            encoded=self.encoder.example(instruction, answer, source=record.source),
+            encoded=self.encoder.encode_example(instruction, answer, source=record.source),
             instruction=instruction,
             answer=answer,
             skipped=skipped,

@@ -13,7 +13,6 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.schema import Config
 from minigpt4.common.types import CACHED_NDIM, IGNORED_LABEL, IMAGE_POSITION, Batch, Sample
-from minigpt4.datasets.builders import common_setting
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.sampler import GroupedOrder, Key, SampleOrder, StepSampler, Stream
 from minigpt4.processors.image import normalize, stack_images
@@ -95,7 +94,7 @@ def steps_per_epoch(cfg: Config, datasets: Datasets, world_size: int) -> int:
     """Optimizer steps of an epoch: `run.iters_per_epoch`, or once through the data (at least one)."""
     if cfg.run.iters_per_epoch is not None:
         return cfg.run.iters_per_epoch
-    step_size = common_setting(cfg, datasets, "batch_size") * cfg.run.accum_grad_iters * world_size
+    step_size = cfg.run.batch_size * cfg.run.accum_grad_iters * world_size
     return max(1, sum(map(len, datasets.values())) // step_size)
 
 
@@ -115,11 +114,8 @@ def train_loader(
         `accum_grad_iters` batches for each optimizer step that is left.
 
     Raises:
-        ConfigError: Batch sizes that differ, or a sample_ratio that is not positive.
+        ConfigError: Samples are to be grouped by length, and the lengths of a dataset are not known.
     """
-    for name in datasets:
-        if cfg.datasets[name].sample_ratio <= 0:
-            raise ConfigError(f"datasets.{name}.sample_ratio: {cfg.datasets[name].sample_ratio} should be above 0")
     order = SampleOrder(
         list(datasets),
         [len(dataset) for dataset in datasets.values()],
@@ -129,7 +125,7 @@ def train_loader(
     )
     stream: Stream = order
     mixture = MixtureDataset(list(datasets.values()))
-    batch_size = common_setting(cfg, datasets, "batch_size")
+    batch_size = cfg.run.batch_size
     if cfg.run.group_by_length > 1:
         unknown = [name for name, dataset in datasets.items() if not hasattr(dataset, "text_length")]
         if unknown:
@@ -168,7 +164,7 @@ def valid_loader(cfg: Config, datasets: Datasets, *, world_size: int = 1, rank: 
     joined: ConcatDataset[Any] = ConcatDataset(list(datasets.values()))
     return BatchLoader(
         joined,
-        batch_size=common_setting(cfg, datasets, "eval_batch_size"),
+        batch_size=cfg.run.eval_batch_size,
         sampler=range(rank, len(joined), world_size),
         **_worker_options(cfg, cfg.run.num_workers),
     )
@@ -178,7 +174,7 @@ def _worker_options(cfg: Config, num_workers: int) -> dict[str, Any]:
     return {
         "num_workers": num_workers,
         "persistent_workers": num_workers > 0,
-        "worker_init_fn": _stand_apart,
+        "worker_init_fn": _start_process_group,
         "collate_fn": collate,
         "pin_memory": cfg.run.device != "cpu" and torch.cuda.is_available(),
         # Starting to iterate draws a number; from a generator of its own, so that the run's own state stays.
@@ -186,7 +182,7 @@ def _worker_options(cfg: Config, num_workers: int) -> dict[str, Any]:
     }
 
 
-def _stand_apart(worker: int) -> None:
+def _start_process_group(worker: int) -> None:
     """Put a loader worker into a process group of its own.
 
     Ctrl-C and torchrun's SIGTERM go to whole groups; the main process hears them, finishes its step with the workers'

@@ -136,7 +136,7 @@ def packable(llm: nn.Module) -> bool:
 
 
 @contextmanager
-def attention_by_layout(llm: nn.Module) -> Iterator[None]:
+def packed_attention(llm: nn.Module) -> Iterator[None]:
     """Inside, forward passes of `llm` take the keyword `layout`."""
     config: Any = llm.config
     usual = config._attn_implementation

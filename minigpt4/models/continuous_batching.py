@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from minigpt4.common.matmul import torchs_own_products
-from minigpt4.models.attention import Layout, Packed, attention_by_layout
+from minigpt4.models.attention import Layout, Packed, packed_attention
 
 
 class KeyValueCache:
@@ -104,7 +104,7 @@ class Prompts(Packed):
         return torch.cat([first_key, key], dim=2), torch.cat([first_value, value], dim=2)
 
 
-class NextTokens(Layout):
+class DecodeLayout(Layout):
     """One more token for each of the first rows of a cache, (B, 1, ...).
 
     Args:
@@ -143,7 +143,7 @@ def _layer(module: nn.Module) -> int:
     return index
 
 
-WORTH_A_PASS = 256
+MIN_SHARED_TOKENS = 256
 """Tokens that need not be read again, from which on a forward pass of its own for what prompts share pays off."""
 REFILL = 4
 """New prompts are read when one row in so many has become free: several at once cost little more than one."""
@@ -185,7 +185,7 @@ def decode(
         max_new_tokens: Ids of a prompt at most.
     """
     rows = min(rows, len(prompts))
-    prefix = _read_prefix(llm, prompts)
+    prefix = _prefill_shared_prefix(llm, prompts)
     cache = KeyValueCache(rows, max(map(len, prompts), default=0) + max_new_tokens)
     waiting = deque(Continuation(number, len(prompt)) for number, prompt in enumerate(prompts))
     active: list[Continuation] = []
@@ -193,11 +193,11 @@ def decode(
         free = rows - len(active)
         if waiting and free * REFILL >= rows:
             asked = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-            logits = _read_prompts(llm, [prompts[new.number] for new in asked], cache, len(active), prefix)
+            logits = _prefill(llm, [prompts[new.number] for new in asked], cache, len(active), prefix)
             active += asked
         else:
             asked = active
-            logits = _read_next(llm, active, cache)
+            logits = _decode_step(llm, active, cache)
         chosen = choose(logits, [continuation.ids for continuation in asked]).tolist()
         for continuation, token in zip(asked, chosen, strict=True):
             continuation.ids.append(token)
@@ -206,13 +206,13 @@ def decode(
         active = _close_gaps(active, finished, cache)
 
 
-def _read_prefix(llm: nn.Module, prompts: Sequence[Tensor]) -> KeyValueCache | None:
+def _prefill_shared_prefix(llm: nn.Module, prompts: Sequence[Tensor]) -> KeyValueCache | None:
     """What all prompts begin with, read once; None where that would not be worth a pass of its own."""
     shared = shared_tokens(prompts)
-    if shared * (len(prompts) - 1) < WORTH_A_PASS:
+    if shared * (len(prompts) - 1) < MIN_SHARED_TOKENS:
         return None
     prefix = KeyValueCache(1, shared)
-    _read_prompts(llm, [prompts[0][:shared]], prefix, 0)
+    _prefill(llm, [prompts[0][:shared]], prefix, 0)
     return prefix
 
 
@@ -227,7 +227,7 @@ def shared_tokens(prompts: Sequence[Tensor]) -> int:
 
 
 @torch.inference_mode()
-def _read_prompts(
+def _prefill(
     llm: nn.Module,
     prompts: Sequence[Tensor],
     cache: KeyValueCache,
@@ -255,18 +255,18 @@ def _read_prompts(
 
 
 @torch.inference_mode()
-def _read_next(llm: nn.Module, active: Sequence[Continuation], cache: KeyValueCache) -> Tensor:
+def _decode_step(llm: nn.Module, active: Sequence[Continuation], cache: KeyValueCache) -> Tensor:
     """Logits behind the newest token of each row, float32 (B, vocabulary)."""
     newest = torch.tensor([[one.ids[-1], one.length] for one in active]).to(next(llm.parameters()).device)
     ids, positions = newest[:, :1], newest[:, 1:]
     for one in active:
         one.length += 1
-    layout = NextTokens(cache, positions.squeeze(1), max(one.length for one in active))
+    layout = DecodeLayout(cache, positions.squeeze(1), max(one.length for one in active))
     return _logits(llm, input_ids=ids, position_ids=positions, layout=layout)[:, 0]
 
 
 def _logits(llm: nn.Module, **inputs: Any) -> Tensor:
-    with attention_by_layout(llm):
+    with packed_attention(llm):
         logits: Tensor = llm(use_cache=False, **inputs).logits
     return logits.to(torch.float32)
 

@@ -62,7 +62,7 @@ class StopAtText(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
-class TokenChoice:
+class TokenSampler:
     """Logits -> next tokens, row by row.
 
     Args:
@@ -183,7 +183,7 @@ class Generator:
         def done(ids: Sequence[int]) -> bool:
             return ids[-1] == eos or self.stop.written(ids)
 
-        return decode(self.llm, prompts, TokenChoice(self.settings, eos), done, rows, self.settings.max_new_tokens)
+        return decode(self.llm, prompts, TokenSampler(self.settings, eos), done, rows, self.settings.max_new_tokens)
 
     def by_transformers(self, prompts: Sequence[Tensor]) -> list[Answer]:
         """Answers to one batch, padded on the left, each row kept until the last one is done."""

@@ -14,7 +14,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-from minigpt4.common.checkpoint import INDEX
 from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.schema import Config, LlmSharding, LowResource
@@ -36,13 +35,6 @@ def build_llm(folder: Path, low_resource: LowResource, dtype: torch.dtype | None
         ConfigError: The folder holds no causal language model, or bitsandbytes is needed and missing.
         CheckpointError: Its weights cannot be read, or do not fill the model.
     """
-    converted = any((folder / name).exists() for name in ("model.safetensors", INDEX))
-    if not converted and any(folder.glob("pytorch_model*.bin")):
-        logger.info(
-            "%s holds .bin weights only; they load faster once converted: python -m minigpt4.models.convert_llm %s",
-            folder,
-            folder,
-        )
     options: dict[str, Any] = {"dtype": dtype or "auto", "device_map": {"": device}}
     if low_resource is not LowResource.off:
         assert dtype is not None

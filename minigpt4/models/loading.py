@@ -11,7 +11,7 @@ import torch
 
 from minigpt4.common.checkpoint import fingerprint, model_state, read_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.common.files import existing
+from minigpt4.common.files import require_path
 from minigpt4.common.registry import models
 from minigpt4.common.schema import Amp, ModelConfig, Precision
 from minigpt4.conversation.encoding import PromptEncoder
@@ -92,7 +92,7 @@ WEIGHTS = "MINIGPT4_WEIGHTS"
 
 def build_encoder(cfg: ModelConfig) -> PromptEncoder:
     """The prompt encoder of the configured language model; needs its tokenizer only."""
-    folder = existing(cfg.llama_model, "model.llama_model", WEIGHTS, folder=True)
+    folder = require_path(cfg.llama_model, "model.llama_model", WEIGHTS, folder=True)
     return PromptEncoder(
         tokenizer=load_tokenizer(folder),
         template=configured_template(cfg),
@@ -108,7 +108,7 @@ def build_model(
     dtype: torch.dtype,
     *,
     with_encoders: bool = True,
-    llm_as_filed: bool = False,
+    keep_llm_on_cpu: bool = False,
 ) -> MiniGPT4:
     """The model of the configured architecture with its weights, in eval mode.
 
@@ -117,14 +117,14 @@ def build_model(
         device: Where it goes.
         dtype: Number format of the frozen weights.
         with_encoders: Load the vision encoder and the Q-Former; not needed where all features are cached.
-        llm_as_filed: Leave the language model on the CPU and in its files' number format, for `shard_llm`.
+        keep_llm_on_cpu: Leave the language model on the CPU and in its files' number format, for `shard_llm`.
 
     Raises:
         ConfigError: An unknown architecture, or a path that is not set or does not exist.
         CheckpointError: A file that cannot be read or does not fit.
     """
     build = models.get(cfg.arch)
-    model: MiniGPT4 = build(cfg, device, dtype, with_encoders=with_encoders, llm_as_filed=llm_as_filed)
+    model: MiniGPT4 = build(cfg, device, dtype, with_encoders=with_encoders, keep_llm_on_cpu=keep_llm_on_cpu)
     return model
 
 
@@ -135,20 +135,20 @@ def build_minigpt4(
     dtype: torch.dtype,
     *,
     with_encoders: bool = True,
-    llm_as_filed: bool = False,
+    keep_llm_on_cpu: bool = False,
 ) -> MiniGPT4:
     """MiniGPT-4 with its frozen weights, and the projection of `model.ckpt` where one is given; as `build_model`.
 
     Every path is checked before the first large file is read.
     """
-    llm_folder = existing(cfg.llama_model, "model.llama_model", WEIGHTS, folder=True)
+    llm_folder = require_path(cfg.llama_model, "model.llama_model", WEIGHTS, folder=True)
     paths = {"model.vit_weights": cfg.vit_weights, "model.q_former_model": cfg.q_former_model, "model.ckpt": cfg.ckpt}
-    files = {key: existing(path, key, WEIGHTS) for key, path in paths.items() if path}
+    files = {key: require_path(path, key, WEIGHTS) for key, path in paths.items() if path}
     if cfg.ckpt:
         read_checkpoint(cfg.ckpt)  # a broken file is found now, not after minutes of loading the others
     encoder = build_encoder(cfg)
     vision, qformer = build_encoders(cfg, device, dtype) if with_encoders else (None, None)
-    llm_place = (None, torch.device("cpu")) if llm_as_filed else (dtype, device)
+    llm_place = (None, torch.device("cpu")) if keep_llm_on_cpu else (dtype, device)
     llm = build_llm(llm_folder, cfg.low_resource, *llm_place)
     if cfg.compile:
         compile_blocks(vision, qformer, llm)

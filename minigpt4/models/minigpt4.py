@@ -13,10 +13,10 @@ from minigpt4.common.errors import CheckpointError
 from minigpt4.common.schema import GenerationConfig
 from minigpt4.common.types import CACHED_NDIM, IGNORED_LABEL, IMAGE_POSITION, Batch
 from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.models.attention import Packed, attention_by_layout, packable
+from minigpt4.models.attention import Packed, packable, packed_attention
 from minigpt4.models.flops import WorkMeter, forward_flops
 from minigpt4.models.generation import Answer, Generator
-from minigpt4.models.published_weights import CHECKPOINT_UNUSED, leftovers
+from minigpt4.models.published_weights import CHECKPOINT_UNUSED, unexpected_keys
 from minigpt4.models.qformer import QFormer
 from minigpt4.models.vision import VisionEncoder
 from minigpt4.processors.image import normalize
@@ -61,7 +61,7 @@ def packed_losses(llm: nn.Module, embeds: Tensor, batch: Batch) -> Tensor:
     """Only what is no padding goes through the model, and only learnt positions through its head."""
     rows, width = batch.input_ids.shape
     places, targets = batch.token_positions, batch.target_positions
-    with attention_by_layout(llm):
+    with packed_attention(llm):
         logits = _logits(
             llm,
             inputs_embeds=embeds.flatten(0, 1).index_select(0, places).unsqueeze(0),
@@ -265,7 +265,7 @@ class MiniGPT4(nn.Module):
             CheckpointError: Missing or unexpected tensors, or a projection for another language model.
         """
         missing = [name for name in PROJECTION if name not in state]
-        unexpected = leftovers(state, PROJECTION, CHECKPOINT_UNUSED)
+        unexpected = unexpected_keys(state, PROJECTION, CHECKPOINT_UNUSED)
         if missing or unexpected:
             raise CheckpointError(
                 f"{source} is no checkpoint of this model: missing {missing or 'nothing'}, "

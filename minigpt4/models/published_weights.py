@@ -54,7 +54,7 @@ def qformer_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def leftovers(names: Iterable[str], used: Iterable[str], unused: tuple[str, ...]) -> list[str]:
+def unexpected_keys(names: Iterable[str], used: Iterable[str], unused: tuple[str, ...]) -> list[str]:
     """Names that are neither used nor known to be left over."""
     known = set(used)
     return [name for name in names if name not in known and not _matches(name, unused)]

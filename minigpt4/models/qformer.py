@@ -15,10 +15,10 @@ from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.models.published_weights import (
     QFORMER_PREFIX,
     QFORMER_UNUSED,
-    leftovers,
     load_strictly,
     qformer_from_published,
     qformer_to_published,
+    unexpected_keys,
 )
 
 LN_VISION_EPS = 1e-5
@@ -102,7 +102,7 @@ def build_qformer(
 def _fitting(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     own = ("query_tokens", "ln_vision.weight", "ln_vision.bias")
     used = {name for name in state if name.startswith(QFORMER_PREFIX) or name in own}
-    unexpected = leftovers(state, used, QFORMER_UNUSED)
+    unexpected = unexpected_keys(state, used, QFORMER_UNUSED)
     if unexpected:
         raise CheckpointError(f"{source}: unexpected tensors for the Q-Former: {', '.join(sorted(unexpected)[:3])}")
     ours = {f"bert.{name}": tensor for name, tensor in qformer_from_published(state).items()}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minigpt4.common.checkpoint import model_state, read_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.models.published_weights import VIT_UNUSED, leftovers, load_strictly
+from minigpt4.models.published_weights import VIT_UNUSED, load_strictly, unexpected_keys
 
 
 class VisionEncoder(nn.Module):
@@ -89,7 +89,7 @@ def _fitting(state: Mapping[str, Tensor], encoder: VisionEncoder, num_blocks: in
     beyond = {
         name for name in state if (block := re.match(r"blocks\.(\d+)\.", name)) and int(block.group(1)) >= num_blocks
     }
-    unexpected = leftovers(set(state) - beyond, wanted, VIT_UNUSED)
+    unexpected = unexpected_keys(set(state) - beyond, wanted, VIT_UNUSED)
     if unexpected:
         raise CheckpointError(
             f"{source}: unexpected tensors for the vision encoder: {', '.join(sorted(unexpected)[:3])}"

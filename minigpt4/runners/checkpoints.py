@@ -169,14 +169,14 @@ def read_resumable(path: Path) -> dict[str, Any]:
     return content
 
 
-def newest_whole(folder: Path, after: int = 0) -> Path | None:
+def latest_valid_checkpoint(folder: Path, after: int = 0) -> Path | None:
     """The newest checkpoint that can be read; a broken one is passed over with a warning. None: there is none.
 
     The best one is a copy of another, so it is looked at last.
 
     Args:
         folder: The run's.
-        after: Only checkpoints written after this time count (`newest_written`).
+        after: Only checkpoints written after this time count (`latest_checkpoint_time`).
 
     Raises:
         CheckpointError: There are checkpoints, but none is whole.
@@ -197,7 +197,7 @@ def newest_whole(folder: Path, after: int = 0) -> Path | None:
     return None
 
 
-def newest_written(folder: Path) -> int:
+def latest_checkpoint_time(folder: Path) -> int:
     """When the newest checkpoint of a folder was written, whole or not: modification time in ns; 0: there is none."""
     return max(_written(folder).values(), default=0)
 
@@ -206,7 +206,7 @@ def _written(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.glob("checkpoint_*.pth")}
 
 
-HARMLESS = (
+IGNORED_KEYS = (
     "paths.*",
     "evaluation.*",
     "curation.*",
@@ -228,7 +228,7 @@ HARMLESS = (
     "datasets.*.bad_shards",  # which shards are used is compared by content
     "datasets.*.feature_cache",  # changes the numbers by float16 rounding only
 )
-TELLING = (
+WARN_KEYS = (
     "run.max_epoch",  # stretches the cosine
     "run.valid_splits",
     "run.amp",
@@ -242,7 +242,7 @@ TELLING = (
     "datasets.*.shards",
     "datasets.*.prompts",
 )
-FREE_KEYS = ("model.vit_args.*", "model.q_former_args.*")
+OPEN_ENDED_KEYS = ("model.vit_args.*", "model.q_former_args.*")
 """Only here is a key that the checkpoint lacks a difference; elsewhere it is an option added to the project since."""
 
 
@@ -264,7 +264,7 @@ def find_resume_point(run: RunConfig) -> Path | None:
             "run.resume_ckpt_path: auto looks into run.run_dir, which is not set; set it to the run's folder, "
             "or name a checkpoint"
         )
-    found = newest_whole(Path(run.run_dir))
+    found = latest_valid_checkpoint(Path(run.run_dir))
     if found is None:
         logger.info("%s holds no checkpoint yet: starting from the beginning", run.run_dir)
     return found
@@ -303,9 +303,9 @@ def check_same_run(
     refused: list[str] = []
     warned: list[str] = []
     for key, old, new in _differences(content["config"], resolved):
-        if any(fnmatch(key, pattern) for pattern in HARMLESS):
+        if any(fnmatch(key, pattern) for pattern in IGNORED_KEYS):
             continue
-        told = any(fnmatch(key, pattern) for pattern in TELLING)
+        told = any(fnmatch(key, pattern) for pattern in WARN_KEYS)
         (warned if told else refused).append(f"{key}: {old!r} then, {new!r} now")
     for key in ("steps_per_epoch", "global_batch", "data"):
         if saved[key] != identity[key]:
@@ -337,7 +337,7 @@ def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, An
         return
     for name in [*old, *(name for name in new if name not in old)]:
         key = f"{prefix}.{name}" if prefix else str(name)
-        if name in old or any(fnmatch(key, pattern) for pattern in FREE_KEYS):
+        if name in old or any(fnmatch(key, pattern) for pattern in OPEN_ENDED_KEYS):
             yield from _differences(old.get(name), new.get(name), key)
 
 

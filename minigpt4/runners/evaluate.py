@@ -92,10 +92,10 @@ def evaluate(cfg: Config, checkpoints: Sequence[str]) -> WrittenResults | None:
     selection = select_pictures(dataset.records, cfg.evaluation)
     model = _build_model(cfg, files, processes.device)
     job = Captioning(model, dataset, selection, cfg.evaluation, processes.rank, processes.world_size)
-    out_dir = processes.from_main(lambda: _output_folder(cfg))
+    out_dir = processes.run_on_main(lambda: _output_folder(cfg))
     seed_all(cfg.evaluation.seed + processes.rank)
     predictions = {label: _describe(job, label, path, out_dir, processes) for label, path in labelled.items()}
-    processes.leave()
+    processes.shutdown()
     if not processes.is_main:
         return None
     references = {item.image_id: item.references for item in next(iter(predictions.values()))}

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.files import remove_leftovers, write_atomically
-from minigpt4.common.logging import forget_epochs_after
+from minigpt4.common.files import remove_temporary_files, write_atomically
+from minigpt4.common.logging import truncate_log
 from minigpt4.common.schema import RunConfig
-from minigpt4.runners.checkpoints import find_resume_point, newest_whole, newest_written
+from minigpt4.runners.checkpoints import find_resume_point, latest_checkpoint_time, latest_valid_checkpoint
 
 logger = logging.getLogger(__name__)
 MARK = ".launch.json"
@@ -81,7 +81,7 @@ class Launch:
             return cls()
         restarted = any(count > 0 for _, count in everyone)
         seen = processes.gather(find_begun(run, agents, restarted))
-        begun = processes.from_main(lambda: _of_main(seen))
+        begun = processes.run_on_main(lambda: _of_main(seen))
         if begun is None:
             return cls(mark=Mark(agents=agents))
         folder, mark = begun
@@ -97,7 +97,7 @@ class Launch:
         """
         if self.mark is None or self.folder is None:
             return find_resume_point(run)
-        found = newest_whole(self.folder, self.mark.older) or find_resume_point(run)
+        found = latest_valid_checkpoint(self.folder, self.mark.older) or find_resume_point(run)
         logger.info("restarted by torchrun: the run goes on in %s, from %s", self.folder, found or "the beginning")
         return found
 
@@ -111,11 +111,11 @@ class Launch:
         if self.mark is None:
             return
         if self.folder is None:
-            replace(self.mark, older=newest_written(folder)).write(folder)
+            replace(self.mark, older=latest_checkpoint_time(folder)).write(folder)
             return
-        remove_leftovers(folder, "checkpoint_*")
+        remove_temporary_files(folder, "checkpoint_*")
         if start_from is None:
-            forget_epochs_after(folder / "log.txt", 0)
+            truncate_log(folder / "log.txt", 0)
         self.mark.write(folder)
 
     def end(self, folder: Path, processes: Processes) -> None:

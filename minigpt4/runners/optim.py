@@ -16,8 +16,6 @@ from minigpt4.common.registry import schedules
 from minigpt4.common.schema import RunConfig
 
 logger = logging.getLogger(__name__)
-AT_LEAST_ONE = ("group_by_length", "max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "save_freq")
-NOT_NEGATIVE = ("init_lr", "min_lr", "warmup_steps", "weight_decay", "num_workers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,25 +56,6 @@ def warn_of_long_warmup(plan: Plan, run: RunConfig) -> None:
             run.warmup_steps,
             run.init_lr,
         )
-
-
-def check_run(run: RunConfig) -> None:
-    """Refuse numbers that make no run.
-
-    Raises:
-        ConfigError: The message names the key.
-    """
-    for name in AT_LEAST_ONE:
-        value = getattr(run, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"run.{name}: {value} should be at least 1")
-    for name in NOT_NEGATIVE:
-        if getattr(run, name) < 0:
-            raise ConfigError(f"run.{name}: {getattr(run, name)} should not be negative")
-    if run.max_grad_norm is not None and run.max_grad_norm <= 0:
-        raise ConfigError(f"run.max_grad_norm: {run.max_grad_norm} should be above 0, or null for no clipping")
-    if not 0 <= run.beta2 < 1:
-        raise ConfigError(f"run.beta2: {run.beta2} should be at least 0 and below 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +174,7 @@ def build_optimizer(parameters: dict[str, nn.Parameter], run: RunConfig) -> torc
     return torch.optim.AdamW(groups, lr=run.init_lr, betas=(BETA1, run.beta2), fused=True)
 
 
-class Updater:
+class OptimizerStep:
     """One optimizer step from accumulated gradients, without waiting for the device.
 
     Args:
@@ -239,9 +218,9 @@ class Updater:
         return norm, skipped
 
 
-def build_updater(
+def build_optimizer_step(
     parameters: dict[str, nn.Parameter], run: RunConfig, device: torch.device, scale_loss: bool
-) -> Updater:
+) -> OptimizerStep:
     """The updater of a run; `scale_loss`: gradients pass through float16."""
     scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
-    return Updater(build_optimizer(parameters, run), scaler, run.max_grad_norm)
+    return OptimizerStep(build_optimizer(parameters, run), scaler, run.max_grad_norm)

@@ -52,7 +52,7 @@ class _Pictures(Dataset[Loaded]):
             return self.dataset.records[index].image, str(error)
 
 
-def use_caches(
+def attach_feature_caches(
     cfg: Config, datasets: Sequence[Mapping[str, InstructionDataset]], dtype: torch.dtype, processes: Processes
 ) -> bool:
     """Give every dataset with a `feature_cache` its cache, filling in first what is missing.
@@ -77,7 +77,7 @@ def use_caches(
     for name, dataset in wanted:
         folder = Path(str(cfg.datasets[name].feature_cache))
         identity = cache_identity(cfg.model, _picture_size(name, dataset, cfg), dtype)
-        processes.from_main(lambda folder=folder, identity=identity: check_identity(folder, identity))  # type: ignore[misc]
+        processes.run_on_main(lambda folder=folder, identity=identity: check_identity(folder, identity))  # type: ignore[misc]
         missing = _missing(dataset, FeatureCache(folder, identity))
         processes.gather(len(missing))  # nobody adds shards before everybody has seen which are there
         if missing:
@@ -146,7 +146,7 @@ def _hidden(processes: Processes) -> bool | None:
 def _batches(dataset: InstructionDataset, indices: Sequence[int], cfg: Config) -> Iterator[list[Loaded]]:
     yield from DataLoader(
         _Pictures(dataset, indices),
-        batch_size=cfg.datasets[dataset.name].eval_batch_size,
+        batch_size=cfg.run.eval_batch_size,
         num_workers=cfg.run.num_workers,
         collate_fn=list,
         generator=torch.Generator(),  # the run's own random state stays as it is
@@ -178,8 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         build_datasets(cfg, encoder, cfg.run.train_splits, train=True),
         build_datasets(cfg, encoder, cfg.run.valid_splits, train=False),
     ]
-    use_caches(cfg, groups, train_precision(cfg.run.amp, cfg.model.precision, processes.device).frozen, processes)
-    processes.leave()
+    attach_feature_caches(
+        cfg, groups, train_precision(cfg.run.amp, cfg.model.precision, processes.device).frozen, processes
+    )
+    processes.shutdown()
 
 
 if __name__ == "__main__":

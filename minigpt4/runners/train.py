@@ -22,7 +22,7 @@ from minigpt4.common.registry import runners, schedules, tasks
 from minigpt4.common.schema import Config, RunConfig
 from minigpt4.common.types import Sample
 from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.datasets.builders import build_datasets, common_setting, prepare_datasets
+from minigpt4.datasets.builders import build_datasets, prepare_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.loaders import steps_per_epoch, train_loader, valid_loader
 from minigpt4.models.llm import shard_llm, shards_llm
@@ -40,8 +40,14 @@ from minigpt4.runners.checkpoints import (
 )
 from minigpt4.runners.launch import Launch
 from minigpt4.runners.metrics import Trackers, check_trackers, matmul_peak
-from minigpt4.runners.optim import LrSettings, Plan, build_updater, check_run, trainable_parameters, warn_of_long_warmup
-from minigpt4.runners.precompute import use_caches
+from minigpt4.runners.optim import (
+    LrSettings,
+    Plan,
+    build_optimizer_step,
+    trainable_parameters,
+    warn_of_long_warmup,
+)
+from minigpt4.runners.precompute import attach_feature_caches
 from minigpt4.runners.trainer import RunParts
 from minigpt4.tasks import Task
 
@@ -74,7 +80,7 @@ def parameter_table(model: nn.Module) -> Table:
 def sample_panel(sample: Sample, encoder: PromptEncoder) -> Panel:
     """The sample as the language model reads it; learnt text is green and stands in double brackets."""
     text = Text()
-    for part, learnt in encoder.show(sample.encoded):
+    for part, learnt in encoder.labelled_segments(sample.encoded):
         text.append(LEARNT[0] + part + LEARNT[1] if learnt else part, style="bold green" if learnt else "")
     ids = sample.encoded
     footer = f"{len(ids.input_ids)} tokens, {ids.num_targets} learnt: those in {LEARNT[0]} {LEARNT[1]}"
@@ -134,12 +140,12 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
         model, _ = _build_model(cfg, precision, processes)
         if processes.is_main:
             _show(cfg, model, train_data, valid_data, plan, schedule, precision)
-        return processes.leave()
+        return processes.shutdown()
 
     identity = run_identity(plan, data_identity(train_data))
     launch = Launch.join(run, processes)
     start_from = _resume_point(loaded, identity, launch, processes)
-    cached = use_caches(cfg, [train_data, valid_data], precision.frozen, processes)
+    cached = attach_feature_caches(cfg, [train_data, valid_data], precision.frozen, processes)
     model, parameters = _build_model(cfg, precision, processes, with_encoders=not cached)
     if start_from is not None:
         load_projection(model, start_from)
@@ -156,7 +162,7 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
         model=model,
         shared=SharedGradients(model, processes),
         task=task,
-        updater=build_updater(parameters, run, processes.device, precision.scale_loss),
+        updater=build_optimizer_step(parameters, run, processes.device, precision.scale_loss),
         schedule=schedule,
         train_batches=lambda step: train_loader(cfg, train_data, start_step=step, **share),
         valid_batches=valid_loader(cfg, valid_data, **share),
@@ -169,12 +175,12 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
         runner.resume(read_resumable(start_from), start_from)
     runner.run()
     launch.end(folder, processes)
-    processes.leave()
+    processes.shutdown()
 
 
 def _build_data(cfg: Config, encoder: PromptEncoder, processes: Processes) -> tuple[Datasets, Datasets]:
     """The datasets to train on and to validate on."""
-    prepared = processes.from_main(lambda: prepare_datasets(cfg))
+    prepared = processes.run_on_main(lambda: prepare_datasets(cfg))
     train_data = build_datasets(cfg, encoder, cfg.run.train_splits, train=True, prepared=prepared)
     return train_data, build_datasets(cfg, encoder, cfg.run.valid_splits, train=False, prepared=prepared)
 
@@ -186,7 +192,7 @@ def _build_model(
     sharded = shards_llm(cfg, processes)
     logger.info("precision: %s", precision)
     model = build_model(
-        cfg.model, processes.device, precision.frozen, with_encoders=with_encoders, llm_as_filed=sharded
+        cfg.model, processes.device, precision.frozen, with_encoders=with_encoders, keep_llm_on_cpu=sharded
     )
     if sharded:
         shard_llm(model, precision.frozen, cfg.run.shard_llm, processes)
@@ -201,7 +207,6 @@ def _peak(dtype: torch.dtype, processes: Processes) -> float:
 
 def _look_up(run: RunConfig) -> tuple[Task, Callable[[RunParts], Any], Callable[..., float]]:
     """Task, runner and schedule by name, and whatever else costs nothing to check."""
-    check_run(run)
     check_trackers(run.trackers)
     return tasks.get(run.task)(), runners.get(run.runner), schedules.get(run.lr_sched)
 
@@ -210,7 +215,7 @@ def _plan(cfg: Config, train_data: Datasets, world_size: int) -> Plan:
     plan = Plan(
         max_epoch=cfg.run.max_epoch,
         steps_per_epoch=steps_per_epoch(cfg, train_data, world_size),
-        batch_size=common_setting(cfg, train_data, "batch_size"),
+        batch_size=cfg.run.batch_size,
         accumulation=cfg.run.accum_grad_iters,
         world_size=world_size,
     )
@@ -230,7 +235,7 @@ def _resume_point(
         check_run_folder(loaded.config.run, found)
         return found
 
-    return processes.from_main(find)
+    return processes.run_on_main(find)
 
 
 def _open_folder(loaded: LoadedConfig, start_from: Path | None, launch: Launch, processes: Processes) -> Path:
@@ -242,7 +247,7 @@ def _open_folder(loaded: LoadedConfig, start_from: Path | None, launch: Launch, 
         write_config(folder, loaded.resolved)
         return folder
 
-    folder = processes.from_main(make)
+    folder = processes.run_on_main(make)
     if processes.is_main:
         log_to_file(folder / "train.log")
     logger.info("run folder: %s", folder)

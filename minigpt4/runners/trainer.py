@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from minigpt4.common.distributed import Processes, SharedGradients
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.common.logging import append_epoch, forget_epochs_after, train_line
+from minigpt4.common.logging import append_epoch, train_line, truncate_log
 from minigpt4.common.registry import runners
 from minigpt4.common.schema import RunConfig
 from minigpt4.common.types import Batch
@@ -36,7 +36,7 @@ from minigpt4.runners.checkpoints import (
     set_rng_state,
 )
 from minigpt4.runners.metrics import EpochMeter, StepClock, StepRecord, StepWindow, Throughput, Trackers, peak_memory
-from minigpt4.runners.optim import Plan, Updater
+from minigpt4.runners.optim import OptimizerStep, Plan
 from minigpt4.tasks import StepLoss, Task
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class RunParts:
     model: Any
     shared: SharedGradients
     task: Task
-    updater: Updater
+    updater: OptimizerStep
     schedule: Callable[[int], float]
     train_batches: Callable[[int], Iterable[Batch]]
     valid_batches: Iterable[Batch] | None
@@ -309,7 +309,7 @@ class EpochRunner:
         self.state.restore(content, parts.processes, parts.run.seed)
         self._guard.in_a_row = self.state.skipped_in_a_row
         if parts.processes.is_main:
-            forget_epochs_after(parts.folder / "log.txt", self.state.step)
+            truncate_log(parts.folder / "log.txt", self.state.step)
         epoch, iteration = divmod(self.state.step, parts.plan.steps_per_epoch)
         logger.info("going on from %s: epoch %d, step %d of it", path, epoch, iteration)
 
@@ -329,7 +329,7 @@ class EpochRunner:
         with self._stop, logging_redirect_tqdm():
             batches = iter(self.parts.train_batches(self.state.step))
             while self.state.step < plan.total_steps:
-                with self.parts.processes.watch(lambda: f"step {self.state.step}"):
+                with self.parts.processes.report_lost_ranks(lambda: f"step {self.state.step}"):
                     self._train_epoch(batches)
                     self._end_epoch()
                 if self.state.step < plan.total_steps and self._stop.agreed(0, self.parts.processes):

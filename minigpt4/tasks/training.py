@@ -96,7 +96,7 @@ class Task(ABC):
         model.eval()
         total = torch.zeros(3, dtype=torch.float64, device=processes.device)
         shares = processes.gather(len(batches))
-        spare = processes.from_main(lambda: next(iter(batches))) if min(shares) == 0 < max(shares) else None
+        spare = processes.run_on_main(lambda: next(iter(batches))) if min(shares) == 0 < max(shares) else None
         for batch in batches:
             total[0] += self.loss(model, batch.to(processes.device))
             total[1] += batch.num_targets

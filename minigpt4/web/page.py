@@ -14,7 +14,7 @@ from minigpt4.api import LoadedModel
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
 from minigpt4.common.files import PACKAGE
 from minigpt4.processors.image import open_image
-from minigpt4.web.side_by_side import Talk
+from minigpt4.web.side_by_side import SideBySideChat
 
 Update = tuple[Any, ...]
 
@@ -48,37 +48,37 @@ class Handlers:
     def __init__(self, models: Sequence[LoadedModel]) -> None:
         self.models = models
 
-    def ask(self, talk: Talk | None, message: dict[str, Any], *controls: Any) -> Iterator[Update]:
+    def ask(self, talk: SideBySideChat | None, message: dict[str, Any], *controls: Any) -> Iterator[Update]:
         """Answer what is in the text box, token by token."""
-        talk = talk or Talk(self.models)
+        talk = talk or SideBySideChat(self.models)
         files = message["files"]
         yield from self._growing(
             talk, lambda: talk.ask(message["text"], files, generation_settings(*controls)), message
         )
 
-    def regenerate(self, talk: Talk | None, *controls: Any) -> Iterator[Update]:
+    def regenerate(self, talk: SideBySideChat | None, *controls: Any) -> Iterator[Update]:
         """Answer the newest question again."""
-        talk = talk or Talk(self.models)
+        talk = talk or SideBySideChat(self.models)
         yield from self._growing(talk, lambda: talk.regenerate(generation_settings(*controls)))
 
-    def undo(self, talk: Talk | None) -> Update:
+    def undo(self, talk: SideBySideChat | None) -> Update:
         """Take the newest question back into the text box."""
-        talk = talk or Talk(self.models)
+        talk = talk or SideBySideChat(self.models)
         try:
             question, files = talk.undo()
         except MiniGPT4Error as error:
             return self._shown(talk, gr.skip(), str(error))
         return self._shown(talk, {"text": question, "files": files})
 
-    def restart(self, talk: Talk | None) -> Update:
+    def restart(self, talk: SideBySideChat | None) -> Update:
         """Begin anew."""
-        talk = talk or Talk(self.models)
+        talk = talk or SideBySideChat(self.models)
         talk.restart()
         return self._shown(talk, {"text": "", "files": []})
 
-    def stopped(self, talk: Talk | None) -> Update:
+    def stopped(self, talk: SideBySideChat | None) -> Update:
         """What is there after the answer was stopped."""
-        return self._shown(talk or Talk(self.models), gr.skip())
+        return self._shown(talk or SideBySideChat(self.models), gr.skip())
 
     def describe(self, image: str, prompt: str, *controls: Any) -> str:
         """One answer about one picture, for other programs.
@@ -94,7 +94,9 @@ class Handlers:
         except MiniGPT4Error as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
-    def _growing(self, talk: Talk, begin: Callable[[], Iterator[None]], typed: Any = None) -> Iterator[Update]:
+    def _growing(
+        self, talk: SideBySideChat, begin: Callable[[], Iterator[None]], typed: Any = None
+    ) -> Iterator[Update]:
         try:
             steps = begin()
         except MiniGPT4Error as error:
@@ -109,7 +111,7 @@ class Handlers:
             steps.close()  # type: ignore[attr-defined]
         yield self._shown(talk, gr.skip())
 
-    def _shown(self, talk: Talk, box: Any, error: str = "", stoppable: bool = False) -> Update:
+    def _shown(self, talk: SideBySideChat, box: Any, error: str = "", stoppable: bool = False) -> Update:
         conversations = [talk.messages(number) for number in range(len(self.models))]
         line = notice(error, "error") if error else notice(talk.remark())
         return (talk, *conversations, line, talk.chats[0].prompt, box, gr.update(interactive=stoppable))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt4.api import Chat
 from minigpt4.common.errors import DataError
-from minigpt4.common.files import whole_characters
+from minigpt4.common.files import replace_lone_surrogates
 from minigpt4.processors.image import open_image
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Message = dict[str, Any]
 
 
-class Talk:
+class SideBySideChat:
     """The same questions about the same pictures to each model.
 
     Args:
@@ -41,7 +41,7 @@ class Talk:
         Raises:
             MiniGPT4Error: A picture, question or setting that cannot be used; the conversation is as before.
         """
-        question = whole_characters(question).strip()
+        question = replace_lone_surrogates(question).strip()
         if not question and files:
             question = self.chats[0].loaded.prompt
         if not files and not any(self.files):

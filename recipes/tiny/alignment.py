@@ -92,7 +92,7 @@ def train_projection(
 
 
 def _sample(model: MiniGPT4, image: Tensor, prompt: str, answer: str) -> Sample:
-    return Sample(image_id="", images=(image,), encoded=model.encoder.example(prompt, answer))
+    return Sample(image_id="", images=(image,), encoded=model.encoder.encode_example(prompt, answer))
 
 
 def _factor(step: int, settings: AlignmentSettings) -> float:

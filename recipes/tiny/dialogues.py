@@ -40,7 +40,7 @@ class Dialogue:
 
     def encode(self, encoder: PromptEncoder) -> Encoded:
         """Token ids and labels, as `PromptEncoder.example` lays them out."""
-        prompt = encoder.rendered(self.prompt)
+        prompt = encoder.encode_rendered(self.prompt)
         target = encoder.tokenizer.encode(self.answer + encoder.template.end)
         return Encoded(input_ids=prompt + target, labels=[IGNORED_LABEL] * len(prompt) + target)
 

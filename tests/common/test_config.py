@@ -6,7 +6,7 @@ import pytest
 
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.files import CONFIGS, PROJECT, existing
+from minigpt4.common.files import CONFIGS, PROJECT, require_path
 from minigpt4.common.schema import Amp, LowResource, Target
 
 RUN_CONFIGS = sorted([*PROJECT.glob("train_configs/*.yaml"), *PROJECT.glob("eval_configs/*.yaml")])
@@ -36,7 +36,7 @@ class TestLayers:
         config, origins = loaded.config, loaded.origins
         assert (config.run.seed, origins["run.seed"]) == (2, "--options")
         assert (config.run.max_epoch, origins["run.max_epoch"]) == (7, str(path))
-        assert config.datasets["flickr30k"].batch_size == 3
+        assert config.run.batch_size == 3  # older files have it in a dataset
         assert config.datasets["flickr30k"].target is Target.joined  # the card's; the schema says one
         assert origins["datasets.flickr30k.target"] == "configs/datasets/flickr30k.yaml"
         assert origins["model.llama_model"] == "configs/models/minigpt4_vicuna0_7b.yaml"
@@ -54,9 +54,9 @@ class TestLayers:
         assert loaded.origins["model.llama_model"] == "configs/models/minigpt4_vicuna0_13b.yaml"
 
     def test_a_card_by_path_and_under_another_name(self, run_yaml, tmp_path: Path) -> None:
-        card = run_yaml("reader: jsonl\nannotations: a.jsonl\nbatch_size: 5", "mine.yaml")
+        card = run_yaml("reader: jsonl\nannotations: a.jsonl\nsample_ratio: 5", "mine.yaml")
         cfg = load_config(run_yaml(f"datasets: {{a: {{card: {card}}}, b: {{card: flickr30k}}}}")).config
-        assert (cfg.datasets["a"].reader, cfg.datasets["a"].batch_size) == ("jsonl", 5)
+        assert (cfg.datasets["a"].reader, cfg.datasets["a"].sample_ratio) == ("jsonl", 5)
         assert cfg.datasets["b"].reader == "flickr30k"
 
     def test_environment_variables_move_the_roots(self, run_yaml, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,8 +90,8 @@ class TestErrors:
         assert message.startswith("--options: run.init_rl") and "'init_lr'" in message
 
     def test_unknown_key_of_a_dataset(self, run_yaml) -> None:
-        message = message_of(run_yaml("datasets: {flickr30k: {batchsize: 3}}"))
-        assert "datasets.flickr30k.batchsize" in message and "'batch_size'" in message
+        message = message_of(run_yaml("datasets: {flickr30k: {sampleratio: 3}}"))
+        assert "datasets.flickr30k.sampleratio" in message and "'sample_ratio'" in message
 
     def test_unknown_section(self, run_yaml) -> None:
         assert "did you mean 'model'?" in message_of(run_yaml("models: {}"))
@@ -114,10 +114,36 @@ class TestErrors:
         assert "datasets.mine.reader" in message and "mandatory" in message
 
     def test_a_removed_key_says_what_replaces_it(self, run_yaml) -> None:
-        assert "write datasets.NAME.batch_size" in message_of(run_yaml("run: {batch_size_train: 2}"))
+        assert "write run.batch_size" in message_of(run_yaml("run: {batch_size_train: 2}"))
 
     def test_a_template_without_a_place(self, run_yaml) -> None:
         assert "model.prompt_template" in message_of(run_yaml("model: {prompt_template: 'Human:'}"))
+
+    @pytest.mark.parametrize(
+        ("option", "expected"),
+        [
+            ("run.weight_decay=nan", "run.weight_decay: nan should be a finite number"),
+            ("run.init_lr=inf", "run.init_lr: inf should be a finite number"),
+            ("run.warmup_lr=-1", "run.warmup_lr: -1.0 should be at least 0"),
+            ("run.beta2=1", "run.beta2: 1.0 should be at least 0 and below 1"),
+            ("run.batch_size=0", "run.batch_size: 0 should be at least 1"),
+            ("run.max_grad_norm=0", "run.max_grad_norm: 0.0 should be above 0"),
+            ("model.vit_blocks=0", "model.vit_blocks: 0 should be at least 1"),
+            (
+                "datasets.flickr30k.val_fraction=1",
+                "datasets.flickr30k.val_fraction: 1.0 should be at least 0 and below 1",
+            ),
+            ("datasets.flickr30k.sample_ratio=nan", "datasets.flickr30k.sample_ratio: nan should be a finite number"),
+            ("evaluation.generation.top_p=1.5", "evaluation.generation.top_p: 1.5 should be above 0 and at most 1"),
+            ("curation.refine.timeout=0", "curation.refine.timeout: 0.0 should be above 0"),
+        ],
+    )
+    def test_a_number_out_of_range(self, run_yaml, option: str, expected: str) -> None:
+        assert message_of(run_yaml("datasets: {flickr30k: {}}"), option) == f"--options: {expected}"
+
+    def test_values_that_contradict_each_other(self, run_yaml) -> None:
+        message = message_of(run_yaml("evaluation: {limit: 3, fraction: 0.5}"))
+        assert "evaluation.limit: fraction is set as well; choose one" in message
 
     def test_an_option_without_a_value(self, run_yaml) -> None:
         assert "write KEY=VALUE" in message_of(run_yaml("run: {seed: 1}"), "run.seed")
@@ -132,11 +158,43 @@ class TestErrors:
 
     def test_a_missing_path_names_key_and_variable(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"model\.ckpt: file .*no\.pth does not exist.*MINIGPT4_WEIGHTS"):
-            existing(str(tmp_path / "no.pth"), "model.ckpt", "MINIGPT4_WEIGHTS")
+            require_path(str(tmp_path / "no.pth"), "model.ckpt", "MINIGPT4_WEIGHTS")
         with pytest.raises(ConfigError, match=r"model\.ckpt is not set"):
-            existing(None, "model.ckpt")
+            require_path(None, "model.ckpt")
         with pytest.raises(ConfigError, match="a folder of that name exists"):
-            existing(str(tmp_path), "model.ckpt")
+            require_path(str(tmp_path), "model.ckpt")
+
+
+class TestBatchSize:
+    """It is one number for all datasets; files of the ancestors have it in each of them."""
+
+    @pytest.mark.parametrize("setting", ["batch_size", "eval_batch_size"])
+    def test_the_old_place_counts(self, run_yaml, setting: str) -> None:
+        path = run_yaml(f"datasets: {{flickr30k: {{{setting}: 3}}, cc_sbu_align: {{{setting}: 3}}}}")
+        loaded = load_config(path)
+        assert getattr(loaded.config.run, setting) == 3
+        assert loaded.origins[f"run.{setting}"] == str(path)
+        assert setting not in loaded.resolved["datasets"]["flickr30k"]
+
+    def test_both_places_may_say_the_same(self, run_yaml) -> None:
+        path = run_yaml("datasets: {flickr30k: {batch_size: 3}}\nrun: {batch_size: 3}")
+        assert load_config(path).config.run.batch_size == 3
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "datasets: {flickr30k: {batch_size: 3}}\nrun: {batch_size: 4}",
+            "datasets: {cc_sbu_align: {batch_size: 4}, flickr30k: {batch_size: 3}}",
+        ],
+    )
+    def test_places_that_disagree_are_named(self, run_yaml, text: str) -> None:
+        message = message_of(run_yaml(text))
+        assert "datasets.flickr30k.batch_size is 3" in message and " is 4" in message
+        assert "set run.batch_size" in message
+
+    def test_a_later_layer_overrides_the_same_place(self, run_yaml) -> None:
+        path = run_yaml("datasets: {flickr30k: {batch_size: 3}}")
+        assert load_config(path, ["datasets.flickr30k.batch_size=5"]).config.run.batch_size == 5
 
 
 class TestShippedFiles:

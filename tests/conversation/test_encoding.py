@@ -31,7 +31,7 @@ def test_several_pictures_take_their_places_in_order() -> None:
 def test_labels_stand_on_the_answer_and_its_end_only() -> None:
     encoder = make_encoder()
     prompt = encoder.prompt(f"{IMAGE_TAG} Go")
-    encoded = encoder.example(f"{IMAGE_TAG} Go", "yes")
+    encoded = encoder.encode_example(f"{IMAGE_TAG} Go", "yes")
     answer = TOKENIZER.encode("yes#")
     assert encoded.input_ids == prompt + answer
     assert encoded.labels == [IGNORED_LABEL] * len(prompt) + answer
@@ -39,24 +39,24 @@ def test_labels_stand_on_the_answer_and_its_end_only() -> None:
 
 
 def test_a_long_answer_is_cut_with_its_end() -> None:
-    encoded = make_encoder(max_txt_len=3).example(IMAGE_TAG, "yes and no")
+    encoded = make_encoder(max_txt_len=3).encode_example(IMAGE_TAG, "yes and no")
     assert TOKENIZER.decode(encoded.input_ids[-3:]) == "yes"
     assert encoded.num_targets == 3
 
 
 def test_a_prompt_longer_than_the_context_is_refused() -> None:
     with pytest.raises(DataError, match=r"^row 7: the prompt has \d+ tokens .* there is room for 20"):
-        make_encoder(max_context_len=20).example(f"{IMAGE_TAG} a rather long instruction", "x", source="row 7")
+        make_encoder(max_context_len=20).encode_example(f"{IMAGE_TAG} a rather long instruction", "x", source="row 7")
 
 
 def test_placeholders_and_pictures_must_agree() -> None:
     with pytest.raises(DataError, match="row 7: 0 image placeholder"):
-        make_encoder().example("No picture", "x", source="row 7")
+        make_encoder().encode_example("No picture", "x", source="row 7")
 
 
 def test_show_tells_what_is_learnt() -> None:
     encoder = make_encoder()
-    parts = list(encoder.show(encoder.example(f"{IMAGE_TAG} Go", "yes")))
+    parts = list(encoder.labelled_segments(encoder.encode_example(f"{IMAGE_TAG} Go", "yes")))
     assert parts == [
         ("[BOS]H: <Img>", False), ("<ImageHere>*2", False), ("</Img> Go A: ", False), ("yes#", True),
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from tests.curate.conftest import steps_of
 
 
 def describe(output: Path, name: str, pictures: int) -> Path:
-    options = [f"paths.output_root={output}", f"curation.dir={output / name}", f"curation.pictures={pictures}"]
+    options = [f"paths.output_root={output}", f"curation.dir={output / name}", f"curation.images={pictures}"]
     options += ["run.device=cpu", "curation.describe.samples=2"]
     options += ["curation.describe.batch_size=2", "curation.describe.generation.max_new_tokens=8"]
     options += [f"model.ckpt={PROJECT}/minigpt4/assets/tiny/stage1.pth"]

@@ -26,7 +26,7 @@ def test_a_sample_is_picture_prompt_and_answer(dataset: InstructionDataset, enco
     assert sample.image_id == "id3"
     assert sample.answer.startswith("row 3 caption ")
     assert sample.instruction in dataset.prompts
-    assert sample.encoded == encoder.example(sample.instruction, sample.answer)
+    assert sample.encoded == encoder.encode_example(sample.instruction, sample.answer)
     assert len(sample.images) == 1 and torch.equal(sample.images[0], dataset.open(3))
     assert (sample.images[0].shape, sample.images[0].dtype) == ((3, SIDE, SIDE), torch.uint8)
     assert sample.skipped == ()

@@ -97,7 +97,7 @@ class Case:
             assert text.startswith(before) and text.endswith(after)
             instruction = text[len(before) : len(text) - len(after)]
             pictures = () if images is None else (self.pixels[images[row]],)
-            encoded: Encoded = self.model.encoder.example(instruction, answer, num_images=len(pictures))
+            encoded: Encoded = self.model.encoder.encode_example(instruction, answer, num_images=len(pictures))
             samples.append(Sample(image_id=str(row), images=pictures, encoded=encoded))
         return collate(samples)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from minigpt4.common.schema import GenerationConfig
 from minigpt4.models.attention import PACKABLE
 from minigpt4.models.continuous_batching import decode
-from minigpt4.models.generation import Answer, Generator, TokenChoice
+from minigpt4.models.generation import Answer, Generator, TokenSampler
 from tests.models.small_llm import VOCABULARY, language_model
 
 LENGTHS = (7, 12, 3, 9, 5, 11, 4)
@@ -159,7 +159,7 @@ def test_temperature_and_top_p_shape_the_draw() -> None:
 
     def shares(**options: Any) -> Tensor:
         torch.manual_seed(0)
-        choose = TokenChoice(GenerationConfig(do_sample=True, min_new_tokens=0, **options), eos_id=None)
+        choose = TokenSampler(GenerationConfig(do_sample=True, min_new_tokens=0, **options), eos_id=None)
         drawn = choose(logits.repeat(4000, 1), [[]] * 4000)
         return torch.bincount(drawn, minlength=4) / 4000
 

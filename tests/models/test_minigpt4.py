@@ -86,7 +86,7 @@ def test_images_and_places_must_agree(parity_a: Case) -> None:
 
 
 def generate(model: MiniGPT4, case: Case, rows: list[int], **settings: object) -> list[str]:
-    prompts = [model.encoder.rendered(case.inputs["generate"]["prompts"][row]) for row in rows]
+    prompts = [model.encoder.encode_rendered(case.inputs["generate"]["prompts"][row]) for row in rows]
     images = case.pixels[[case.inputs["generate"]["images"][row] for row in rows]]
     answers = model.generate(prompts, GenerationConfig(max_new_tokens=24, **settings), images=images)  # type: ignore[arg-type]
     return [answer.text for answer in answers]
@@ -107,7 +107,7 @@ def test_each_sample_stops_at_its_own_stop_text(parity_a: Case, monkeypatch: pyt
     stop = free[1][5:8]
     assert stop not in free[0]
     monkeypatch.setattr(parity_a.model.encoder, "template", Template(template.pattern, end=stop))
-    prompts = [parity_a.model.encoder.rendered(parity_a.inputs["generate"]["prompts"][row]) for row in (0, 2)]
+    prompts = [parity_a.model.encoder.encode_rendered(parity_a.inputs["generate"]["prompts"][row]) for row in (0, 2)]
     answers = parity_a.model.generate(prompts, GenerationConfig(max_new_tokens=24), images=parity_a.pixels[[0, 0]])
     free_ids = parity_a.new_tokens(parity_a.expected["greedy"]["ids"][2])
     assert [answer.text for answer in answers] == [free[0], free[1].split(stop)[0].strip()]
@@ -116,7 +116,7 @@ def test_each_sample_stops_at_its_own_stop_text(parity_a: Case, monkeypatch: pyt
 
 def test_queries_computed_before_give_the_same_answers(parity_a: Case) -> None:
     model = parity_a.model
-    prompts = [model.encoder.rendered(prompt) for prompt in parity_a.inputs["generate"]["prompts"][:2]]
+    prompts = [model.encoder.encode_rendered(prompt) for prompt in parity_a.inputs["generate"]["prompts"][:2]]
     settings = GenerationConfig(max_new_tokens=10)
     direct = model.generate(prompts, settings, images=parity_a.pixels)
     assert model.generate(prompts, settings, queries=model.encode_queries(parity_a.pixels)) == direct

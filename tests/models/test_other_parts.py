@@ -53,7 +53,7 @@ def model(request: pytest.FixtureRequest, parity_a: Case, tmp_path_factory: pyte
 
 
 def sample(model: MiniGPT4, parity_a: Case, row: int, answer: str) -> Sample:
-    encoded = model.encoder.example("<Img><ImageHere></Img> What is it?", answer)
+    encoded = model.encoder.encode_example("<Img><ImageHere></Img> What is it?", answer)
     return Sample(image_id=str(row), images=(parity_a.pixels[row],), encoded=encoded)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from minigpt4.common.types import IGNORED_LABEL, Batch, Encoded, Sample
 from minigpt4.datasets.loaders import collate
 from minigpt4.models import attention as packing
-from minigpt4.models.attention import attention_by_layout, packable
+from minigpt4.models.attention import packable, packed_attention
 from minigpt4.models.minigpt4 import answer_losses, packed_losses, padded_losses
 from tests.models.small_llm import language_model
 
@@ -109,7 +109,7 @@ def test_other_attention_is_padded(options: dict[str, Any], monkeypatch: pytest.
 def test_the_usual_attention_is_back_afterwards() -> None:
     model = language_model("llama")
     usual = model.config._attn_implementation
-    with pytest.raises(ZeroDivisionError), attention_by_layout(model):
+    with pytest.raises(ZeroDivisionError), packed_attention(model):
         assert model.config._attn_implementation != usual
         raise ZeroDivisionError
     assert model.config._attn_implementation == usual

@@ -132,7 +132,7 @@ def test_generated_tokens(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"greedy", "beam4", "beam4_lp2", "beam4_lpm1"} <= set(case.generations)
     for name in case.generations:
         expected = case.expected[name]
-        prompts = [case.model.encoder.rendered(prompt) for prompt in expected["prompts"]]
+        prompts = [case.model.encoder.encode_rendered(prompt) for prompt in expected["prompts"]]
         images = case.pixels[case.inputs["generate"]["images"][: len(prompts)]]
         answers = case.model.generate(prompts, case.settings(expected["kwargs"]), images=images)
         assert [list(answer.token_ids) for answer in answers] == [case.new_tokens(row) for row in expected["ids"]], name
@@ -141,7 +141,7 @@ def test_generated_tokens(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_prompt_embeddings_for_generation(case: Case) -> None:
     expected = case.inputs["generate"]
     for prompt, index, segments in zip(expected["prompts"], expected["images"], expected["segment_ids"], strict=True):
-        ids = case.model.encoder.rendered(prompt)
+        ids = case.model.encoder.encode_rendered(prompt)
         between = [IMAGE_POSITION] * case.config["n_query"]
         assert ids == segments[0] + between + segments[1]
         row = torch.tensor([ids])
@@ -158,6 +158,6 @@ def test_chat_prompts(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
         before, after = chat["segment_ids"]
         prompt = before + [IMAGE_POSITION] * case.config["n_query"] + after
         if not chat["prompt"].startswith("<s>"):  # there the original puts a second BOS in front; ours has one
-            assert case.model.encoder.rendered(chat["prompt"]) == prompt, name
+            assert case.model.encoder.encode_rendered(chat["prompt"]) == prompt, name
         (answer,) = case.model.generate([prompt], case.settings(chat["kwargs"]), images=case.pixels[:1])
         assert list(answer.token_ids) == case.new_tokens(chat["greedy_ids"]), name

@@ -51,7 +51,7 @@ def test_the_answers_are_those_of_each_prompt_alone(
     kind: str, rows: int, attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing.Packed, "attend", getattr(packing.Packed, attention))
-    monkeypatch.setattr(decoding, "WORTH_A_PASS", 1)
+    monkeypatch.setattr(decoding, "MIN_SHARED_TOKENS", 1)
     model, prompts = language_model(kind, sliding_window=None), beginning_alike()
     generator = Generator(model, Letters(), GenerationConfig(max_new_tokens=20), "")
     expected = [generator.by_transformers([prompt])[0] for prompt in prompts]
@@ -62,7 +62,7 @@ def test_the_answers_are_those_of_each_prompt_alone(
 
 
 def test_a_long_prefix_takes_the_way_of_long_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "WORTH_A_PASS", 1)
+    monkeypatch.setattr(decoding, "MIN_SHARED_TOKENS", 1)
     monkeypatch.setattr(packing, "SHORT", SHARED + 5)
     generator = Generator(language_model("llama"), Letters(), GenerationConfig(max_new_tokens=20), "")
     prompts = beginning_alike()

@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 
 from minigpt4.common.checkpoint import read_checkpoint
+from minigpt4.common.files import read_appended
 from tests.models.parity import model_config
 
 REPOSITORY = Path(__file__).parents[2]
@@ -38,6 +39,11 @@ def model_card(**changes: Any) -> dict[str, Any]:
     for name in ("precision", "low_resource", "model_type", "arch"):
         values.pop(name)
     return values | changes
+
+
+def read_epochs(file: Path) -> list[dict[str, Any]]:
+    """The objects of log.txt."""
+    return [values for _, values in read_appended(file)]
 
 
 @contextmanager

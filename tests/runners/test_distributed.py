@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigpt4.common.logging import read_epochs
 from tests.runners.conftest import LONG
-from tests.runners.project import LOG_LINE, REPOSITORY, Project
+from tests.runners.project import LOG_LINE, REPOSITORY, Project, read_epochs
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -30,15 +29,15 @@ def fail():
 dist.TIMEOUT, dist.ROLL_CALL = timedelta(seconds=6), timedelta(seconds=2)
 processes = dist.start_processes("cpu")
 try:
-    processes.from_main(fail)
+    processes.run_on_main(fail)
 except (ConfigError, SystemExit) as error:
     print(f"<{processes.rank}: {type(error).__name__}>", flush=True)
-print(f"<{processes.from_main(lambda: 5)} {processes.gather(processes.rank)} {processes.any(processes.rank == 1)}>")
+print(f"<{processes.run_on_main(lambda: 5)} {processes.gather(processes.rank)} {processes.any(processes.rank == 1)}>")
 with exit_on_error():
     if processes.rank == 1:
         time.sleep(20)
     import torch
-    with processes.watch(lambda: "step 3"):
+    with processes.report_lost_ranks(lambda: "step 3"):
         processes.sum(torch.ones(1))
 """
 

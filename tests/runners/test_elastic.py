@@ -16,9 +16,8 @@ import pytest
 import torch
 
 from minigpt4.common.checkpoint import read_checkpoint
-from minigpt4.common.logging import read_epochs
 from tests.runners.conftest import LONG, PAIR
-from tests.runners.project import LOG_LINE, Project, losses
+from tests.runners.project import LOG_LINE, Project, losses, read_epochs
 from tests.runners.test_distributed import curve, logged_losses
 from tests.runners.test_resume import assert_same_run, epochs
 

@@ -35,7 +35,7 @@ def use(*options: str) -> tuple[bool, list[dict[str, InstructionDataset]]]:
     cfg = load_config("config.yaml", [CACHE, *options]).config
     encoder = build_encoder(cfg.model)
     groups = [build_datasets(cfg, encoder, ["train"], train=True), build_datasets(cfg, encoder, ["val"], train=False)]
-    return feature_cache.use_caches(cfg, groups, torch.float32, Processes(device=CPU)), groups
+    return feature_cache.attach_feature_caches(cfg, groups, torch.float32, Processes(device=CPU)), groups
 
 
 def run(capfd: pytest.CaptureFixture[str], *options: str) -> dict[int, float]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import RunConfig
-from minigpt4.runners.optim import Updater, build_optimizer, parameter_groups, trainable_parameters
+from minigpt4.runners.optim import OptimizerStep, build_optimizer, parameter_groups, trainable_parameters
 
 
 class Model(nn.Module):
@@ -23,9 +23,9 @@ class Model(nn.Module):
 DECLARED = ("llama_proj.weight", "llama_proj.bias")
 
 
-def updater(layer: nn.Module, max_grad_norm: float | None = 1.0, scale: bool = False) -> Updater:
+def updater(layer: nn.Module, max_grad_norm: float | None = 1.0, scale: bool = False) -> OptimizerStep:
     optimizer = build_optimizer(dict(layer.named_parameters()), RunConfig(weight_decay=0.0))
-    return Updater(optimizer, torch.amp.GradScaler("cpu", enabled=scale), max_grad_norm)
+    return OptimizerStep(optimizer, torch.amp.GradScaler("cpu", enabled=scale), max_grad_norm)
 
 
 def test_trainable_set_is_logged_and_counted(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,7 +18,13 @@ import torch
 from minigpt4.common.checkpoint import read_checkpoint, write_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.schema import RunConfig
-from minigpt4.runners.checkpoints import check_same_run, find_resume_point, newest_whole, rng_state, set_rng_state
+from minigpt4.runners.checkpoints import (
+    check_same_run,
+    find_resume_point,
+    latest_valid_checkpoint,
+    rng_state,
+    set_rng_state,
+)
 from tests.runners.conftest import LONG
 from tests.runners.project import LOG_LINE, Project, losses
 
@@ -93,15 +99,15 @@ def test_auto_passes_over_a_truncated_checkpoint(whole: Path, train_here: Train,
 
 
 def test_broken_checkpoints_are_named(whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert newest_whole(tmp_path) is None
+    assert latest_valid_checkpoint(tmp_path) is None
     shutil.copy(whole / "checkpoint_0.pth", tmp_path)
     (tmp_path / "checkpoint_1.pth").write_bytes((whole / "checkpoint_1.pth").read_bytes()[:5000])
     with caplog.at_level(logging.WARNING):
-        assert newest_whole(tmp_path) == tmp_path / "checkpoint_0.pth"
+        assert latest_valid_checkpoint(tmp_path) == tmp_path / "checkpoint_0.pth"
     assert "checkpoint_1.pth is truncated" in caplog.text
     (tmp_path / "checkpoint_0.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
-        newest_whole(tmp_path)
+        latest_valid_checkpoint(tmp_path)
 
 
 def test_a_finished_run_says_so(whole: Path, train_here: Train) -> None:

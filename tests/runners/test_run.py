@@ -18,14 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.logging import read_epochs, train_line
+from minigpt4.common.logging import train_line
 from minigpt4.common.schema import RunConfig
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners import checkpoints as run_folder
 from minigpt4.runners.metrics import check_trackers
 from minigpt4.runners.optim import check_run
 from minigpt4.runners.trainer import EpochRunner, TrainingError, check_first_loss
-from tests.runners.project import LOG_LINE, Project
+from tests.runners.project import LOG_LINE, Project, read_epochs
 
 Train = Callable[..., Path]
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique")

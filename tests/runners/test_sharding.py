@@ -15,11 +15,10 @@ import torch
 from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.logging import read_epochs
 from minigpt4.common.schema import Config, LlmSharding, LowResource
 from minigpt4.models.llm import build_llm, shards_llm
 from tests.runners.conftest import PAIR
-from tests.runners.project import PARITY_A, REPOSITORY, Project
+from tests.runners.project import PARITY_A, REPOSITORY, Project, read_epochs
 from tests.runners.test_distributed import curve
 
 PROGRAM = """
@@ -41,7 +40,7 @@ batch = make_batch(((9 + processes.rank, 4), (30, 1)))
 results = []
 for sharding in (None, LlmSharding.node, LlmSharding.all):
     torch.manual_seed(0)
-    model = build_model(cfg, processes.device, torch.float32, llm_as_filed=sharding is not None)
+    model = build_model(cfg, processes.device, torch.float32, keep_llm_on_cpu=sharding is not None)
     size = sum(p.numel() for p in model.llama_model.parameters())
     if sharding is not None:
         shard_llm(model, torch.float32, sharding, processes)
@@ -57,7 +56,7 @@ for sharding, loss, gradient in results[1:]:
     torch.testing.assert_close(loss, whole, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient, whole_gradient)
     print(f"<{sharding.value}: {processes.rank} agrees>", flush=True)
-processes.leave()
+processes.shutdown()
 """
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.files import existing
+from minigpt4.common.files import require_path
 from minigpt4.common.schema import Config
 from minigpt4.evaluation.fluency import words
 
@@ -19,7 +19,7 @@ def correction_request(path: str | None) -> str:
     Raises:
         ConfigError: The file is missing or empty.
     """
-    file: Path = existing(path, "curation.refine.prompt_path")
+    file: Path = require_path(path, "curation.refine.prompt_path")
     text = " ".join(file.read_text(encoding="utf-8").split())
     if not text:
         raise ConfigError(f"curation.refine.prompt_path: {file} is empty; write the request for a correction into it")

@@ -289,12 +289,3 @@ def _check(cfg: Config) -> None:
         )
     if settings.api_key_env and not os.environ.get(settings.api_key_env):
         raise ConfigError(f"{key}.api_key_env: the environment variable {settings.api_key_env} is not set; export it")
-    for name, least in (("attempts", 1), ("concurrency", 1), ("max_tokens", 1)):
-        if getattr(settings, name) < least:
-            raise ConfigError(f"{key}.{name}: {getattr(settings, name)} should be at least {least}")
-    for name in ("timeout", "requests_per_minute"):
-        value = getattr(settings, name)
-        if value is not None and value <= 0:
-            raise ConfigError(f"{key}.{name}: {value} should be above 0")
-    if settings.backoff < 0 or settings.max_backoff < 0:
-        raise ConfigError(f"{key}.backoff and {key}.max_backoff should be at least 0")

@@ -9,7 +9,7 @@ from random import Random
 import torch
 
 from minigpt4.common.errors import DataError
-from minigpt4.common.files import existing
+from minigpt4.common.files import require_path
 from minigpt4.common.registry import refiners
 from minigpt4.common.schema import Config, GenerationConfig
 from minigpt4.curate.refiners.base import Correction, RefineError, Refiner, checked, correction_request
@@ -35,7 +35,7 @@ class LanguageModelRefiner(Refiner):
         self.settings = settings
         self.request = correction_request(settings.prompt_path)
         model = replace(cfg.model, llama_model=settings.llm_model or cfg.model.llama_model)
-        folder = existing(model.llama_model, "curation.refine.llm_model", "MINIGPT4_WEIGHTS", folder=True)
+        folder = require_path(model.llama_model, "curation.refine.llm_model", "MINIGPT4_WEIGHTS", folder=True)
         device = start_processes(cfg.run.device).device
         self.encoder = build_encoder(model)
         self.llm = build_llm(folder, model.low_resource, evaluation_dtype(cfg.evaluation.precision, device), device)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import refiners
 from minigpt4.common.schema import Config
 from minigpt4.curate.refiners.base import Correction, Refiner
@@ -45,8 +44,6 @@ class LocalRefiner(Refiner):
 
     def __init__(self, cfg: Config) -> None:
         self.min_support = cfg.curation.refine.min_support
-        if not 0 <= self.min_support <= 1:
-            raise ConfigError(f"curation.refine.min_support: {self.min_support} should be from 0 to 1")
 
     def refine(self, sample: str, texts: Sequence[str]) -> Correction:
         """The best confirmed of the cleaned descriptions; one without anything usable stays as it is."""

@@ -285,8 +285,6 @@ def prepare_shards(name: str, cfg: DatasetConfig) -> ShardIndex:
     """
     if cfg.feature_cache:
         raise ConfigError(f"datasets.{name}.feature_cache: there is none for shards; delete the line")
-    if cfg.shuffle_shards < 1:
-        raise ConfigError(f"datasets.{name}.shuffle_shards: {cfg.shuffle_shards} should be at least 1")
     index = index_shards(name, cfg)
     problems = index.problems()
     some_usable = any(entry.samples for entry in index.entries.values())

@@ -34,7 +34,7 @@ def test_a_sample_is_picture_prompt_and_caption(dataset: ShardDataset, encoder: 
     sample = dataset.sample(13, draw=2)
     assert (sample.image_id, sample.answer, sample.skipped) == ("00002/00013", "caption 13", ())
     assert sample.images[0].shape == (3, SIDE, SIDE)
-    assert sample.encoded == encoder.example(sample.instruction, "caption 13")
+    assert sample.encoded == encoder.encode_example(sample.instruction, "caption 13")
     assert len({dataset.sample(13, draw).instruction for draw in range(40)}) == 4
 
 

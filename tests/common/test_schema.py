@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schema import GenerationConfig, GenerationSettings, changed
+from minigpt4.common.schema import GenerationConfig, GenerationSettings, override_generation
 
 
-def test_what_is_not_given_stays() -> None:
+def test_the_others_are_unchanged() -> None:
     base = GenerationConfig(max_new_tokens=7, top_p=0.5)
-    assert changed(base, {"top_p": 1}) == GenerationConfig(max_new_tokens=7, top_p=1)
+    assert override_generation(base, {"top_p": 1}) == GenerationConfig(max_new_tokens=7, top_p=1)
     assert base.top_p == 0.5
 
 
@@ -28,11 +28,11 @@ def test_the_keywords_are_the_configurations_fields() -> None:
         ({"num_beams": 2.0}, r"num_beams is 2\.0, should be of type int"),
         ({"do_sample": 1}, "do_sample is 1, should be of type bool"),
         ({"temperature": True}, "temperature is True, should be of type float"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0, should be at least 1"),
-        ({"top_p": 1.5}, r"top_p is 1\.5, should be at most 1"),
-        ({"temperature": float("nan")}, "temperature is nan, should be above 0"),
+        ({"max_new_tokens": 0}, "generation.max_new_tokens: 0 should be at least 1"),
+        ({"top_p": 1.5}, r"top_p: 1\.5 should be above 0 and at most 1"),
+        ({"temperature": float("nan")}, "temperature: nan should be a finite number"),
     ],
 )
-def test_wrong_ones_are_named(values: dict[str, Any], message: str) -> None:
+def test_wrong_settings_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        changed(GenerationConfig(), values)
+        override_generation(GenerationConfig(), values)
