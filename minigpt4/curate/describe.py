@@ -35,7 +35,15 @@ JPEG = b"\xff\xd8\xff"
 
 def open_datasets(cfg: Config, encoder: PromptEncoder) -> Datasets:
     """The datasets to draw from; errors as for `build_datasets`."""
-    return build_datasets(cfg, encoder, [cfg.curation.split], train=False, prepared=prepare_datasets(cfg))
+    return build_datasets(
+        cfg.datasets,
+        cfg.model,
+        encoder,
+        [cfg.curation.split],
+        seed=cfg.run.seed,
+        train=False,
+        prepared=prepare_datasets(cfg.datasets),
+    )
 
 
 def draw(cfg: Config, datasets: Datasets) -> list[Event]:

@@ -14,7 +14,7 @@ from typing import Any
 from minigpt4.common.errors import ConfigError, DataError, MissingSplitError
 from minigpt4.common.files import require_path
 from minigpt4.common.registry import builders, processors, readers
-from minigpt4.common.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
+from minigpt4.common.schema import DatasetConfig, ModelConfig, ProcessorConfig
 from minigpt4.common.types import Record
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import read_prompts
@@ -33,7 +33,7 @@ def annotations_path(name: str, cfg: DatasetConfig) -> Path:
     Raises:
         ConfigError: It does not exist.
     """
-    reader: type[Reader] = readers.get(cfg.reader)
+    reader: type[Reader] = readers.get(str(cfg.reader))
     path = cfg.annotations or (cfg.images if reader.folder else None)
     return require_path(path, f"datasets.{name}.annotations", DATA_VARIABLE, folder=reader.folder)
 
@@ -57,7 +57,7 @@ def read_rows(name: str, cfg: DatasetConfig) -> Iterator[Record | RowProblem]:
         ConfigError: The annotations do not exist, or the reader is unknown.
         DataError: The annotations as a whole cannot be read.
     """
-    reader: Reader = readers.get(cfg.reader)()
+    reader: Reader = readers.get(str(cfg.reader))()
     for row in reader.read(annotations_path(name, cfg)):
         if isinstance(row, Record) and row.split is None:
             yield replace(row, split=_split_of(row.image, cfg.val_fraction))
@@ -111,8 +111,11 @@ SHARDS = "webdataset"
 """Name of the kind of dataset whose pictures and captions lie in tar shards."""
 
 
-def prepare_datasets(cfg: Config) -> dict[str, ShardIndex]:
-    """What has to be done once before any process builds the datasets: shards are indexed, and looked at.
+def prepare_datasets(datasets: Mapping[str, DatasetConfig]) -> dict[str, ShardIndex]:
+    """Index and check the shards of every dataset that has some, once for all processes.
+
+    Args:
+        datasets: configuration of each dataset by name.
 
     Returns:
         The indexes by dataset, for `build_datasets` in every process.
@@ -121,51 +124,53 @@ def prepare_datasets(cfg: Config) -> dict[str, ShardIndex]:
         ConfigError: The patterns are wrong or match nothing, or a key does not go with shards.
         DataError: The index cannot be written, or shards cannot be used.
     """
-    return {name: prepare_shards(name, dataset) for name, dataset in cfg.datasets.items() if dataset.builder == SHARDS}
+    return {name: prepare_shards(name, dataset) for name, dataset in datasets.items() if dataset.builder == SHARDS}
 
 
 def build_datasets(
-    cfg: Config,
+    datasets: Mapping[str, DatasetConfig],
+    model: ModelConfig,
     encoder: PromptEncoder,
     splits: Sequence[str],
     *,
+    seed: int,
     train: bool,
     prepared: Mapping[str, ShardIndex] = MappingProxyType({}),
 ) -> dict[str, InstructionDataset]:
     """Every dataset of the configuration, by name.
 
     Args:
-        cfg: The whole configuration.
-        encoder: Lays out prompts and answers for the model.
-        splits: Splits to take; none: no dataset.
-        train: Use the processors for training, not those for evaluation.
-        prepared: Of `prepare_datasets`; what is not there is prepared here.
+        datasets: configuration of each dataset by name.
+        model: the model's configuration; image size and prompts where a dataset sets none.
+        encoder: encodes prompts and answers for the model.
+        splits: splits to take; none: no dataset.
+        seed: part of the name of every random generator.
+        train: use the processors for training, not those for evaluation.
+        prepared: what `prepare_datasets` returned; shards missing there are prepared here.
 
     Raises:
         ConfigError: No dataset is configured, a path is missing, or a split does not exist (in validation: in none
             of the datasets).
         DataError: A row of the annotations cannot be used.
     """
-    if not cfg.datasets:
+    if not datasets:
         raise ConfigError("datasets: none is configured; add one, for example 'datasets: {flickr30k: {}}'")
     if not splits:
         return {}
-    datasets: dict[str, InstructionDataset] = {}
+    built: dict[str, InstructionDataset] = {}
     missing: list[MissingSplitError] = []
-    for name, dataset in cfg.datasets.items():
-        # Only the builders of what has to be prepared know this argument.
+    for name, dataset in datasets.items():
+        # Only builders of datasets with shards take this argument.
         index = {"prepared": prepared[name]} if name in prepared else {}
         try:
-            datasets[name] = build_dataset(
-                name, dataset, cfg.model, encoder, splits, seed=cfg.run.seed, train=train, **index
-            )
+            built[name] = build_dataset(name, dataset, model, encoder, splits, seed=seed, train=train, **index)
         except MissingSplitError as error:
             missing.append(error)
-    if missing and (train or not datasets):
+    if missing and (train or not built):
         raise missing[0]
     for absent in missing:
         logger.warning("left out of validation: %s", absent)
-    return datasets
+    return built
 
 
 def build_dataset(
@@ -234,6 +239,7 @@ def _common(name: str, cfg: DatasetConfig, model: ModelConfig, train: bool) -> d
         "prompts": dataset_prompts(name, cfg, model),
         "target": cfg.target,
         "answer": cfg.answer,
+        "sample_ratio": cfg.sample_ratio,
     }
 
 

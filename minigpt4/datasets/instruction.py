@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -33,12 +32,13 @@ class InstructionDataset(Dataset[Sample]):
         name: The dataset's key in the configuration, for messages.
         records: What was read from the annotations.
         images: Folder that relative image paths start at.
-        image_processor: Picture -> (3, S, S).
+        image_processor: image (a path, or the bytes of a file and its name) -> (3, S, S).
         text_processor: Applied to the caption that was drawn.
         prompts: Instructions for records without a question, each with its image placeholder.
         encoder: Lays out and tokenises prompt and answer.
         target: What a record with several answers trains on.
         answer: Template of the text to learn; `{answer}` marks the processed caption.
+        sample_ratio: weight among the datasets trained on together.
         seed: Part of every generator's name.
     """
 
@@ -48,12 +48,13 @@ class InstructionDataset(Dataset[Sample]):
         records: Sequence[Record],
         *,
         images: Path,
-        image_processor: Callable[[Image.Image], Tensor],
+        image_processor: Callable[..., Tensor],
         text_processor: Callable[[str], str],
         prompts: Sequence[str],
         encoder: PromptEncoder,
         target: Target = Target.one,
         answer: str = "{answer}",
+        sample_ratio: float = 1.0,
         seed: int = 42,
     ) -> None:
         self.name = name
@@ -65,6 +66,7 @@ class InstructionDataset(Dataset[Sample]):
         self.encoder = encoder
         self.target = target
         self.answer = answer
+        self.sample_ratio = sample_ratio
         self.seed = seed
         self.feature_cache: FeatureCache | None = None
 

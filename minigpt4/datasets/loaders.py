@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from minigpt4.common.errors import ConfigError, DataError
-from minigpt4.common.schema import Config
+from minigpt4.common.schema import RunConfig
 from minigpt4.common.types import CACHED_NDIM, IGNORED_LABEL, IMAGE_POSITION, Batch, Sample
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.sampler import GroupedOrder, Key, SampleOrder, StepSampler, Stream
@@ -90,25 +90,25 @@ class BatchLoader(DataLoader[Any]):
             raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
 
 
-def steps_per_epoch(cfg: Config, datasets: Datasets, world_size: int) -> int:
+def steps_per_epoch(run: RunConfig, datasets: Datasets, world_size: int) -> int:
     """Optimizer steps of an epoch: `run.iters_per_epoch`, or once through the data (at least one)."""
-    if cfg.run.iters_per_epoch is not None:
-        return cfg.run.iters_per_epoch
-    step_size = cfg.run.batch_size * cfg.run.accum_grad_iters * world_size
+    if run.iters_per_epoch is not None:
+        return run.iters_per_epoch
+    step_size = run.batch_size * run.accum_grad_iters * world_size
     return max(1, sum(map(len, datasets.values())) // step_size)
 
 
 def train_loader(
-    cfg: Config, datasets: Datasets, *, world_size: int = 1, rank: int = 0, start_step: int = 0
+    run: RunConfig, datasets: Datasets, *, world_size: int = 1, rank: int = 0, start_step: int = 0
 ) -> BatchLoader:
     """One process's micro-batches from `start_step` to the end of the run, through all epochs.
 
     Args:
-        cfg: The whole configuration.
-        datasets: Of `build_datasets(..., train=True)`.
-        world_size: Processes.
-        rank: Of this process.
-        start_step: Optimizer steps that are done already.
+        run: training's configuration.
+        datasets: what `build_datasets(..., train=True)` returned.
+        world_size: number of ranks.
+        rank: rank of this process.
+        start_step: first optimizer step.
 
     Returns:
         `accum_grad_iters` batches for each optimizer step that is left.
@@ -119,42 +119,42 @@ def train_loader(
     order = SampleOrder(
         list(datasets),
         [len(dataset) for dataset in datasets.values()],
-        [cfg.datasets[name].sample_ratio for name in datasets],
-        cfg.run.seed,
+        [dataset.sample_ratio for dataset in datasets.values()],
+        run.seed,
         [dataset.order() for dataset in datasets.values()],
     )
     stream: Stream = order
     mixture = MixtureDataset(list(datasets.values()))
-    batch_size = cfg.run.batch_size
-    if cfg.run.group_by_length > 1:
+    batch_size = run.batch_size
+    if run.group_by_length > 1:
         unknown = [name for name, dataset in datasets.items() if not hasattr(dataset, "text_length")]
         if unknown:
             raise ConfigError(
-                f"run.group_by_length: {cfg.run.group_by_length} should be 1, because the lengths of {unknown[0]} are "
+                f"run.group_by_length: {run.group_by_length} should be 1, because the lengths of {unknown[0]} are "
                 "not known before its shards are read"
             )
-        step_size = batch_size * cfg.run.accum_grad_iters * world_size
-        stream = GroupedOrder(order, step_size, cfg.run.group_by_length, mixture.text_length)
+        step_size = batch_size * run.accum_grad_iters * world_size
+        stream = GroupedOrder(order, step_size, run.group_by_length, mixture.text_length)
     sampler = StepSampler(
         stream,
         batch_size=batch_size,
-        accumulation=cfg.run.accum_grad_iters,
+        accumulation=run.accum_grad_iters,
         world_size=world_size,
         rank=rank,
         start_step=start_step,
-        stop_step=cfg.run.max_epoch * steps_per_epoch(cfg, datasets, world_size),
+        stop_step=run.max_epoch * steps_per_epoch(run, datasets, world_size),
     )
-    return BatchLoader(mixture, batch_sampler=sampler, **_worker_options(cfg, cfg.run.num_workers))
+    return BatchLoader(mixture, batch_sampler=sampler, **_worker_options(run))
 
 
-def valid_loader(cfg: Config, datasets: Datasets, *, world_size: int = 1, rank: int = 0) -> BatchLoader | None:
+def valid_loader(run: RunConfig, datasets: Datasets, *, world_size: int = 1, rank: int = 0) -> BatchLoader | None:
     """One process's share of the validation samples, the same each time; together they are all, none twice.
 
     Args:
-        cfg: The whole configuration.
-        datasets: Of `build_datasets(..., train=False)`.
-        world_size: Processes.
-        rank: Of this process.
+        run: training's configuration.
+        datasets: what `build_datasets(..., train=False)` returned.
+        world_size: number of ranks.
+        rank: rank of this process.
 
     Returns:
         None where there is no dataset. Shares may differ by one sample, and be empty.
@@ -164,19 +164,19 @@ def valid_loader(cfg: Config, datasets: Datasets, *, world_size: int = 1, rank: 
     joined: ConcatDataset[Any] = ConcatDataset(list(datasets.values()))
     return BatchLoader(
         joined,
-        batch_size=cfg.run.eval_batch_size,
+        batch_size=run.eval_batch_size,
         sampler=range(rank, len(joined), world_size),
-        **_worker_options(cfg, cfg.run.num_workers),
+        **_worker_options(run),
     )
 
 
-def _worker_options(cfg: Config, num_workers: int) -> dict[str, Any]:
+def _worker_options(run: RunConfig) -> dict[str, Any]:
     return {
-        "num_workers": num_workers,
-        "persistent_workers": num_workers > 0,
+        "num_workers": run.num_workers,
+        "persistent_workers": run.num_workers > 0,
         "worker_init_fn": _start_process_group,
         "collate_fn": collate,
-        "pin_memory": cfg.run.device != "cpu" and torch.cuda.is_available(),
+        "pin_memory": run.device != "cpu" and torch.cuda.is_available(),
         # Starting to iterate draws a number; from a generator of its own, so that the run's own state stays.
         "generator": torch.Generator(),
     }

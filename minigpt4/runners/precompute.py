@@ -175,8 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_up_logging(processes.rank)
     encoder = build_encoder(cfg.model)
     groups = [
-        build_datasets(cfg, encoder, cfg.run.train_splits, train=True),
-        build_datasets(cfg, encoder, cfg.run.valid_splits, train=False),
+        build_datasets(cfg.datasets, cfg.model, encoder, splits, seed=cfg.run.seed, train=train)
+        for splits, train in ((cfg.run.train_splits, True), (cfg.run.valid_splits, False))
     ]
     attach_feature_caches(
         cfg, groups, train_precision(cfg.run.amp, cfg.model.precision, processes.device).frozen, processes

@@ -164,8 +164,8 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
         task=task,
         updater=build_optimizer_step(parameters, run, processes.device, precision.scale_loss),
         schedule=schedule,
-        train_batches=lambda step: train_loader(cfg, train_data, start_step=step, **share),
-        valid_batches=valid_loader(cfg, valid_data, **share),
+        train_batches=lambda step: train_loader(run, train_data, start_step=step, **share),
+        valid_batches=valid_loader(run, valid_data, **share),
         folder=folder,
         trackers=Trackers(run.trackers, run.job_name, folder, loaded.resolved, active=processes.is_main),
         peak=_peak(precision.frozen, processes),
@@ -180,9 +180,9 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
 
 def _build_data(cfg: Config, encoder: PromptEncoder, processes: Processes) -> tuple[Datasets, Datasets]:
     """The datasets to train on and to validate on."""
-    prepared = processes.run_on_main(lambda: prepare_datasets(cfg))
-    train_data = build_datasets(cfg, encoder, cfg.run.train_splits, train=True, prepared=prepared)
-    return train_data, build_datasets(cfg, encoder, cfg.run.valid_splits, train=False, prepared=prepared)
+    prepared = processes.run_on_main(lambda: prepare_datasets(cfg.datasets))
+    build = partial(build_datasets, cfg.datasets, cfg.model, encoder, seed=cfg.run.seed, prepared=prepared)
+    return build(cfg.run.train_splits, train=True), build(cfg.run.valid_splits, train=False)
 
 
 def _build_model(
@@ -214,7 +214,7 @@ def _look_up(run: RunConfig) -> tuple[Task, Callable[[RunParts], Any], Callable[
 def _plan(cfg: Config, train_data: Datasets, world_size: int) -> Plan:
     plan = Plan(
         max_epoch=cfg.run.max_epoch,
-        steps_per_epoch=steps_per_epoch(cfg, train_data, world_size),
+        steps_per_epoch=steps_per_epoch(cfg.run, train_data, world_size),
         batch_size=cfg.run.batch_size,
         accumulation=cfg.run.accum_grad_iters,
         world_size=world_size,

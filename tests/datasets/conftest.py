@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from PIL import Image
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig, RunConfig
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import IMAGE_TAG, Template
+from minigpt4.datasets.builders import build_datasets
+from minigpt4.datasets.instruction import InstructionDataset
+from minigpt4.datasets.shards.index import ShardIndex
 from tests.ascii_tokenizer import AsciiTokenizer
 
 SIDE = 8
@@ -60,11 +64,18 @@ def make_config(tmp_path: Path, images: Path, model_config: ModelConfig) -> Call
             for number in range(rows)
         ]
         annotations = write_jsonl(tmp_path / f"mine{rows}.jsonl", content)
-        dataset = DatasetConfig(
-            reader="jsonl", annotations=str(annotations), images=str(images), batch_size=4, eval_batch_size=3
-        )
-        return Config(
-            model=model_config, datasets={"mine": dataset}, run=RunConfig(**{"num_workers": 0, "device": "cpu", **run})
-        )
+        dataset = DatasetConfig(reader="jsonl", annotations=str(annotations), images=str(images))
+        defaults = {"num_workers": 0, "device": "cpu", "batch_size": 4, "eval_batch_size": 3}
+        return Config(model=model_config, datasets={"mine": dataset}, run=RunConfig(**{**defaults, **run}))
 
     return make
+
+
+def build(
+    cfg: Config,
+    encoder: PromptEncoder,
+    *splits: str,
+    train: bool = True,
+    prepared: Mapping[str, ShardIndex] = MappingProxyType({}),
+) -> dict[str, InstructionDataset]:
+    return build_datasets(cfg.datasets, cfg.model, encoder, splits, seed=cfg.run.seed, train=train, prepared=prepared)

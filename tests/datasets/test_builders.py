@@ -10,13 +10,9 @@ import pytest
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.schema import Config, ProcessorConfig, SplitProcessors
 from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.datasets.builders import build_datasets
+from tests.datasets.conftest import build
 
 MakeConfig = Callable[..., Config]
-
-
-def build(cfg: Config, encoder: PromptEncoder, *splits: str, train: bool = True):
-    return build_datasets(cfg, encoder, splits, train=train)
 
 
 def test_splits_and_processors(make_config: MakeConfig, encoder: PromptEncoder) -> None:

@@ -9,16 +9,16 @@ import torch
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import Config, Target
 from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.instruction import MAX_SUBSTITUTES, InstructionDataset
-from tests.datasets.conftest import SIDE
+from minigpt4.processors.image import open_image
+from tests.datasets.conftest import SIDE, build
 
 MakeConfig = Callable[..., Config]
 
 
 @pytest.fixture
 def dataset(make_config: MakeConfig, encoder: PromptEncoder) -> InstructionDataset:
-    return build_datasets(make_config(), encoder, ["train"], train=True)["mine"]
+    return build(make_config(), encoder, "train")["mine"]
 
 
 def test_a_sample_is_picture_prompt_and_answer(dataset: InstructionDataset, encoder: PromptEncoder) -> None:
@@ -32,8 +32,8 @@ def test_a_sample_is_picture_prompt_and_answer(dataset: InstructionDataset, enco
     assert sample.skipped == ()
 
 
-def test_a_processor_of_the_users_own_gives_what_it_makes(dataset: InstructionDataset) -> None:
-    dataset.image_processor = lambda image: torch.full((3, SIDE, SIDE), float(image.width))
+def test_the_registered_processor_is_what_runs(dataset: InstructionDataset) -> None:
+    dataset.image_processor = lambda path: torch.full((3, SIDE, SIDE), float(open_image(path).width))
     opened = dataset.open(3)
     assert opened.dtype is torch.float32 and opened.unique().tolist() == [4.0]
 

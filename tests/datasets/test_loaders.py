@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.errors import DataError
 from minigpt4.common.schema import Config
 from minigpt4.common.types import Batch
 from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.loaders import steps_per_epoch, train_loader, valid_loader
+from tests.datasets.conftest import build
 
 MakeConfig = Callable[..., Config]
 
 
 def datasets_of(cfg: Config, encoder: PromptEncoder, split: str = "train") -> dict[str, InstructionDataset]:
-    return build_datasets(cfg, encoder, [split], train=split == "train")
+    return build(cfg, encoder, split, train=split == "train")
 
 
 def seen(batches: list[Batch]) -> list[tuple[str, list[int]]]:
@@ -33,17 +33,17 @@ class TestTraining:
     def test_steps_of_an_epoch(self, make_config: MakeConfig, encoder: PromptEncoder) -> None:
         cfg = make_config()
         data = datasets_of(cfg, encoder)
-        assert [steps_per_epoch(cfg, data, world) for world in (1, 2, 3, 8)] == [4, 2, 1, 1]
+        assert [steps_per_epoch(cfg.run, data, world) for world in (1, 2, 3, 8)] == [4, 2, 1, 1]
         cfg.run.accum_grad_iters = 2
-        assert steps_per_epoch(cfg, data, 1) == 2
+        assert steps_per_epoch(cfg.run, data, 1) == 2
         cfg.run.iters_per_epoch = 500
-        assert steps_per_epoch(cfg, data, 1) == 500
+        assert steps_per_epoch(cfg.run, data, 1) == 500
 
     def test_an_epoch_sees_everything_once_and_the_next_in_another_order(
         self, make_config: MakeConfig, encoder: PromptEncoder
     ) -> None:
         cfg = make_config(max_epoch=2)
-        batches = list(train_loader(cfg, datasets_of(cfg, encoder)))
+        batches = list(train_loader(cfg.run, datasets_of(cfg, encoder)))
         assert len(batches) == 8 and all(len(batch.image_ids) == 4 for batch in batches)
         first, second = ([name for name, _ in seen(batches[start : start + 4])] for start in (0, 4))
         assert sorted(first) == sorted(second) == sorted(f"id{number}" for number in range(16))
@@ -51,25 +51,25 @@ class TestTraining:
 
     def test_two_processes_make_the_same_steps(self, make_config: MakeConfig, encoder: PromptEncoder) -> None:
         cfg = make_config(max_epoch=3)
-        alone = list(train_loader(cfg, datasets_of(cfg, encoder)))
-        cfg.datasets["mine"].batch_size = 2
-        ranks = [list(train_loader(cfg, datasets_of(cfg, encoder), world_size=2, rank=rank)) for rank in (0, 1)]
+        alone = list(train_loader(cfg.run, datasets_of(cfg, encoder)))
+        cfg.run.batch_size = 2
+        ranks = [list(train_loader(cfg.run, datasets_of(cfg, encoder), world_size=2, rank=rank)) for rank in (0, 1)]
         for whole, *parts in zip(alone, *ranks, strict=True):
             assert seen([whole]) == seen(parts)
             assert whole.num_targets == sum(part.num_targets for part in parts)
 
     def test_a_resumed_loader_goes_on(self, make_config: MakeConfig, encoder: PromptEncoder) -> None:
         cfg = make_config(max_epoch=3, accum_grad_iters=2)
-        whole = list(train_loader(cfg, datasets_of(cfg, encoder)))
-        rest = list(train_loader(cfg, datasets_of(cfg, encoder), start_step=3))
+        whole = list(train_loader(cfg.run, datasets_of(cfg, encoder)))
+        rest = list(train_loader(cfg.run, datasets_of(cfg, encoder), start_step=3))
         assert len(rest) == len(whole) - 6
         assert seen(rest) == seen(whole[6:])
 
     def test_workers_change_nothing(self, make_config: MakeConfig, encoder: PromptEncoder) -> None:
         cfg = make_config(max_epoch=1)
-        plain = list(train_loader(cfg, datasets_of(cfg, encoder)))
+        plain = list(train_loader(cfg.run, datasets_of(cfg, encoder)))
         cfg.run.num_workers = 2
-        shared = list(train_loader(cfg, datasets_of(cfg, encoder)))
+        shared = list(train_loader(cfg.run, datasets_of(cfg, encoder)))
         assert seen(shared) == seen(plain)
         for one, other in zip(plain, shared, strict=True):
             assert one.images is not None and other.images is not None and torch.equal(one.images, other.images)
@@ -78,7 +78,7 @@ class TestTraining:
         cfg = make_config(max_epoch=1)
         torch.manual_seed(0)
         before = torch.get_rng_state()
-        list(train_loader(cfg, datasets_of(cfg, encoder)))
+        list(train_loader(cfg.run, datasets_of(cfg, encoder)))
         assert torch.equal(torch.get_rng_state(), before)
 
     @pytest.mark.parametrize("workers", [0, 1])
@@ -89,7 +89,7 @@ class TestTraining:
         for path in images.iterdir():
             path.unlink()
         with pytest.raises(DataError) as caught:
-            list(train_loader(cfg, datasets_of(cfg, encoder)))
+            list(train_loader(cfg.run, datasets_of(cfg, encoder)))
         assert str(caught.value).startswith("dataset mine: 10 pictures in a row cannot be read")
         assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
 
@@ -98,7 +98,7 @@ class TestTraining:
     ) -> None:
         (images / "5.png").write_bytes(b"broken")
         cfg = make_config(max_epoch=1)
-        messages = [message for batch in train_loader(cfg, datasets_of(cfg, encoder)) for message in batch.skipped]
+        messages = [message for batch in train_loader(cfg.run, datasets_of(cfg, encoder)) for message in batch.skipped]
         assert messages and all("5.png cannot be read" in message for message in messages)
 
 
@@ -112,28 +112,10 @@ class TestMixture:
         cfg = self.make(make_config, max_epoch=1, iters_per_epoch=100)
         cfg.datasets["mine"].sample_ratio = 3
         data = datasets_of(cfg, encoder)
-        sampler = train_loader(cfg, data).batch_sampler
+        sampler = train_loader(cfg.run, data).batch_sampler
         assert sampler is not None
         chosen = [key.dataset for keys in sampler for key in keys]
         assert sum(number == 0 for number in chosen) / len(chosen) == pytest.approx(0.75, abs=0.01)
-
-    def test_batch_sizes_that_differ_name_both(self, make_config: MakeConfig, encoder: PromptEncoder) -> None:
-        cfg = self.make(make_config)
-        cfg.datasets["other"].batch_size = 2
-        with pytest.raises(ConfigError, match=r"datasets\.mine\.batch_size is 4 and datasets\.other\.batch_size is 2"):
-            train_loader(cfg, datasets_of(cfg, encoder))
-
-    def test_a_ratio_of_nothing_is_refused(self, make_config: MakeConfig, encoder: PromptEncoder) -> None:
-        cfg = self.make(make_config)
-        cfg.datasets["other"].sample_ratio = 0
-        with pytest.raises(ConfigError, match=r"datasets\.other\.sample_ratio"):
-            train_loader(cfg, datasets_of(cfg, encoder))
-
-    def test_a_batch_size_of_nothing_is_refused(self, make_config: MakeConfig, encoder: PromptEncoder) -> None:
-        cfg = make_config()
-        cfg.datasets["mine"].batch_size = 0
-        with pytest.raises(ConfigError, match=r"datasets\.mine\.batch_size: 0"):
-            train_loader(cfg, datasets_of(cfg, encoder))
 
 
 class TestValidation:
@@ -142,31 +124,31 @@ class TestValidation:
         cfg = make_config()
         names: list[str] = []
         for rank in range(world):
-            loader = valid_loader(cfg, datasets_of(cfg, encoder, "val"), world_size=world, rank=rank)
+            loader = valid_loader(cfg.run, datasets_of(cfg, encoder, "val"), world_size=world, rank=rank)
             assert loader is not None
             names += [name for name, _ in seen(list(loader))]
         assert sorted(names) == ["id16", "id17", "id18", "id19"]
 
     def test_it_is_the_same_each_time(self, make_config: MakeConfig, encoder: PromptEncoder) -> None:
         cfg = make_config(num_workers=1)
-        loader = valid_loader(cfg, datasets_of(cfg, encoder, "val"))
+        loader = valid_loader(cfg.run, datasets_of(cfg, encoder, "val"))
         assert loader is not None and len(loader) == 2
         assert seen(list(loader)) == seen(list(loader))
 
     def test_several_datasets_follow_each_other(self, make_config: MakeConfig, encoder: PromptEncoder) -> None:
         cfg = make_config()
         cfg.datasets["other"] = make_config(10).datasets["mine"]
-        loader = valid_loader(cfg, datasets_of(cfg, encoder, "val"))
+        loader = valid_loader(cfg.run, datasets_of(cfg, encoder, "val"))
         assert loader is not None
         assert [name for name, _ in seen(list(loader))] == [f"id{number}" for number in (16, 17, 18, 19, 6, 7, 8, 9)]
 
     def test_no_dataset_is_no_loader(self, make_config: MakeConfig) -> None:
-        assert valid_loader(make_config(), {}) is None
+        assert valid_loader(make_config().run, {}) is None
 
     def test_grouping_by_length_needs_less_padding(self, make_config: MakeConfig, encoder: PromptEncoder) -> None:
         def padding(group: int) -> int:
             cfg = make_config(max_epoch=8, group_by_length=group)
-            batches = list(train_loader(cfg, datasets_of(cfg, encoder)))
+            batches = list(train_loader(cfg.run, datasets_of(cfg, encoder)))
             assert len(batches) == 32
             return sum(batch.input_ids.numel() - sum(batch.lengths) for batch in batches)
 

@@ -137,7 +137,9 @@ def test_the_joint_recipe_trains_on_all_by_ratio(tmp_path: Path) -> None:
         "detection": 3,
         "tables": 1,
     }
-    datasets = build_datasets(cfg, build_encoder(cfg.model), ["train"], train=True)
+    datasets = build_datasets(
+        cfg.datasets, cfg.model, build_encoder(cfg.model), ["train"], seed=cfg.run.seed, train=True
+    )
     assert datasets["detection"][0].answer == '{"dog1": [0.000, 0.000, 0.500, 1.000]}'
     assert datasets["detection"][0].instruction.startswith("<Img><ImageHere></Img> List every object")
     assert datasets["tables"][0].answer == '[["Ann", "age", "31"]]'

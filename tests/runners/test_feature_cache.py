@@ -34,7 +34,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 def use(*options: str) -> tuple[bool, list[dict[str, InstructionDataset]]]:
     cfg = load_config("config.yaml", [CACHE, *options]).config
     encoder = build_encoder(cfg.model)
-    groups = [build_datasets(cfg, encoder, ["train"], train=True), build_datasets(cfg, encoder, ["val"], train=False)]
+    groups = [
+        build_datasets(cfg.datasets, cfg.model, encoder, [split], seed=cfg.run.seed, train=split == "train")
+        for split in ("train", "val")
+    ]
     return feature_cache.attach_feature_caches(cfg, groups, torch.float32, Processes(device=CPU)), groups
 
 
@@ -67,7 +70,7 @@ def test_cached_features_are_those_of_the_model(project: Project) -> None:
     cached = group["pictures"]
     cfg = load_config("config.yaml").config
     model = build_model(cfg.model, CPU, torch.float32)
-    plain = build_datasets(cfg, model.encoder, ["train"], train=True)["pictures"]
+    plain = build_datasets(cfg.datasets, cfg.model, model.encoder, ["train"], seed=cfg.run.seed, train=True)["pictures"]
     for index in (0, 5, 23):
         expected = model.encode_queries(plain.open(index)[None])[0]
         assert cached.open(index).dtype == torch.float16

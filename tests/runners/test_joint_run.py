@@ -50,10 +50,12 @@ def answer_of(name: str, number: int) -> str:
 def test_long_stretches_follow_the_ratio(data: Path) -> None:
     """Counted over what the run's own loader hands out, 6,000 samples in 1,500 steps of four."""
     cfg = joint(data, "run.max_epoch=3", "run.iters_per_epoch=500").config
-    datasets = build_datasets(cfg, build_encoder(cfg.model), cfg.run.train_splits, train=True)
+    datasets = build_datasets(
+        cfg.datasets, cfg.model, build_encoder(cfg.model), cfg.run.train_splits, seed=cfg.run.seed, train=True
+    )
     names = list(datasets)
     assert {name: cfg.datasets[name].sample_ratio for name in names} == RATIOS
-    steps = list(train_loader(cfg, datasets).batch_sampler)  # type: ignore[arg-type]
+    steps = list(train_loader(cfg.run, datasets).batch_sampler)  # type: ignore[arg-type]
     drawn = Counter(names[key.dataset] for step in steps for key in step)
     assert drawn.total() == 6000
     for name, ratio in RATIOS.items():

@@ -11,8 +11,8 @@ import webdataset
 from PIL import Image
 
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig, RunConfig
-from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.shards.dataset import ShardDataset
+from tests.datasets.conftest import build
 
 Members = dict[str, bytes]
 PER_SHARD = 6
@@ -72,21 +72,18 @@ def shard_config(tmp_path: Path, model_config: ModelConfig) -> Callable[..., Con
                 make_shards(tmp_path / name, count, name + " ")
             datasets[name] = DatasetConfig(
                 builder="webdataset",
-                reader="none",
                 shards=f"{tmp_path}/{name}/{{00000..{count - 1:05d}}}.tar",
                 shuffle_shards=2,
-                batch_size=8,
                 sample_ratio=ratio,
             )
-        return Config(
-            model=model_config, datasets=datasets, run=RunConfig(**{"num_workers": 0, "device": "cpu", **run})
-        )
+        defaults = {"num_workers": 0, "device": "cpu", "batch_size": 8}
+        return Config(model=model_config, datasets=datasets, run=RunConfig(**{**defaults, **run}))
 
     return make
 
 
 @pytest.fixture
 def dataset(shards: list[Path], shard_config, encoder) -> ShardDataset:
-    built = build_datasets(shard_config(), encoder, ["train"], train=True)["wide"]
+    built = build(shard_config(), encoder, "train")["wide"]
     assert isinstance(built, ShardDataset)
     return built

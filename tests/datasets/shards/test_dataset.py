@@ -14,20 +14,15 @@ from PIL import Image
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.schema import BadShards, Config
 from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.datasets.builders import build_datasets, prepare_datasets
-from minigpt4.datasets.instruction import InstructionDataset
+from minigpt4.datasets.builders import prepare_datasets
 from minigpt4.datasets.loaders import train_loader
 from minigpt4.datasets.shards import index as index_module
 from minigpt4.datasets.shards.dataset import ShardDataset
-from tests.datasets.conftest import SIDE
+from tests.datasets.conftest import SIDE, build
 from tests.datasets.shards.conftest import broken_sample, numbered, picture, write_shard
 
 MakeConfig = Callable[..., Config]
 DRAWS = 10_000
-
-
-def build(cfg: Config, encoder: PromptEncoder, *splits: str, train: bool = True) -> dict[str, InstructionDataset]:
-    return build_datasets(cfg, encoder, splits or ("train",), train=train)
 
 
 def test_a_sample_is_picture_prompt_and_caption(dataset: ShardDataset, encoder: PromptEncoder) -> None:
@@ -41,18 +36,17 @@ def test_a_sample_is_picture_prompt_and_caption(dataset: ShardDataset, encoder: 
 class TestStream:
     def names(self, cfg: Config, encoder: PromptEncoder, **share: int) -> list[list[str]]:
         """Names of the samples of each batch."""
-        loader = train_loader(cfg, build(cfg, encoder), **share)
+        loader = train_loader(cfg.run, build(cfg, encoder, "train"), **share)
         return [batch.image_ids for batch in loader]
 
     def keys(self, cfg: Config, encoder: PromptEncoder, start: int, world: int) -> Counter[tuple[int, int]]:
         """(dataset, record) of 10,000 draws from `start` on, over all processes."""
         found: Counter[tuple[int, int]] = Counter()
-        for dataset in cfg.datasets.values():
-            dataset.batch_size = 200 // world
+        cfg.run.batch_size = 200 // world
         cfg.run.iters_per_epoch, cfg.run.max_epoch = DRAWS // 200, 2
         for rank in range(world):
             sampler = train_loader(
-                cfg, build(cfg, encoder), world_size=world, rank=rank, start_step=start // 200
+                cfg.run, build(cfg, encoder, "train"), world_size=world, rank=rank, start_step=start // 200
             ).batch_sampler
             assert sampler is not None
             batches = list(sampler)[: DRAWS // 200]
@@ -78,7 +72,7 @@ class TestStream:
     def test_every_sample_comes_once_a_pass(self, shard_config: MakeConfig, encoder: PromptEncoder) -> None:
         cfg = shard_config(max_epoch=1, iters_per_epoch=3)
         del cfg.datasets["narrow"]
-        cfg.datasets["wide"].batch_size = 10
+        cfg.run.batch_size = 10
         names = [name for batch in self.names(cfg, encoder) for name in batch]
         assert sorted(names) == [f"{n // 6:05d}/{n:05d}" for n in range(30)]
         for group in (names[:12], names[12:24]):  # two shards at a time
@@ -98,14 +92,14 @@ class TestBadSamples:
     ) -> None:
         broken_sample(shards[1], 2, png=b"no picture")
         broken_sample(shards[3], 0, txt=b" ")
-        dataset = build(shard_config(), encoder)["wide"]
+        dataset = build(shard_config(), encoder, "train")["wide"]
         for number, message in ((8, f"image 00008.png in {shards[1]} cannot be read"), (18, "sample 00018: the cap")):
             sample = dataset.sample(number, draw=0)
             assert message in sample.skipped[0]
             stand_in = int(sample.image_id[-5:])
             assert stand_in not in (8, 18) and sample.answer == f"caption {stand_in}"
             assert dataset.sample(number, draw=0).image_id == sample.image_id
-        batches = list(train_loader(shard_config(max_epoch=1, iters_per_epoch=8), {"wide": dataset}))
+        batches = list(train_loader(shard_config(max_epoch=1, iters_per_epoch=8).run, {"wide": dataset}))
         assert sum(len(batch.skipped) for batch in batches) >= 2
 
     def test_ten_in_a_row_end_the_run(
@@ -115,7 +109,7 @@ class TestBadSamples:
             first = int(path.stem) * 6
             write_shard(path, [(key, {"png": b"x", "txt": b"x"}) for key, _ in numbered(first, 6)])
         with pytest.raises(DataError, match=r"dataset wide: 10 pictures in a row .*the shards look wrong .*check"):
-            build(shard_config(), encoder)["wide"].sample(0, 0)
+            build(shard_config(), encoder, "train")["wide"].sample(0, 0)
 
 
 class TestBadShards:
@@ -133,7 +127,7 @@ class TestBadShards:
     ) -> None:
         expected = rf"datasets\.wide\.shards: {spoilt[0]}: it does not exist \(and 2 more shards\);.*bad_shards=skip"
         with pytest.raises(DataError, match=expected):
-            build(shard_config(), encoder)
+            build(shard_config(), encoder, "train")
 
     def test_skip_names_each_and_trains_on_the_rest(
         self, spoilt: list[Path], shard_config: MakeConfig, encoder: PromptEncoder, caplog: pytest.LogCaptureFixture
@@ -141,12 +135,12 @@ class TestBadShards:
         cfg = shard_config(max_epoch=1, iters_per_epoch=5)
         cfg.datasets["wide"].bad_shards = BadShards.skip
         with caplog.at_level(logging.WARNING):
-            dataset = build(cfg, encoder)["wide"]
+            dataset = build(cfg, encoder, "train")["wide"]
         for path, problem in zip(spoilt, ("does not exist", "truncated", "none of its 6 pictures"), strict=False):
             assert f"shard {path}" in caplog.text and problem in caplog.text
         whole = {int(dataset[number].image_id[-5:]) for number in range(len(dataset))}
         assert whole >= {6, 7, *range(18, 30)} and not whole & {*range(6), *range(12, 18)}
-        assert all(not batch.skipped for batch in train_loader(cfg, {"wide": dataset}))
+        assert all(not batch.skipped for batch in train_loader(cfg.run, {"wide": dataset}))
 
     def test_nothing_left_is_an_error_even_then(
         self, shards: list[Path], shard_config: MakeConfig, encoder: PromptEncoder
@@ -156,7 +150,7 @@ class TestBadShards:
             path.unlink()
         cfg.datasets["wide"].bad_shards = BadShards.skip
         with pytest.raises(DataError, match=r"does not exist \(and 4 more shards\); set the pattern.*MINIGPT4_DATA"):
-            build(cfg, encoder)
+            build(cfg, encoder, "train")
 
 
 class TestPrepared:
@@ -177,10 +171,10 @@ class TestPrepared:
         self, shard_config: MakeConfig, encoder: PromptEncoder, looked_at: list[str]
     ) -> None:
         cfg = shard_config()
-        alone = build(cfg, encoder)
-        sent = pickle.dumps(prepare_datasets(cfg))
+        alone = build(cfg, encoder, "train")
+        sent = pickle.dumps(prepare_datasets(cfg.datasets))
         looked_at.clear()
-        datasets = build_datasets(cfg, encoder, ["train"], train=True, prepared=pickle.loads(sent))
+        datasets = build(cfg, encoder, "train", prepared=pickle.loads(sent))
         assert looked_at == ["shards.json"] * 2
         assert {name: dataset.identity() for name, dataset in datasets.items()} == {
             name: dataset.identity() for name, dataset in alone.items()
@@ -192,14 +186,14 @@ class TestPrepared:
         self, shards: list[Path], shard_config: MakeConfig, encoder: PromptEncoder, lost: bool
     ) -> None:
         cfg = shard_config()
-        sent = prepare_datasets(cfg)
+        sent = prepare_datasets(cfg.datasets)
         assert sent["wide"].is_here()
         if lost:
             shutil.rmtree(sent["wide"].folder)
         else:
             write_shard(shards[0], numbered(0, 5))
-            prepare_datasets(cfg)
-        dataset = build_datasets(cfg, encoder, ["train"], train=True, prepared=sent)["wide"]
+            prepare_datasets(cfg.datasets)
+        dataset = build(cfg, encoder, "train", prepared=sent)["wide"]
         assert len(dataset) == (30 if lost else 29)
         assert dataset.sample(len(dataset) - 1, 0).answer == "caption 29"
 
@@ -211,9 +205,9 @@ class TestPrepared:
         with pytest.raises(
             DataError, match=rf"datasets\.wide\.shards: {shards[1]}: it does not exist;.*bad_shards=skip"
         ):
-            prepare_datasets(cfg)
+            prepare_datasets(cfg.datasets)
         cfg.datasets["wide"].bad_shards = BadShards.skip
-        prepared = prepare_datasets(cfg)
+        prepared = prepare_datasets(cfg.datasets)
         assert caplog.text.count(f"shard {shards[1]}") == 1
         assert prepared["wide"].missing == [shards[1]]
 
@@ -223,31 +217,30 @@ class TestPrepared:
         cfg = shard_config()
         shards[1].unlink()
         cfg.datasets["wide"].bad_shards = BadShards.skip
-        prepared = prepare_datasets(cfg)
+        prepared = prepare_datasets(cfg.datasets)
         caplog.clear()
-        assert len(build_datasets(cfg, encoder, ["train"], train=True, prepared=prepared)["wide"]) == 24
+        assert len(build(cfg, encoder, "train", prepared=prepared)["wide"]) == 24
         assert "does not exist" not in caplog.text
 
 
 def test_identity_follows_content_and_prompts_only(
     shards: list[Path], shard_config: MakeConfig, encoder: PromptEncoder, tmp_path: Path
 ) -> None:
-    first = build(shard_config(), encoder)["wide"].identity()
+    first = build(shard_config(), encoder, "train")["wide"].identity()
     assert first.startswith("30 samples in 5 shards, ")
     cfg = shard_config(seed=3, num_workers=2)
     cfg.datasets["wide"].shard_index = str(tmp_path / "elsewhere")
-    assert build(cfg, encoder)["wide"].identity() == first
+    assert build(cfg, encoder, "train")["wide"].identity() == first
     Path(str(cfg.model.prompt_path)).write_text("<Img><ImageHere></Img> Another.\n")
-    assert build(cfg, encoder)["wide"].identity() != first
+    assert build(cfg, encoder, "train")["wide"].identity() != first
     write_shard(shards[0], numbered(0, 5))
-    assert build(cfg, encoder)["wide"].identity().startswith("29 samples")
+    assert build(cfg, encoder, "train")["wide"].identity().startswith("29 samples")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("feature_cache", "cache", r"datasets\.wide\.feature_cache: there is none for shards"),
-        ("shuffle_shards", 0, r"datasets\.wide\.shuffle_shards: 0 should be at least 1"),
         ("shards", None, r"datasets\.wide\.shards: a pattern"),
     ],
 )
@@ -257,7 +250,7 @@ def test_keys_that_make_no_sense(
     cfg = shard_config()
     setattr(cfg.datasets["wide"], key, value)
     with pytest.raises(ConfigError, match=message):
-        build(cfg, encoder)
+        build(cfg, encoder, "train")
 
 
 def test_there_is_nothing_but_training(shard_config: MakeConfig, encoder: PromptEncoder) -> None:
@@ -275,5 +268,5 @@ def test_a_picture_is_prepared_as_from_a_file(
     samples = numbered(0, 6)
     samples[3] = ("00003", {"jpg": file.read_bytes(), "txt": b"x"})
     write_shard(shards[0], samples)
-    dataset = build(shard_config(), encoder)["wide"]
+    dataset = build(shard_config(), encoder, "train")["wide"]
     assert torch.equal(dataset.open(3), dataset.image_processor(file))
