@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt4.common.cli import config_table, console, exit_on_error
-from minigpt4.common.config import add_config_arguments, load_config
+from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import Config
 
@@ -44,10 +43,7 @@ def load_models(cfg: Config, checkpoints: Sequence[str], gpu_id: int | None) -> 
 @exit_on_error()
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    loaded = load_config(args.cfg_path, args.options)
-    if args.print_config:
-        console().print(config_table(loaded))
-        return
+    loaded = read_config(args)
     try:
         from minigpt4.web.page import build_page, serve
     except ModuleNotFoundError as error:

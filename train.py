@@ -8,8 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # so that a clone works without being installed
 
-from minigpt4.common.cli import exit_on_error
-from minigpt4.common.config import add_config_arguments, load_config
+from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -24,12 +23,7 @@ def parse_arguments() -> argparse.Namespace:
 @exit_on_error()
 def main() -> None:
     args = parse_arguments()
-    loaded = load_config(args.cfg_path, args.options)
-    if args.print_config:
-        from minigpt4.common.cli import config_table, console
-
-        console().print(config_table(loaded))
-        return
+    loaded = read_config(args)
     from minigpt4.runners.train import train  # imports torch and transformers, which --help need not wait for
 
     train(loaded, dry_run=args.dry_run)

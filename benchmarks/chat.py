@@ -13,8 +13,7 @@ from PIL import Image
 
 from benchmarks.machine import describe_machine, interleaved
 from minigpt4.api import DESCRIBE, LoadedModel, from_config
-from minigpt4.common.cli import exit_on_error
-from minigpt4.common.config import add_config_arguments, load_config
+from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
 from minigpt4.processors.image import ImageProcessor
 
 ROUNDS = 30
@@ -35,7 +34,7 @@ def main() -> None:
     add_config_arguments(parser, required=False)
     parser.add_argument("--ckpt", metavar="FILE")
     args = parser.parse_args()
-    model = from_config(load_config(args.cfg_path, args.options).config, args.ckpt)
+    model = from_config(read_config(args).config, args.ckpt)
     image = Image.effect_noise((640, 480), 80).convert("RGB")
     pixels = ImageProcessor(model.cfg.model.image_size)(image)[None]
     ids = model.model.encoder.prompt(f"<Img><ImageHere></Img> {DESCRIBE}")

@@ -9,8 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a clone works without being installed
 
-from minigpt4.common.cli import config_table, console, exit_on_error
-from minigpt4.common.config import add_config_arguments, load_config
+from minigpt4.common.cli import add_config_arguments, console, exit_on_error, read_config
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -37,10 +36,7 @@ def evaluation_options(args: argparse.Namespace) -> list[str]:
 @exit_on_error()
 def main() -> None:
     args = parse_arguments()
-    loaded = load_config(args.cfg_path, [*args.options, *evaluation_options(args)])
-    if args.print_config:
-        console().print(config_table(loaded))
-        return
+    loaded = read_config(args, evaluation_options(args))
     from minigpt4.runners.evaluate import evaluate
 
     results = evaluate(loaded.config, args.ckpt)

@@ -6,8 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from minigpt4.common.cli import config_table, console, exit_on_error
-from minigpt4.common.config import add_config_arguments, load_config
+from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,10 +45,7 @@ def _show(growing: Iterator[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Answer questions from the command line or the keyboard, each answer knowing those before it."""
     args = build_parser().parse_args(arguments)
-    loaded = load_config(args.cfg_path, args.options)
-    if args.print_config:
-        console().print(config_table(loaded))
-        return
+    loaded = read_config(args)
     from minigpt4.processors.image import open_image
 
     pictures = [open_image(path) for path in args.image]  # a wrong path is found before minutes of loading

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.common.cli import config_table, console, exit_on_error
-from minigpt4.common.config import LoadedConfig, add_config_arguments, load_config
+from minigpt4.common.cli import add_config_arguments, console, exit_on_error, read_config
+from minigpt4.common.config import LoadedConfig
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.files import IMAGE_SUFFIXES, replace_lone_surrogates, write_atomically
 
@@ -208,10 +208,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Answer what has no answer yet, and say how many there are."""
     args = build_parser().parse_args(arguments)
-    loaded = load_config(args.cfg_path, args.options)
-    if args.print_config:
-        console().print(config_table(loaded))
-        return
+    loaded = read_config(args)
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size: {args.batch_size} should be at least 1")
     from minigpt4.api import DESCRIBE

@@ -1,21 +1,22 @@
-"""What every command line shares: one-line errors instead of tracebacks, and console tables."""
+"""What every command shares: the arguments that name a configuration, and one-line errors instead of tracebacks."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import ContextDecorator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from minigpt4.common.config import LoadedConfig, load_config
 from minigpt4.common.errors import MiniGPT4Error
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-    from minigpt4.common.config import LoadedConfig
 
 EXIT_CODE = 2
 """Exit status of a command that stopped at a mistake the user can fix."""
@@ -23,14 +24,44 @@ FILE_WIDTH = 160
 """Columns of output to a file or a pipe, which has no width of its own."""
 
 
-def _prefix() -> str:
-    """`[rank N] ` under a launcher of several processes, else nothing.
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add `--cfg-path`, `--options` and `--print-config`; `read_config` reads what they say.
 
-    Every rank prints its errors: one that happens on a single rank would otherwise never be shown.
+    Args:
+        parser: the command's parser.
+        required: refuse a command line without `--cfg-path`; otherwise the tiny model is the default.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        return f"[rank {os.environ.get('RANK', '?')}] "
-    return ""
+    embedded = "" if required else " (default: the tiny model that ships with the package)"
+    parser.add_argument("--cfg-path", required=required, help=f"YAML file of the run{embedded}")
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        default=[],
+        action="extend",
+        metavar="KEY=VALUE",
+        help="override values, e.g. run.seed=1",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="show every value with the layer that set it, and stop"
+    )
+
+
+def read_config(args: argparse.Namespace, options: Sequence[str] = ()) -> LoadedConfig:
+    """The configuration that the arguments of `add_config_arguments` name.
+
+    Args:
+        args: the parsed command line.
+        options: further `a.b=c` strings, which win over `--options`.
+
+    Raises:
+        ConfigError: As for `load_config`.
+        SystemExit: `--print-config` was given; the table has been printed.
+    """
+    loaded = load_config(args.cfg_path, [*args.options, *options])
+    if args.print_config:
+        console().print(config_table(loaded))
+        raise SystemExit(0)
+    return loaded
 
 
 class exit_on_error(ContextDecorator):  # noqa: N801 - used like a function
@@ -72,3 +103,13 @@ def config_table(loaded: LoadedConfig) -> Table:
     for key, value, layer in loaded.rows():
         table.add_row(Text(key, overflow="fold"), Text(repr(value), overflow="fold"), Text(layer, overflow="fold"))
     return table
+
+
+def _prefix() -> str:
+    """`[rank N] ` under a launcher of several processes, else nothing.
+
+    Every rank prints its errors: one that happens on a single rank would otherwise never be shown.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        return f"[rank {os.environ.get('RANK', '?')}] "
+    return ""

@@ -6,7 +6,6 @@ the user's YAML, `--options`.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -75,23 +74,6 @@ class LoadedConfig:
         """(dotted key, value, layer) of every value, in the schema's order."""
         for key, value in _leaves(self.resolved):
             yield key, value, self.origins.get(key, "schema default")
-
-
-def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add `--cfg-path`, `--options` and `--print-config` to a script's parser; without a file: the tiny model."""
-    embedded = "" if required else " (default: the tiny model that ships with the package)"
-    parser.add_argument("--cfg-path", required=required, help=f"YAML file of the run{embedded}")
-    parser.add_argument(
-        "--options",
-        nargs="+",
-        default=[],
-        action="extend",
-        metavar="KEY=VALUE",
-        help="override values, e.g. run.seed=1",
-    )
-    parser.add_argument(
-        "--print-config", action="store_true", help="show every value with the layer that set it, and stop"
-    )
 
 
 def load_config(path: str | Path | None, options: Sequence[str] = ()) -> LoadedConfig:

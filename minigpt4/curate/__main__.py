@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt4.common.cli import config_table, console, exit_on_error
-from minigpt4.common.config import add_config_arguments, load_config
+from minigpt4.common.cli import add_config_arguments, console, exit_on_error, read_config
 from minigpt4.common.logging import set_up_logging
 from minigpt4.common.schema import Config
 from minigpt4.curate.ledger import Ledger, Tally, cases_of, price, read_events
@@ -79,11 +78,8 @@ def run(step: str, cfg: Config, accept_all: bool = False) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Do one step, and say how many samples stand where."""
     args = build_parser().parse_args(arguments)
-    loaded = load_config(args.cfg_path, args.options)
+    loaded = read_config(args)
     out = console()
-    if args.print_config:
-        out.print(config_table(loaded))
-        return
     set_up_logging()
     for line in run(args.step, loaded.config, args.accept_all):
         out.print(f"{args.step}: {line}", markup=False, soft_wrap=True)

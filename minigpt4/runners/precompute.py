@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from minigpt4.common.cli import config_table, console, exit_on_error
-from minigpt4.common.config import add_config_arguments, load_config
+from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
 from minigpt4.common.distributed import Processes, start_processes
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.logging import set_up_logging
@@ -164,10 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m minigpt4.runners.precompute", description=main.__doc__)
     add_config_arguments(parser)
     args = parser.parse_args(arguments)
-    loaded = load_config(args.cfg_path, args.options)
-    if args.print_config:
-        console().print(config_table(loaded))
-        return
+    loaded = read_config(args)
     cfg = loaded.config
     if not any(dataset.feature_cache for dataset in cfg.datasets.values()):
         raise ConfigError("no dataset has a feature_cache; name a folder in datasets.NAME.feature_cache")

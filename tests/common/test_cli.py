@@ -1,10 +1,12 @@
-"""A user's mistake ends a command with one line; a bug keeps its traceback."""
+"""The arguments that name a configuration; a user's mistake ends a command with one line, a bug keeps its traceback."""
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
-from minigpt4.common.cli import exit_on_error
+from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
 from minigpt4.common.errors import ConfigError
 
 
@@ -41,3 +43,24 @@ def test_several_processes_say_which_one_failed(
     with pytest.raises(SystemExit), exit_on_error():
         raise ConfigError("lost")
     assert capsys.readouterr().err == "[rank 1] error: lost\n"
+
+
+def parsed(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser, required=False)
+    return parser.parse_args(arguments)
+
+
+def test_a_commands_own_switches_win_over_options() -> None:
+    args = parsed("--options", "run.seed=1", "run.max_epoch=2", "--options", "evaluation.seed=3")
+    config = read_config(args, ["run.seed=4"]).config
+    assert (config.run.seed, config.run.max_epoch, config.evaluation.seed) == (4, 2, 3)
+    assert config.model.model_type == "tiny"
+
+
+def test_print_config_shows_the_layers_and_stops(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        read_config(parsed("--print-config", "--options", "run.seed=7"))
+    assert caught.value.code == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "run.seed" in line]
+    assert "7" in line and "--options" in line
