@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 QUICKSTART := output/quickstart
 STAGES := output/stages
+TEST_PROCESSES ?= 2
 CURATE = $(BIN)/python -m minigpt4.curate
 
 .DEFAULT_GOAL := help
@@ -58,8 +59,9 @@ stages: $(VENV)/.installed ## Both stages from nothing on drawn scenes, with sta
 demo: $(VENV)/.installed-dev ## Open the chat page on the tiny model
 	$(BIN)/python demo.py
 
-test: $(VENV)/.installed-dev ## Run the tests, with line coverage of the package
-	$(BIN)/python -m pytest --cov=minigpt4 --cov-report=term:skip-covered $(TESTS)
+test: $(VENV)/.installed-dev ## Run the tests, with line coverage of the package (a part: TESTS=tests/models)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
+		--cov=minigpt4 --cov-report=term:skip-covered $(TESTS)
 
 check: lint type test ## Everything that has to pass before a change is merged
 
@@ -74,7 +76,7 @@ format: $(VENV)/.installed-dev ## Rewrite files in the house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-dev ## Measure steps, captions, loading, pictures and the cache beside what people use (ten minutes)
+bench: $(VENV)/.installed-dev ## Measure steps, captions, loading, images and the cache beside what people use (ten minutes)
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.train_step --dtype bfloat16
 	$(BIN)/python -m benchmarks.generate
