@@ -52,7 +52,7 @@ def plain_answers(model: MiniGPT4, prompts: Texts, pictures: Tensor, size: int) 
     for start in range(0, len(prompts), size):
         batch = slice(start, start + size)
         embeds = model._embed_prompts(prompts[batch], pictures[batch], None)
-        texts += [list(answer.token_ids) for answer in generator.by_transformers(embeds)]
+        texts += [list(answer.token_ids) for answer in generator.generate_with_transformers(embeds)]
     return texts
 
 

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from minigpt4.common.matmul import torchs_own_products
+from minigpt4.common.matmul import torch_default_matmul
 from minigpt4.runners.metrics import timed
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ def as_torch_is(work: Callable[[], T]) -> Callable[[], T]:
     """The work with torch's own choice of library for matrix products, as programs other than ours run it."""
 
     def run() -> T:
-        with torchs_own_products():
+        with torch_default_matmul():
             return work()
 
     return run

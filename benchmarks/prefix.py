@@ -13,7 +13,7 @@ from benchmarks.machine import describe_machine, interleaved
 from benchmarks.presets import PRESETS, build_ours
 from benchmarks.report import DTYPES, Row, add_common_arguments, prepare_device, report
 from minigpt4.common.schema import GenerationConfig
-from minigpt4.models import continuous_batching as decoding
+from minigpt4.models import continuous_batching
 from minigpt4.models.generation import TokenSampler
 
 OWN = 50
@@ -35,8 +35,10 @@ def first_tokens(llm: nn.Module, prompts: list[Tensor], worth_a_pass: int) -> Ca
     choose = TokenSampler(GenerationConfig(), eos_id=None)
 
     def run() -> list[int]:
-        decoding.MIN_SHARED_TOKENS = worth_a_pass
-        steps = decoding.decode(llm, prompts, choose, lambda ids: True, len(prompts), max_new_tokens=1)
+        continuous_batching.MIN_SHARED_TOKENS = worth_a_pass
+        steps = continuous_batching.generate_batch(
+            llm, prompts, choose, lambda ids: True, len(prompts), max_new_tokens=1
+        )
         return [ids[0] for _, ids in steps]
 
     return run

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from minigpt4.common.matmul import use_onednn_where_exact
+from minigpt4.common.matmul import use_onednn_if_exact
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Row = dict[str, float | str]
@@ -34,7 +34,7 @@ def prepare_device(name: str) -> torch.device:
     """The device, set up as the project's programs set it up."""
     device = torch.device(name)
     if device.type == "cpu":
-        use_onednn_where_exact()
+        use_onednn_if_exact()
     return device
 
 

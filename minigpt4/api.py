@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError, DataError
-from minigpt4.common.matmul import use_onednn_where_exact
+from minigpt4.common.matmul import use_onednn_if_exact
 from minigpt4.common.schema import Config, GenerationConfig, Precision, override_generation
 from minigpt4.conversation.dialogue import Dialogue, DialoguePrompt, Turn
 from minigpt4.conversation.template import with_image_tag
@@ -118,7 +118,7 @@ class Chat:
         """Everything that may be refused is so now, before the first text is asked for."""
         generation = override_generation(self.loaded.defaults, settings)
         model = self.loaded.model
-        self.sent = self._dialogue.fitted(turn.question, turn.images, model.encoder, model.prompt_room(generation))
+        self.sent = self._dialogue.fit(turn.question, turn.images, model.encoder, model.max_prompt_tokens(generation))
         self.turns.append(turn)
         self._queries += queries
         seen = torch.cat(self._queries) if self._queries else None
@@ -262,7 +262,7 @@ class LoadedModel:
             queries = self.encode(images[group])
             ids = [self.model.encoder.prompt(with_image_tag(prompt)) for prompt in prompts[group]]
             for prompt in ids:
-                self.model.encoder.check_length(prompt, "prompt", self.model.prompt_room(generation))
+                self.model.encoder.check_length(prompt, "prompt", self.model.max_prompt_tokens(generation))
             with self._lock:
                 answers += [one.text for one in self.model.generate(ids, generation, queries=queries)]
         return answers
@@ -304,7 +304,7 @@ def from_config(
     wanted = cfg.evaluation.precision if precision == "auto" else Precision(precision)
     where = _device(cfg.run.device if device == "auto" else device)
     if where.type == "cpu":
-        use_onednn_where_exact()
+        use_onednn_if_exact()
     return LoadedModel(build_model(cfg.model, where, evaluation_dtype(wanted, where)), cfg)
 
 

@@ -165,7 +165,7 @@ class TestChat:
                 break
         assert chat.dropped
         assert chat.prompt.count("<ImageHere>") == 1
-        assert len(chat.sent.ids) <= tiny.model.prompt_room(tiny.defaults)  # type: ignore[union-attr]
+        assert len(chat.sent.ids) <= tiny.model.max_prompt_tokens(tiny.defaults)  # type: ignore[union-attr]
 
 
 def test_threads_do_not_disturb_each_other(tiny: LoadedModel) -> None:

@@ -13,7 +13,7 @@ from minigpt4.common.schema import Config
 from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION
 from minigpt4.conversation.template import read_prompts
 from minigpt4.datasets.shards.index import shard_paths
-from minigpt4.models.loading import build_encoder
+from minigpt4.models.loading import build_prompt_encoder
 from minigpt4.runners.optim import LrSettings
 from tests.runners.project import PARITY_A
 
@@ -54,7 +54,7 @@ class TestStage1:
 
     def test_a_sample_is_bos_image_caption_and_line_break(self) -> None:
         cfg = recipe("minigpt4_stage1_pretrain", f"model.llama_model={PARITY_A / 'llama'}")
-        encoder = build_encoder(cfg.model)
+        encoder = build_prompt_encoder(cfg.model)
         (prompt,) = read_prompts(str(cfg.model.prompt_path), "model.prompt_path")
         encoded = encoder.encode_example(prompt, "a dog")
         caption = encoder.tokenizer.encode("a dog\n")

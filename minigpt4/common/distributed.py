@@ -165,10 +165,10 @@ def start_processes(device: str = "auto") -> Processes:
     """
     cuda = _use_cuda(device)
     if not cuda:
-        from minigpt4.common.matmul import use_onednn_where_exact
+        from minigpt4.common.matmul import use_onednn_if_exact
 
         _share_cores()
-        use_onednn_where_exact()
+        use_onednn_if_exact()
     _check_restart()
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs

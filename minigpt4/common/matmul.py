@@ -23,7 +23,7 @@ TOLERANCE = 1e-3
 """Of sums of 512 products of normal numbers: float32 is off by 1e-5, rounding to bfloat16 or TF32 by more than this."""
 
 
-def use_onednn_where_exact() -> bool:
+def use_onednn_if_exact() -> bool:
     """Let oneDNN multiply float32 matrices, if that costs no exactness on this processor; say whether it does."""
     if not torch.backends.mkldnn.is_available():
         return False
@@ -52,7 +52,7 @@ def _exact() -> bool:
 
 
 @contextmanager
-def torchs_own_products() -> Iterator[None]:
+def torch_default_matmul() -> Iterator[None]:
     """Inside, float32 matrices are multiplied as torch does it by default."""
     settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision

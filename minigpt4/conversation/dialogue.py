@@ -80,7 +80,7 @@ class Dialogue:
             text += turn.answer.replace(IMAGE_TOKEN, "")
         return text
 
-    def fitted(self, question: str, images: int, encoder: PromptEncoder, room: int) -> DialoguePrompt:
+    def fit(self, question: str, images: int, encoder: PromptEncoder, room: int) -> DialoguePrompt:
         """As `prompt`, with as many of the oldest turns left out as the context demands, but never a picture.
 
         Args:

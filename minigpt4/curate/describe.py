@@ -24,7 +24,7 @@ from minigpt4.curate.ledger import Case, Event, Ledger, cases_of
 from minigpt4.datasets.builders import build_datasets, prepare_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.shards.dataset import ShardDataset
-from minigpt4.models.loading import build_encoder, build_model, evaluation_dtype
+from minigpt4.models.loading import build_model, build_prompt_encoder, evaluation_dtype
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image import ImageProcessor, open_image, stack_images
 
@@ -130,7 +130,7 @@ def describe(cfg: Config, ledger: Ledger, pictures: Path) -> None:
         MiniGPT4Error: A path, dataset, checkpoint or setting that cannot be used, or data other than was drawn from.
     """
     settings = cfg.curation.describe
-    datasets = open_datasets(cfg, build_encoder(cfg.model))
+    datasets = open_datasets(cfg, build_prompt_encoder(cfg.model))
     known = cases_of(ledger.events())
     ledger.append(event for event in draw(cfg, datasets) if event["sample"] not in known)
     cases = list(cases_of(ledger.events()).values())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from minigpt4.common.matmul import torchs_own_products
+from minigpt4.common.matmul import torch_default_matmul
 from minigpt4.models.attention import Layout, Packed, packed_attention
 
 
@@ -48,7 +48,7 @@ class KeyValueCache:
         """The first tokens of the first rows: keys and values, each (rows, heads, length, width of a head)."""
         return self._keys[layer][:rows, :, :length], self._values[layer][:rows, :, :length]
 
-    def begin(self, layer: int, first_row: int, rows: int, prefix: KeyValueCache) -> None:
+    def copy_prefix(self, layer: int, first_row: int, rows: int, prefix: KeyValueCache) -> None:
         """Let so many rows, whose own tokens are stored already, begin with the only row of another cache."""
         for kept, shared in zip((self._keys, self._values), prefix.read(layer, 1, prefix.length), strict=True):
             kept[layer][first_row : first_row + rows, :, : prefix.length] = shared
@@ -61,7 +61,7 @@ class KeyValueCache:
                 tensor[target, :, :length] = tensor[source, :, :length]
 
 
-class Prompts(Packed):
+class PrefillLayout(Packed):
     """New sequences, packed one behind the other, that are kept for what will follow them.
 
     Args:
@@ -91,7 +91,7 @@ class Prompts(Packed):
         tokens = key[0].transpose(0, 1), value[0].transpose(0, 1)
         self.cache.store(_layer(module), self._rows, self.positions, *tokens)
         if self.prefix is not None:
-            self.cache.begin(_layer(module), self._first_row, len(self.lengths), self.prefix)
+            self.cache.copy_prefix(_layer(module), self._first_row, len(self.lengths), self.prefix)
         return super().attend(module, query, key, value, scaling)
 
     def _seen(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +132,7 @@ class DecodeLayout(Layout):
     def _by_products(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         """For a single token the CPU's fused attention is slower than two products, several times in bfloat16."""
         grouped = query.unflatten(1, (keys.shape[1], -1)).squeeze(3)
-        with torchs_own_products():  # the matrices are too small for oneDNN to be worth its preparations
+        with torch_default_matmul():  # the matrices are too small for oneDNN to be worth its preparations
             scores = (grouped @ keys.mT).float().mul_(scaling).masked_fill_(~self._seen, -torch.inf)
             out = scores.softmax(dim=3).to(values.dtype) @ values
         return out.flatten(1, 2).unsqueeze(1)
@@ -145,7 +145,7 @@ def _layer(module: nn.Module) -> int:
 
 MIN_SHARED_TOKENS = 256
 """Tokens that need not be read again, from which on a forward pass of its own for what prompts share pays off."""
-REFILL = 4
+REFILL_FRACTION = 1 / 4
 """New prompts are read when one row in so many has become free: several at once cost little more than one."""
 
 
@@ -164,7 +164,7 @@ class Continuation:
     ids: list[int] = field(default_factory=list)
 
 
-def decode(
+def generate_batch(
     llm: nn.Module,
     prompts: Sequence[Tensor],
     choose: Callable[[Tensor, Sequence[Sequence[int]]], Tensor],
@@ -181,7 +181,7 @@ def decode(
         prompts: Embeddings of each, (T, D).
         choose: (logits (B, vocabulary) float32, ids generated so far in each row) -> next ids, (B,).
         done: Whether a prompt's ids are complete.
-        rows: Prompts continued at the same time.
+        rows: PrefillLayout continued at the same time.
         max_new_tokens: Ids of a prompt at most.
     """
     rows = min(rows, len(prompts))
@@ -191,7 +191,7 @@ def decode(
     active: list[Continuation] = []
     while waiting or active:
         free = rows - len(active)
-        if waiting and free * REFILL >= rows:
+        if waiting and free >= REFILL_FRACTION * rows:
             asked = [waiting.popleft() for _ in range(min(free, len(waiting)))]
             logits = _prefill(llm, [prompts[new.number] for new in asked], cache, len(active), prefix)
             active += asked
@@ -244,7 +244,7 @@ def _prefill(
     columns = torch.arange(int(lengths.max()))
     places = (columns < lengths[:, None]).flatten().nonzero().squeeze(1)
     device = prompts[0].device
-    layout = Prompts(lengths.tolist(), places.to(device), cache, first_row, prefix)
+    layout = PrefillLayout(lengths.tolist(), places.to(device), cache, first_row, prefix)
     return _logits(
         llm,
         inputs_embeds=torch.cat(list(prompts)).unsqueeze(0),

@@ -21,7 +21,7 @@ from transformers import (
 from minigpt4.common.schema import GenerationConfig
 from minigpt4.conversation.tokenizer import Tokenizer
 from minigpt4.models.attention import packable
-from minigpt4.models.continuous_batching import decode
+from minigpt4.models.continuous_batching import generate_batch
 
 CONTEXT_TOKENS = 2
 _INCOMPLETE = "\ufffd"
@@ -35,7 +35,7 @@ def settled(text: str, stop: str) -> str:
     return text.rstrip(_INCOMPLETE).rstrip()
 
 
-class StopAtText(StoppingCriteria):
+class StopString(StoppingCriteria):
     """Tells which answers have written the stop text; also to transformers' `generate`.
 
     Only the newest tokens are decoded: a token adds at least one byte, so a stop text that has just been completed
@@ -52,13 +52,13 @@ class StopAtText(StoppingCriteria):
         self.stop = stop
         self.window = len(stop.encode()) + CONTEXT_TOKENS
 
-    def written(self, ids: Sequence[int]) -> bool:
+    def reached(self, ids: Sequence[int]) -> bool:
         """Whether the newest of these generated ids complete the stop text."""
         return bool(self.stop) and self.stop in self.tokenizer.decode(ids[-self.window :])
 
     def __call__(self, input_ids: LongTensor, scores: Any, **kwargs: Any) -> Tensor:
         """Rows that are done, (B,) bool; `input_ids` is what was generated, (B, T)."""
-        done = [self.written(row) for row in input_ids[:, -self.window :].tolist()]
+        done = [self.reached(row) for row in input_ids[:, -self.window :].tolist()]
         return torch.tensor(done, device=input_ids.device)
 
 
@@ -117,8 +117,8 @@ class Answer:
 class Generator:
     """Answers by one language model, each to its own stop text.
 
-    Greedy answers and samples are decoded by `decode`; beams, a static cache, and language models whose attention is
-    of another kind, by transformers' `generate`.
+    Greedy answers and samples are decoded by `generate_batch`; beams, a static cache, and language models whose
+    attention is of another kind, by transformers' `generate`.
 
     Args:
         llm: Causal language model.
@@ -131,9 +131,9 @@ class Generator:
         self.llm = llm
         self.tokenizer = tokenizer
         self.settings = settings
-        self.stop = StopAtText(tokenizer, stop)
+        self.stop = StopString(tokenizer, stop)
 
-    def answers(self, prompts: Sequence[Tensor], rows: int | None = None) -> list[Answer]:
+    def generate(self, prompts: Sequence[Tensor], rows: int | None = None) -> list[Answer]:
         """An answer to each prompt, in their order.
 
         Args:
@@ -147,7 +147,7 @@ class Generator:
         answers: dict[int, Answer] = {}
         for start in range(0, len(prompts), rows):
             batch = by_length[start : start + rows]
-            answers |= zip(batch, self.by_transformers([prompts[number] for number in batch]), strict=True)
+            answers |= zip(batch, self.generate_with_transformers([prompts[number] for number in batch]), strict=True)
         return [answers[number] for number in range(len(prompts))]
 
     def stream(self, prompt: Tensor) -> Iterator[Answer]:
@@ -157,7 +157,7 @@ class Generator:
         the whole answer. Where `streams` is False, only that comes.
         """
         if not self.streams:
-            yield from self.answers([prompt])
+            yield from self.generate([prompt])
             return
         for _, ids in self._steps([prompt], rows=1):
             answer = self._answer(ids)
@@ -181,11 +181,13 @@ class Generator:
         eos = self.tokenizer.eos_id
 
         def done(ids: Sequence[int]) -> bool:
-            return ids[-1] == eos or self.stop.written(ids)
+            return ids[-1] == eos or self.stop.reached(ids)
 
-        return decode(self.llm, prompts, TokenSampler(self.settings, eos), done, rows, self.settings.max_new_tokens)
+        return generate_batch(
+            self.llm, prompts, TokenSampler(self.settings, eos), done, rows, self.settings.max_new_tokens
+        )
 
-    def by_transformers(self, prompts: Sequence[Tensor]) -> list[Answer]:
+    def generate_with_transformers(self, prompts: Sequence[Tensor]) -> list[Answer]:
         """Answers to one batch, padded on the left, each row kept until the last one is done."""
         embeds, mask = left_padded(prompts)
         output: Tensor = self.llm.generate(  # type: ignore[operator]

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.common.schema import Config, LlmSharding, LowResource
+from minigpt4.common.schema import LlmSharding, LowResource
 from minigpt4.models.minigpt4 import MiniGPT4
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def _quantisation(low_resource: LowResource, dtype: torch.dtype) -> BitsAndBytes
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"model.low_resource: {low_resource.value} needs bitsandbytes; pip install 'minigpt4[quant]'"
+            f"model.low_resource: {low_resource.value} needs bitsandbytes; pip install bitsandbytes"
         ) from error
     if low_resource is LowResource.int8:
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -95,22 +95,28 @@ def block_stacks(module: nn.Module) -> list[nn.ModuleList]:
     return [stack for child in module.children() for stack in block_stacks(child)]
 
 
-def shards_llm(cfg: Config, processes: Processes) -> bool:
-    """Whether the language model is to be divided.
+def shards_llm(sharding: LlmSharding, low_resource: LowResource, processes: Processes) -> bool:
+    """Whether the language model is to be sharded.
+
+    Args:
+        sharding: `run.shard_llm`.
+        low_resource: `model.low_resource`.
+        processes: ranks of the run.
 
     Raises:
-        ConfigError: It cannot be, as configured.
+        ConfigError: The weights are quantised.
     """
-    sharding = cfg.run.shard_llm
     if sharding is LlmSharding.off:
         return False
-    if cfg.model.low_resource is not LowResource.off:
+    if low_resource is not LowResource.off:
         raise ConfigError(
-            f"run.shard_llm: {sharding.value} does not go with model.low_resource={cfg.model.low_resource.value}: "
-            "quantised weights cannot be divided; set one of the two to off"
+            f"run.shard_llm: {sharding.value} does not work with model.low_resource={low_resource.value}: "
+            "quantised weights cannot be sharded; set one of the two to off"
         )
-    if _sharers(sharding, processes) == 1:
-        logger.warning("run.shard_llm: %s, but one process has nobody to share with: it holds all", sharding.value)
+    if _shard_ranks(sharding, processes) == 1:
+        logger.warning(
+            "run.shard_llm: %s, but there is only one process to shard over; it holds all weights", sharding.value
+        )
         return False
     return True
 
@@ -137,10 +143,10 @@ def shard_llm(model: MiniGPT4, dtype: torch.dtype, sharding: LlmSharding, proces
     own = set(llm.parameters())
     # The whole model is the root, because token embeddings are looked up outside the language model's own forward.
     fully_shard(model, mesh=mesh, ignored_params={p for p in model.parameters() if p not in own})
-    logger.info("each process holds 1/%d of the language model's weights", _sharers(sharding, processes))
+    logger.info("each process holds 1/%d of the language model's weights", _shard_ranks(sharding, processes))
 
 
-def _sharers(sharding: LlmSharding, processes: Processes) -> int:
+def _shard_ranks(sharding: LlmSharding, processes: Processes) -> int:
     """Processes that hold the language model together."""
     if sharding is LlmSharding.all:
         return processes.world_size
@@ -149,7 +155,7 @@ def _sharers(sharding: LlmSharding, processes: Processes) -> int:
 
 def _mesh(sharding: LlmSharding, processes: Processes) -> DeviceMesh:
     """The processes as a grid: (copies, sharers), or (sharers,) where there is one copy."""
-    sharers = _sharers(sharding, processes)
+    sharers = _shard_ranks(sharding, processes)
     kind = processes.device.type
     if sharers == processes.world_size:
         return init_device_mesh(kind, (sharers,), mesh_dim_names=("shard",))

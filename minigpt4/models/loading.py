@@ -90,7 +90,7 @@ def evaluation_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 WEIGHTS = "MINIGPT4_WEIGHTS"
 
 
-def build_encoder(cfg: ModelConfig) -> PromptEncoder:
+def build_prompt_encoder(cfg: ModelConfig) -> PromptEncoder:
     """The prompt encoder of the configured language model; needs its tokenizer only."""
     folder = require_path(cfg.llama_model, "model.llama_model", WEIGHTS, folder=True)
     return PromptEncoder(
@@ -146,8 +146,8 @@ def build_minigpt4(
     files = {key: require_path(path, key, WEIGHTS) for key, path in paths.items() if path}
     if cfg.ckpt:
         read_checkpoint(cfg.ckpt)  # a broken file is found now, not after minutes of loading the others
-    encoder = build_encoder(cfg)
-    vision, qformer = build_encoders(cfg, device, dtype) if with_encoders else (None, None)
+    encoder = build_prompt_encoder(cfg)
+    vision, qformer = build_image_encoders(cfg, device, dtype) if with_encoders else (None, None)
     llm_place = (None, torch.device("cpu")) if keep_llm_on_cpu else (dtype, device)
     llm = build_llm(llm_folder, cfg.low_resource, *llm_place)
     if cfg.compile:
@@ -161,7 +161,7 @@ def build_minigpt4(
     return model.eval()
 
 
-def build_encoders(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> tuple[VisionEncoder, QFormer]:
+def build_image_encoders(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> tuple[VisionEncoder, QFormer]:
     """The two frozen parts that see pictures; arguments and errors as for `build_model`."""
     vision = build_vision_encoder(
         cfg.vit_model, cfg.image_size, cfg.vit_blocks, cfg.vit_args, cfg.vit_weights, dtype, device

@@ -207,7 +207,7 @@ class MiniGPT4(nn.Module):
             queries: What `encode_queries` made of them, (N, Q, width of the Q-Former), instead of `images`.
             rows: Prompts worked on at the same time; None: all.
         """
-        return self._generator(settings).answers(self._embed_prompts(prompts, images, queries), rows)
+        return self._generator(settings).generate(self._embed_prompts(prompts, images, queries), rows)
 
     def stream(
         self,
@@ -220,7 +220,7 @@ class MiniGPT4(nn.Module):
         """The answer to one prompt as it grows; arguments as for `generate`. Who stops iterating stops the work."""
         return self._generator(settings).stream(*self._embed_prompts([prompt], images, queries))
 
-    def prompt_room(self, settings: GenerationConfig) -> int:
+    def max_prompt_tokens(self, settings: GenerationConfig) -> int:
         """Tokens that a prompt may have, so that the answer fits into the language model's context behind it."""
         context = getattr(self.llama_model.config, "max_position_embeddings", None)
         allowed = self.encoder.max_context_len

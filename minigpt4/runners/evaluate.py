@@ -22,7 +22,7 @@ from minigpt4.evaluation.predictions import Prediction, merge_shards, save_predi
 from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.results import CheckpointResult, WrittenResults, write_results
 from minigpt4.evaluation.statistics import swap_pictures
-from minigpt4.models.loading import build_encoder, build_model, evaluation_dtype, load_projection
+from minigpt4.models.loading import build_model, build_prompt_encoder, evaluation_dtype, load_projection
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.checkpoints import new_folder, seed_all
 from minigpt4.scenes.scores import all_objects_accuracy, object_accuracy
@@ -84,7 +84,7 @@ def evaluate(cfg: Config, checkpoints: Sequence[str]) -> WrittenResults | None:
         name,
         cfg.datasets[name],
         cfg.model,
-        build_encoder(cfg.model),
+        build_prompt_encoder(cfg.model),
         [cfg.evaluation.split],
         seed=cfg.run.seed,
         train=False,

@@ -21,7 +21,7 @@ from minigpt4.common.schema import Config
 from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.feature_cache import FeatureCache, cache_identity, check_identity, write_shard
 from minigpt4.datasets.instruction import InstructionDataset
-from minigpt4.models.loading import build_encoder, build_encoders, train_precision
+from minigpt4.models.loading import build_image_encoders, build_prompt_encoder, train_precision
 from minigpt4.models.qformer import QFormer
 from minigpt4.models.vision import VisionEncoder
 from minigpt4.processors.image import normalize, stack_images
@@ -72,7 +72,7 @@ def attach_feature_caches(
     everything = [(name, dataset) for group in datasets for name, dataset in group.items()]
     wanted = [(name, dataset) for name, dataset in everything if cfg.datasets[name].feature_cache]
     # Built when the first picture that is missing has been read: a picture that never can be must not load them.
-    encoders = lru_cache(maxsize=1)(lambda: build_encoders(cfg.model, processes.device, dtype))
+    encoders = lru_cache(maxsize=1)(lambda: build_image_encoders(cfg.model, processes.device, dtype))
     for name, dataset in wanted:
         folder = Path(str(cfg.datasets[name].feature_cache))
         identity = cache_identity(cfg.model, _picture_size(name, dataset, cfg), dtype)
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ConfigError("no dataset has a feature_cache; name a folder in datasets.NAME.feature_cache")
     processes = start_processes(cfg.run.device)
     set_up_logging(processes.rank)
-    encoder = build_encoder(cfg.model)
+    encoder = build_prompt_encoder(cfg.model)
     groups = [
         build_datasets(cfg.datasets, cfg.model, encoder, splits, seed=cfg.run.seed, train=train)
         for splits, train in ((cfg.run.train_splits, True), (cfg.run.valid_splits, False))

@@ -26,7 +26,7 @@ from minigpt4.datasets.builders import build_datasets, prepare_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.loaders import steps_per_epoch, train_loader, valid_loader
 from minigpt4.models.llm import shard_llm, shards_llm
-from minigpt4.models.loading import TrainPrecision, build_encoder, build_model, load_projection, train_precision
+from minigpt4.models.loading import TrainPrecision, build_model, build_prompt_encoder, load_projection, train_precision
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.checkpoints import (
     check_run_folder,
@@ -131,7 +131,7 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     set_up_logging(processes.rank)
     seed_all(run.seed)  # the same in every process, so that a fresh projection is
 
-    encoder = build_encoder(cfg.model)
+    encoder = build_prompt_encoder(cfg.model)
     train_data, valid_data = _build_data(cfg, encoder, processes)
     plan = _plan(cfg, train_data, processes.world_size)
     schedule = partial(lr_at, settings=LrSettings.of(run, plan.steps_per_epoch))
@@ -189,7 +189,7 @@ def _build_model(
     cfg: Config, precision: TrainPrecision, processes: Processes, with_encoders: bool = True
 ) -> tuple[MiniGPT4, dict[str, nn.Parameter]]:
     """The model with its weights, its language model divided among processes where that is configured; what learns."""
-    sharded = shards_llm(cfg, processes)
+    sharded = shards_llm(cfg.run.shard_llm, cfg.model.low_resource, processes)
     logger.info("precision: %s", precision)
     model = build_model(
         cfg.model, processes.device, precision.frozen, with_encoders=with_encoders, keep_llm_on_cpu=sharded

@@ -34,7 +34,7 @@ def answer_from_codes(reader: CodeReader) -> Answerer:
             tokens = reader.model.get_input_embeddings()(ids.clamp(min=0))
             positions = (ids.flatten() == IMAGE_POSITION).nonzero().squeeze(1)
             embeds = splice_images(tokens, reader.code_embeddings(codes), positions)
-            answers = generator.answers(embeds[0].split([len(prompt) for prompt in prompts]))
+            answers = generator.generate(embeds[0].split([len(prompt) for prompt in prompts]))
             texts += [answer.text for answer in answers]
         return texts
 

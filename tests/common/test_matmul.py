@@ -6,20 +6,20 @@ import pytest
 import torch
 
 from minigpt4.common import matmul
-from minigpt4.common.matmul import torchs_own_products, use_onednn_where_exact
+from minigpt4.common.matmul import torch_default_matmul, use_onednn_if_exact
 
 SETTINGS = torch.backends.mkldnn.matmul
 
 
 @pytest.fixture(autouse=True)
 def setting_restored() -> Iterator[None]:
-    with torchs_own_products():
+    with torch_default_matmul():
         yield
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 def test_products_are_exact_float32_whatever_was_chosen() -> None:
-    chosen = use_onednn_where_exact()
+    chosen = use_onednn_if_exact()
     assert chosen == (SETTINGS.fp32_precision == "bf16")
     generator = torch.Generator().manual_seed(1)
     for rows, inner, columns in ((3, 64, 5000), (130, 700, 90), (1000, 512, 1376)):
@@ -28,7 +28,7 @@ def test_products_are_exact_float32_whatever_was_chosen() -> None:
         assert difference < 2e-4
 
 
-def test_a_processor_that_rounds_keeps_torchs_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_that_rounds_keeps_torchs_default(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = torch.Tensor.__matmul__
 
     def rounding(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -38,7 +38,7 @@ def test_a_processor_that_rounds_keeps_torchs_own_products(monkeypatch: pytest.M
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounding)
     before = SETTINGS.fp32_precision
-    assert use_onednn_where_exact() is False
+    assert use_onednn_if_exact() is False
     assert SETTINGS.fp32_precision == before
 
 
@@ -55,7 +55,7 @@ def test_the_check_tells_float32_from_tf32(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_setting_comes_back_after_a_stretch_of_torchs_own() -> None:
     SETTINGS.fp32_precision = "bf16"
-    with pytest.raises(ZeroDivisionError), torchs_own_products():
+    with pytest.raises(ZeroDivisionError), torch_default_matmul():
         assert SETTINGS.fp32_precision == "none"
         raise ZeroDivisionError
     assert SETTINGS.fp32_precision == "bf16"

@@ -49,24 +49,24 @@ class TestFullContext:
 
     encoder = PromptEncoder(AsciiTokenizer(), Template("H {} A ", "#"), num_image_tokens=2)
 
-    def fitted(self, room: int, *turns: Turn, question: str = "now?", images: int = 0):  # type: ignore[no-untyped-def]
+    def fit(self, room: int, *turns: Turn, question: str = "now?", images: int = 0):  # type: ignore[no-untyped-def]
         dialogue = Dialogue(self.encoder.template, list(turns))
-        return dialogue.fitted(question, images, self.encoder, room)
+        return dialogue.fit(question, images, self.encoder, room)
 
     def test_what_fits_is_kept_to_the_last_token(self) -> None:
         turns = (Turn("first?", 1, "x"), Turn("second?", 0, "y"))
-        whole = self.fitted(1000, *turns)
+        whole = self.fit(1000, *turns)
         assert whole.dropped == 0
-        assert self.fitted(len(whole.ids), *turns) == whole
-        assert self.fitted(len(whole.ids) - 1, *turns).dropped == 1
+        assert self.fit(len(whole.ids), *turns) == whole
+        assert self.fit(len(whole.ids) - 1, *turns).dropped == 1
 
     def test_the_oldest_turns_go_and_their_pictures_stay(self) -> None:
         turns = (Turn("first?", 1, "x"), Turn("second?", 1, "y"), Turn("third?", 0, "z"))
-        fitted = self.fitted(60, *turns)
+        fitted = self.fit(60, *turns)
         assert fitted.dropped == 2
         assert fitted.text == f"H {IMAGE_TAG} {IMAGE_TAG} third? A z#H now? A "
         assert len(fitted.ids) <= 60
 
     def test_a_question_that_is_too_long_alone_is_refused(self) -> None:
         with pytest.raises(DataError, match="there is room for 20"):
-            self.fitted(20, Turn("first?", 1, "x"), question="now " * 10)
+            self.fit(20, Turn("first?", 1, "x"), question="now " * 10)

@@ -18,7 +18,7 @@ from minigpt4.datasets.readers import CocoBoxesReader, RowProblem, TableTriplesR
 from minigpt4.datasets.readers.coco_boxes import boxes_text
 from minigpt4.datasets.readers.table_triples import triples_text
 from minigpt4.evaluation.structured import parse_boxes, parse_triples
-from minigpt4.models.loading import build_encoder
+from minigpt4.models.loading import build_prompt_encoder
 
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 2, "name": "dog"}]
 
@@ -138,7 +138,7 @@ def test_the_joint_recipe_trains_on_all_by_ratio(tmp_path: Path) -> None:
         "tables": 1,
     }
     datasets = build_datasets(
-        cfg.datasets, cfg.model, build_encoder(cfg.model), ["train"], seed=cfg.run.seed, train=True
+        cfg.datasets, cfg.model, build_prompt_encoder(cfg.model), ["train"], seed=cfg.run.seed, train=True
     )
     assert datasets["detection"][0].answer == '{"dog1": [0.000, 0.000, 0.500, 1.000]}'
     assert datasets["detection"][0].instruction.startswith("<Img><ImageHere></Img> List every object")

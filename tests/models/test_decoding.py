@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minigpt4.common.schema import GenerationConfig
 from minigpt4.models.attention import PACKABLE
-from minigpt4.models.continuous_batching import decode
+from minigpt4.models.continuous_batching import generate_batch
 from minigpt4.models.generation import Answer, Generator, TokenSampler
 from tests.models.small_llm import VOCABULARY, language_model
 
@@ -42,11 +42,11 @@ def prompts(count: int = len(LENGTHS)) -> list[Tensor]:
 def alone(kind: str, settings: GenerationConfig, stop: str = "") -> list[Answer]:
     """Each prompt by itself, through transformers."""
     reference = Generator(language_model(kind), Letters(), settings, stop)
-    return [reference.by_transformers([prompt])[0] for prompt in prompts()]
+    return [reference.generate_with_transformers([prompt])[0] for prompt in prompts()]
 
 
 def generate(kind: str, settings: GenerationConfig, rows: int | None = None, stop: str = "") -> list[Answer]:
-    return Generator(language_model(kind), Letters(), settings, stop).answers(prompts(), rows)
+    return Generator(language_model(kind), Letters(), settings, stop).generate(prompts(), rows)
 
 
 @pytest.mark.parametrize("kind", sorted(PACKABLE))
@@ -99,14 +99,14 @@ def test_a_stream_grows_to_the_answer() -> None:
     prompt = prompts()[1]
     growing = list(generator.stream(prompt))
     assert [len(answer.token_ids) for answer in growing] == list(range(1, 10))
-    assert growing[-1] == generator.answers([prompt])[0]
+    assert growing[-1] == generator.generate([prompt])[0]
 
 
 def test_beams_stream_as_one_piece() -> None:
     generator = Generator(language_model("llama"), Letters(), GenerationConfig(max_new_tokens=9, num_beams=2), "")
     prompt = prompts()[1]
     assert not generator.streams
-    assert list(generator.stream(prompt)) == generator.answers([prompt])
+    assert list(generator.stream(prompt)) == generator.generate([prompt])
 
 
 def test_the_work_stops_with_the_callers_interest() -> None:
@@ -140,7 +140,7 @@ def test_rows_are_refilled_and_never_exceeded() -> None:
         return torch.tensor([row[0] if row else next(fresh) for row in ids])
 
     try:
-        for number, ids in decode(model, prompts(), choose, done, rows=3, max_new_tokens=20):
+        for number, ids in generate_batch(model, prompts(), choose, done, rows=3, max_new_tokens=20):
             said[number] = len(ids)
             assert ids[0] == number
     finally:
@@ -151,7 +151,7 @@ def test_rows_are_refilled_and_never_exceeded() -> None:
 
 
 def test_no_prompts_no_answers() -> None:
-    assert Generator(language_model("llama"), Letters(), GenerationConfig(), "").answers([]) == []
+    assert Generator(language_model("llama"), Letters(), GenerationConfig(), "").generate([]) == []
 
 
 def test_temperature_and_top_p_shape_the_draw() -> None:

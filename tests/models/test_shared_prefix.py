@@ -54,9 +54,9 @@ def test_the_answers_are_those_of_each_prompt_alone(
     monkeypatch.setattr(decoding, "MIN_SHARED_TOKENS", 1)
     model, prompts = language_model(kind, sliding_window=None), beginning_alike()
     generator = Generator(model, Letters(), GenerationConfig(max_new_tokens=20), "")
-    expected = [generator.by_transformers([prompt])[0] for prompt in prompts]
+    expected = [generator.generate_with_transformers([prompt])[0] for prompt in prompts]
     with tokens_read(model) as read:
-        assert generator.answers(prompts, rows) == expected
+        assert generator.generate(prompts, rows) == expected
     assert len({answer.text for answer in expected}) > 1
     assert read[0] == SHARED and sum(read) == SHARED + sum(OWN)
 
@@ -66,14 +66,14 @@ def test_a_long_prefix_takes_the_way_of_long_samples(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(packing, "SHORT", SHARED + 5)
     generator = Generator(language_model("llama"), Letters(), GenerationConfig(max_new_tokens=20), "")
     prompts = beginning_alike()
-    assert generator.answers(prompts) == [generator.by_transformers([prompt])[0] for prompt in prompts]
+    assert generator.generate(prompts) == [generator.generate_with_transformers([prompt])[0] for prompt in prompts]
 
 
 def test_a_prefix_that_saves_little_is_not_read_by_itself() -> None:
     model = language_model("llama")
     generator = Generator(model, Letters(), GenerationConfig(max_new_tokens=2), "")
     with tokens_read(model) as read:
-        generator.answers(beginning_alike())
+        generator.generate(beginning_alike())
     assert read == [sum(OWN) + SHARED * len(OWN)]
 
 

@@ -16,7 +16,7 @@ from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.instruction import InstructionDataset
-from minigpt4.models.loading import build_encoder, build_model
+from minigpt4.models.loading import build_model, build_prompt_encoder
 from minigpt4.runners import precompute as feature_cache
 from minigpt4.runners.train import train
 from tests.runners.project import Project, losses
@@ -33,7 +33,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 def use(*options: str) -> tuple[bool, list[dict[str, InstructionDataset]]]:
     cfg = load_config("config.yaml", [CACHE, *options]).config
-    encoder = build_encoder(cfg.model)
+    encoder = build_prompt_encoder(cfg.model)
     groups = [
         build_datasets(cfg.datasets, cfg.model, encoder, [split], seed=cfg.run.seed, train=split == "train")
         for split in ("train", "val")
@@ -56,8 +56,8 @@ def test_the_same_losses_without_the_encoders(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("the encoders were loaded")
 
-    monkeypatch.setattr("minigpt4.models.loading.build_encoders", never)
-    monkeypatch.setattr(feature_cache, "build_encoders", never)
+    monkeypatch.setattr("minigpt4.models.loading.build_image_encoders", never)
+    monkeypatch.setattr(feature_cache, "build_image_encoders", never)
     second = run(capfd, "run.run_dir=second", CACHE)
     assert len(plain) == 6
     assert second == first

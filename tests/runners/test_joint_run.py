@@ -14,7 +14,7 @@ from minigpt4.common.config import LoadedConfig, load_config
 from minigpt4.common.files import asset
 from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.loaders import train_loader
-from minigpt4.models.loading import build_encoder
+from minigpt4.models.loading import build_prompt_encoder
 from minigpt4.runners.train import train
 from tests.runners.joint_data import COLOURS, RATIOS, write_joint
 from tests.runners.project import REPOSITORY, logging_restored
@@ -51,7 +51,7 @@ def test_long_stretches_follow_the_ratio(data: Path) -> None:
     """Counted over what the run's own loader hands out, 6,000 samples in 1,500 steps of four."""
     cfg = joint(data, "run.max_epoch=3", "run.iters_per_epoch=500").config
     datasets = build_datasets(
-        cfg.datasets, cfg.model, build_encoder(cfg.model), cfg.run.train_splits, seed=cfg.run.seed, train=True
+        cfg.datasets, cfg.model, build_prompt_encoder(cfg.model), cfg.run.train_splits, seed=cfg.run.seed, train=True
     )
     names = list(datasets)
     assert {name: cfg.datasets[name].sample_ratio for name in names} == RATIOS

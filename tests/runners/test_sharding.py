@@ -15,7 +15,7 @@ import torch
 from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schema import Config, LlmSharding, LowResource
+from minigpt4.common.schema import LlmSharding, LowResource
 from minigpt4.models.llm import build_llm, shards_llm
 from tests.runners.conftest import PAIR
 from tests.runners.project import PARITY_A, REPOSITORY, Project, read_epochs
@@ -119,22 +119,17 @@ def pair() -> Processes:
     return Processes(device=torch.device("cpu"), world_size=2)
 
 
-def test_quantised_weights_are_not_divided() -> None:
-    cfg = Config()
-    cfg.run.shard_llm = LlmSharding.all
-    assert shards_llm(cfg, pair())
-    cfg.model.low_resource = LowResource.nf4
+def test_quantised_weights_are_not_sharded() -> None:
+    assert shards_llm(LlmSharding.all, LowResource.off, pair())
     with pytest.raises(ConfigError, match=r"run\.shard_llm: all .* model\.low_resource=4bit"):
-        shards_llm(cfg, pair())
+        shards_llm(LlmSharding.all, LowResource.nf4, pair())
 
 
-def test_one_process_alone_holds_all(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = Config()
-    cfg.run.shard_llm = LlmSharding.node
-    assert not shards_llm(cfg, Processes(device=torch.device("cpu")))
-    assert "nobody to share with" in caplog.text
+def test_a_single_process_holds_all_weights(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not shards_llm(LlmSharding.node, LowResource.off, Processes(device=torch.device("cpu")))
+    assert "only one process to shard over" in caplog.text
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert shards_llm(cfg, pair())
+    assert shards_llm(LlmSharding.node, LowResource.off, pair())
 
 
 def test_weights_to_be_divided_come_in_their_files_number_format(tmp_path: Path) -> None:

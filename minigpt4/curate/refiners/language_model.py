@@ -29,7 +29,7 @@ class LanguageModelRefiner(Refiner):
     def __init__(self, cfg: Config) -> None:
         from minigpt4.common.distributed import start_processes
         from minigpt4.models.llm import build_llm
-        from minigpt4.models.loading import build_encoder, evaluation_dtype
+        from minigpt4.models.loading import build_prompt_encoder, evaluation_dtype
 
         settings = cfg.curation.refine
         self.settings = settings
@@ -37,7 +37,7 @@ class LanguageModelRefiner(Refiner):
         model = replace(cfg.model, llama_model=settings.llm_model or cfg.model.llama_model)
         folder = require_path(model.llama_model, "curation.refine.llm_model", "MINIGPT4_WEIGHTS", folder=True)
         device = start_processes(cfg.run.device).device
-        self.encoder = build_encoder(model)
+        self.encoder = build_prompt_encoder(model)
         self.llm = build_llm(folder, model.low_resource, evaluation_dtype(cfg.evaluation.precision, device), device)
         self.context = getattr(self.llm.config, "max_position_embeddings", None) or model.max_context_len
         self.seed = cfg.curation.seed
@@ -70,9 +70,9 @@ class LanguageModelRefiner(Refiner):
         embeds = embedding(torch.tensor(ids, device=embedding.weight.device))
         with torch.random.fork_rng():
             torch.manual_seed(Random(f"{self.seed}-refine-{sample}").getrandbits(63))
-            (answer,) = generator.answers([embeds])
+            (answer,) = generator.generate([embeds])
         usage = {"prompt_tokens": len(ids), "completion_tokens": len(answer.token_ids)}
-        if len(answer.token_ids) == limit and not generator.stop.written(answer.token_ids):
+        if len(answer.token_ids) == limit and not generator.stop.reached(answer.token_ids):
             reason = "curation.refine.max_tokens" if limit == self.generation.max_new_tokens else "the context's end"
             raise RefineError(f"the answer is cut at {reason}, after {limit} tokens: {answer.text[:80]!r}", usage)
         return checked(answer.text, description, self.settings.min_overlap, usage)
