@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from minigpt4.common.files import write_json
 from minigpt4.common.matmul import use_onednn_if_exact
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -47,38 +47,16 @@ def report(title: str, rows: Rows, facts: dict[str, Any], out: Path | None) -> N
         facts: Machine, sizes and whatever else belongs to the figures.
         out: JSON file; None: print only.
     """
-    _print({title: rows}, facts)
-    _write({"work": title, **facts, "rows": rows}, out)
-
-
-def report_tables(title: str, tables: dict[str, Rows], facts: dict[str, Any], out: Path | None) -> None:
-    """As `report`, for work that takes several tables.
-
-    Args:
-        title: The work.
-        tables: Title -> rows.
-        facts: As for `report`.
-        out: As for `report`.
-    """
-    _print(tables, facts)
-    _write({"work": title, **facts, "tables": tables}, out)
-
-
-def _print(tables: dict[str, Rows], facts: dict[str, Any]) -> None:
     console = Console(width=130)
-    for title, rows in tables.items():
-        columns = list(next(iter(rows.values())))
-        table = Table("", *columns, title=title)
-        for name, figures in rows.items():
-            table.add_row(name, *(_shown(figures[column]) for column in columns))
-        console.print(table)
+    columns = list(next(iter(rows.values())))
+    table = Table("", *columns, title=title)
+    for name, figures in rows.items():
+        table.add_row(name, *(_shown(figures[column]) for column in columns))
+    console.print(table)
     for name, fact in facts.items():
         console.print(f"{name}: {fact}", highlight=False)
-
-
-def _write(content: dict[str, Any], out: Path | None) -> None:
     if out:
-        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(out, {"work": title, **facts, "rows": rows})
 
 
 def _shown(figure: float | str) -> str:

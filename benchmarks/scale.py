@@ -1,188 +1,176 @@
 """Stage 1 on one to a thousand processes: python -m benchmarks.scale
 
-What a process does by itself is measured at the true sizes, by running it here. What many do together is calculated
-from assumptions, which are arguments: there is no cluster in this. The tables say which is which.
+Measured with the project's own code, at the true sizes: what one of N processes does by itself. Calculated from
+assumptions, which are the options: what the N do together. There is no cluster in this.
 """
 
 from __future__ import annotations
 
 import argparse
+import pickle
 import tempfile
+import tracemalloc
+from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil, log2
 from pathlib import Path
+from statistics import NormalDist
 
 import torch
 
-from benchmarks.machine import describe_machine
-from benchmarks.report import Row, Rows, report_tables
-from benchmarks.scaling.allreduce import Link, projection_parameters
-from benchmarks.scaling.forecast import Assumptions, forecast
-from benchmarks.scaling.loading import Source
-from benchmarks.scaling.local_reduce import expected, link_of, measure_all_reduce
-from benchmarks.scaling.measured import (
-    DECODED,
-    bytes_kept,
-    index_figures,
-    make_order,
-    picture_figures,
-    resume_seconds,
-    sampler_seconds,
-)
-from benchmarks.scaling.rows import MILLI, WIDTHS, first_limits, gradients, opening, outcome, supply
-from benchmarks.scaling.waiting import EXCESSES
-from minigpt4.datasets.sampler import SampleOrder
+from benchmarks.machine import describe_machine, interleaved
+from benchmarks.report import Row, report
+from benchmarks.shards import write_shards
+from minigpt4.datasets.sampler import SampleOrder, ShardShuffle, StepSampler
+from minigpt4.datasets.shards.index import ROW, open_index
+from minigpt4.runners.trainer import CHECK_EVERY
 
-LOCAL = (2, 4)
-"""Processes of this machine that share a gradient."""
-SAMPLED = 200
-"""Steps over which the sampler is timed."""
-WINDOWS = (1, 4, 16, 64)
-WORKERS = (4, 1)
+CPU = torch.device("cpu")
+GRADIENT = 4 * (768 + 1) * 4096
+"""Bytes of the projection's gradient, from a Q-Former to a language model of 7B in float32."""
+ROUNDS, STEPS = 5, 100
+"""Listing is timed over so many steps, so many times."""
+COLUMNS = {
+    "measured": "list (the samples of a step), resume (once, at optimizer step --steps)",
+    "calculated": "reduce (the gradient of all), wait (for the slowest), stop? (ask whether a process was told to), "
+    "efficiency (a process alone: 100 %), cores (of each process, for decoding), shards/s (opened by all)",
+}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--processes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64, 256, 1000])
-    add("--pairs", type=int, nargs="+", default=[115_000_000, 5_000_000], help="of each dataset")
+    add("--pairs", type=int, nargs="+", default=[115_000_000, 5_000_000], help="images with captions of each dataset")
     add("--ratio", type=float, nargs="+", default=[115, 14], help="datasets.NAME.sample_ratio of each")
-    add("--per-shard", type=int, default=10_000)
+    add("--per-shard", type=int, default=10_000, help="pairs of a shard")
     add("--window", type=int, default=16, help="datasets.NAME.shuffle_shards")
     add("--batch-size", type=int, default=64)
-    add("--steps", type=int, default=20_000)
+    add("--steps", type=int, default=20_000, help="optimizer step that a resume is timed at")
     add("--step-seconds", type=float, default=1.8, help="of one process alone (MiniGPT-4's paper: 10 h on 4 A100)")
-    add("--spread", type=float, default=0.03, help="standard deviation of step times, as a share")
-    add("--distribution", choices=sorted(EXCESSES), default="normal", help="of step times")
-    add("--llm", choices=sorted(WIDTHS), default="7B")
-    add("--per-node", type=int, default=8, help="processes a node")
-    add("--inside", type=float, nargs=2, default=[5e-6, 200e9], help="link in a node: seconds, bytes/s")
-    add("--between", type=float, nargs=2, default=[10e-6, 25e9], help="link of nodes: seconds, bytes/s")
-    add("--control", type=float, nargs=2, default=[50e-6, 1e9], help="link of gloo: seconds, bytes/s")
-    add("--workers", type=int, default=4, help="of a process's loader, a core each")
-    add("--decoded", type=float, help="samples/s a core (default: as measured here)")
+    add("--spread", type=float, default=0.03, help="standard deviation of step times, as a share of them")
+    add("--link", type=float, nargs=2, default=[10e-6, 25e9], help="of NCCL between nodes: seconds, bytes/s")
+    add("--control", type=float, nargs=2, default=[50e-6, 1e9], help="of gloo: seconds, bytes/s")
+    add("--workers", type=int, default=4, help="run.num_workers")
+    add("--decoded", type=float, default=1900, help="samples/s that a core decodes (benchmarks.shards measures it)")
     add("--pair-bytes", type=float, default=25_000)
-    add("--file-bandwidth", type=float, default=50e9, help="bytes/s of the shared file system")
-    add("--file-opens", type=float, default=50_000, help="files that the shared file system opens a second")
     add("--out", type=Path, help="also write the figures as JSON")
     args = parser.parse_args()
-    if len(args.pairs) != len(args.ratio):
-        parser.error("--pairs and --ratio name different numbers of datasets")
-    if any(pairs < args.per_shard for pairs in args.pairs):
-        parser.error("--per-shard is more than a dataset has pairs")
+    if len(args.pairs) != len(args.ratio) or min(args.pairs) < args.per_shard:
+        parser.error("--pairs and --ratio take one number a dataset, and a dataset has --per-shard pairs at least")
     return args
 
 
-def assumptions(args: argparse.Namespace, decoded_per_second: float) -> Assumptions:
-    """The arguments, as the forecast takes them."""
-    shares = [ratio / sum(args.ratio) for ratio in args.ratio]
-    return Assumptions(
-        step_seconds=args.step_seconds,
-        batch_size=args.batch_size,
-        width=WIDTHS[args.llm],
-        spread=args.spread,
-        distribution=args.distribution,
-        inside=Link(*args.inside),
-        between=Link(*args.between),
-        control=Link(*args.control),
-        per_node=args.per_node,
-        workers=args.workers,
-        decoded_per_second=args.decoded or decoded_per_second,
-        pair_bytes=args.pair_bytes,
-        file_bytes_per_second=args.file_bandwidth,
-        opens_per_second=args.file_opens,
-        window=args.window,
-        sources=[Source(pairs, args.per_shard, share) for pairs, share in zip(args.pairs, shares, strict=True)],
-    )
+def ring_seconds(processes: int, size: float, latency: float, bandwidth: float) -> float:
+    """All-reduce of `size` bytes around a ring: 2 (p - 1) messages of size / p, one after the other.
+
+    Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations in MPICH", 2005, section 4.5.
+    """
+    return 2 * (processes - 1) * (latency + size / processes / bandwidth)
 
 
-def listing(assumed: Assumptions, processes: int, steps: int) -> Row:
-    """What listing its samples takes one process of so many."""
-    order = make_order(assumed.sources, assumed.window)
-    a_step = sampler_seconds(order, assumed.batch_size, processes, SAMPLED)
-    first = resume_seconds(assumed.sources, assumed.window, assumed.batch_size, processes, steps)
-    return {
-        "samples of a step": float(processes * assumed.batch_size),
-        "its own listed, ms a step": a_step / MILLI,
-        "share of a step": f"{a_step / assumed.step_seconds:.3%}",
-        f"going on at step {steps:,}, ms": first / MILLI,
-    }
+def tree_seconds(processes: int, size: float, latency: float, bandwidth: float) -> float:
+    """All-reduce of `size` bytes up and down two binary trees with half the data each, as NCCL does it.
+
+    Sanders, Speck and Traeff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan", 2009.
+    """
+    return (2 * ceil(log2(processes)) * latency + 2 * size / bandwidth) if processes > 1 else 0.0
 
 
-def order_figures(assumed: Assumptions, processes: int) -> dict[str, float]:
-    """The memory of the order while a process of so many goes through it."""
-
-    def use() -> SampleOrder:
-        order = make_order(assumed.sources, assumed.window)
-        sampler_seconds(order, assumed.batch_size, processes, SAMPLED)
-        return order
-
-    return {"order in memory, bytes": bytes_kept(use)}
+def expected_largest(processes: int) -> float:
+    """Mean of the largest of p standard normal numbers (David and Nagaraja, Order Statistics, 2003, section 3.1)."""
+    below, width = NormalDist().cdf, 0.005
+    middles = [(number + 0.5) * width for number in range(2000)]
+    return round(width * sum(1 - below(x) ** processes - below(-x) ** processes for x in middles), 9)
 
 
-def local_collectives(width: int) -> Rows:
-    """Gloo between processes of this machine, beside the ring's formula with what two processes took for it."""
-    numbers = projection_parameters(width)
-    sizes = {1: "one number", numbers // 4: "a quarter", numbers: "the projection", 4 * numbers: "four times that"}
-    measured = measure_all_reduce(LOCAL, list(sizes))
-    link = link_of(measured, LOCAL[0], numbers)
-    rows: Rows = {}
-    for processes in LOCAL:
-        for size, name in sizes.items():
-            own, shared = expected(processes, size, link, LOCAL[0])
-            rows[f"{processes} processes, {name}"] = {
-                "measured, ms": measured[processes][size] / MILLI,
-                "formula, a link each, ms": own / MILLI,
-                "formula, sharing the cores, ms": shared / MILLI,
-            }
-    return rows
+def shards_opened(per_step: float, per_batch: float, per_shard: int, window: int, workers: int) -> float:
+    """Shards of a dataset that the loader of one process opens in a step; a worker keeps `window` of them open.
+
+    All processes read the same `window` shards at a time; each worker prepares every `workers`-th batch of its process
+    and opens the shards that it meets for the first time. `per_step` samples of the dataset are in a step of all
+    processes, `per_batch` in a batch of one, `per_shard` in a shard.
+    """
+    batches = max(1.0, window * per_shard / per_step / workers)  # of a worker while these shards last
+    return window * (1 - (1 - 1 / window) ** (batches * per_batch)) / batches
 
 
-def make_tables(args: argparse.Namespace) -> tuple[dict[str, Rows], Assumptions]:
-    """All tables by title, and what the calculated ones assume."""
+def make_order(pairs: Sequence[int], ratios: Sequence[float], per_shard: int, window: int) -> SampleOrder:
+    """The order of a mixture of datasets of these sizes."""
+    names = [f"dataset{number}" for number in range(len(pairs))]
+    counts = [[per_shard] * (number // per_shard) for number in pairs]
+    orders = [ShardShuffle(f"42-{name}", one, window) for name, one in zip(names, counts, strict=True)]
+    return SampleOrder(names, [sum(one) for one in counts], ratios, 42, orders)
+
+
+def list_samples(order: SampleOrder, batch_size: int, processes: int, start: int, stop: int) -> list[list]:
+    """The samples of the steps [start, stop) of the process in the middle."""
+    step = {"start_step": start, "stop_step": stop}
+    return list(StepSampler(order, batch_size=batch_size, world_size=processes, rank=processes // 2, **step))
+
+
+def index_bytes(shards: int) -> tuple[int, int]:
+    """Bytes of the index of so many shards: as sent to a process, and in its memory."""
     with tempfile.TemporaryDirectory() as folder:
-        pictures = picture_figures(Path(folder) / "pictures")
-        assumed = assumptions(args, pictures[DECODED])
-        table = index_figures(Path(folder) / "index", assumed.sources)
-    most = max(args.processes)
-    late = {name: replace(assumed, distribution=name) for name in EXCESSES}
-    many = [(f"{number:,}", number) for number in args.processes]
-    tables: dict[str, Rows] = {
-        "MEASURED here: one process by itself, files in memory already": {
-            name: {"figure": figure} for name, figure in (order_figures(assumed, most) | table | pictures).items()
+        index = open_index(write_shards(Path(folder), 1, 1), None)
+    (entry,) = index.entries.values()
+    entries = {index.folder / f"{number:05d}.tar": replace(entry) for number in range(shards)}
+    sent = pickle.dumps(replace(index, entries=entries))
+    tracemalloc.start()
+    kept = pickle.loads(sent), tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return len(sent), kept[1]
+
+
+def make_row(processes: int, args: argparse.Namespace) -> Row:
+    """The table's row for a number of processes, in ms where nothing else is said."""
+    sizes, batch = (args.pairs, args.ratio, args.per_shard, args.window), args.batch_size
+    order = make_order(*sizes)
+    listing, resume = interleaved(
+        {
+            "list": lambda: list_samples(order, batch, processes, 0, STEPS),
+            "resume": lambda: list_samples(make_order(*sizes), batch, processes, args.steps, args.steps + 1),
         },
-        "MEASURED here: listing samples, in one process of so many": {
-            row: listing(assumed, number, args.steps) for row, number in many
-        },
-        "MEASURED here: gloo's all-reduce between processes of this machine (not a network)": local_collectives(
-            assumed.width
-        ),
-        "CALCULATED: all-reduce of the gradient": {row: gradients(assumed, number) for row, number in many},
-        "CALCULATED: what the loaders have to deliver": {row: supply(assumed, number) for row, number in many},
-        f"CALCULATED: shards opened by {most:,} processes, by shuffle_shards and workers": {
-            f"{window} shards, num_workers {workers}": opening(replace(assumed, window=window, workers=workers), most)
-            for window in WINDOWS
-            for workers in WORKERS
-        },
-        "CALCULATED: waiting for the slowest, ms a step": {
-            row: {name: forecast(number, one).waiting / MILLI for name, one in late.items()} for row, number in many
-        },
-        "CALCULATED: stage 1 (waiting, gradients, agreeing: ms a step)": {
-            row: outcome(assumed, number, args.steps) for row, number in many
-        },
+        ROUNDS,
+        CPU,
+    ).values()
+    reduced = sum(
+        min(ring_seconds(processes, size, *args.link), tree_seconds(processes, size, *args.link))
+        for size in (4, GRADIENT)  # the number of target tokens is summed first
+    )
+    waiting = args.step_seconds * args.spread * expected_largest(processes)
+    stopping = ring_seconds(processes, 8, *args.control) / CHECK_EVERY
+    step = args.step_seconds + waiting + reduced + stopping
+    per_step, shares = processes * batch, [ratio / sum(args.ratio) for ratio in args.ratio]
+    shards = (shards_opened(share * per_step, share * batch, *sizes[2:], args.workers) for share in shares)
+    return {
+        "list": 1000 * listing.seconds / STEPS,
+        "resume": 1000 * resume.seconds,
+        "reduce": 1000 * reduced,
+        "wait": 1000 * waiting,
+        "stop?": 1000 * stopping,
+        "step, s": step,
+        "efficiency": f"{args.step_seconds / step:.1%}",
+        "pairs/s": per_step / step,
+        "GB/s": per_step / step * args.pair_bytes / 1e9,
+        "cores": batch / step / args.decoded,
+        "shards/s": processes * sum(shards) / step,
     }
-    return tables, assumed
 
 
 def main() -> None:
     args = parse_arguments()
-    tables, assumed = make_tables(args)
-    given = {name: value for name, value in vars(args).items() if name not in ("out", "processes")}
+    shards = sum(pairs // args.per_shard for pairs in args.pairs)
+    sent, kept = index_bytes(shards)
     facts = {
-        "machine": describe_machine(torch.device("cpu")),
-        "held up by": first_limits(assumed),
-        "assumed": ", ".join(f"{name} {value}" for name, value in given.items() if value is not None),
+        "machine": describe_machine(CPU),
+        **COLUMNS,
+        "index of all shards": f"{shards:,}: {sent:,} bytes sent to each process, {kept:,} in its memory, "
+        f"{ROW.itemsize * sum(args.pairs):,} on disk",
+        "assumed": ", ".join(f"{name} {value}" for name, value in vars(args).items() if name != "out"),
     }
-    report_tables("Stage 1 on many processes", tables, facts, args.out)
+    rows = {f"{processes:,}": make_row(processes, args) for processes in args.processes}
+    report("Stage 1 on many processes, ms of a step", rows, facts, args.out)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,0 @@
-"""What many processes cost, calculated from stated assumptions; and what of it can be measured on one machine."""
