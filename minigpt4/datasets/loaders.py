@@ -10,72 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.errors import DataError
 from minigpt4.common.schema import RunConfig
 from minigpt4.common.types import CACHED_NDIM, IGNORED_LABEL, IMAGE_POSITION, Batch, Sample
 from minigpt4.datasets.instruction import InstructionDataset
-from minigpt4.datasets.sampler import GroupedOrder, Key, SampleOrder, StepSampler, Stream
+from minigpt4.datasets.sampler import GroupedOrder, SampleKey, SampleOrder, StepSampler, Stream
 from minigpt4.processors.image import normalize, stack_images
-
-
-class MixtureDataset(Dataset[Sample]):
-    """What the sampler's keys stand for.
-
-    Args:
-        datasets: In the order of `Key.dataset`.
-    """
-
-    def __init__(self, datasets: Sequence[InstructionDataset]) -> None:
-        self.datasets = datasets
-
-    def __len__(self) -> int:
-        return sum(len(dataset) for dataset in self.datasets)
-
-    def __getitem__(self, key: Key) -> Sample:
-        return self.datasets[key.dataset].sample(key.record, key.draw)
-
-    def text_length(self, key: Key) -> int:
-        """Characters of a sample's instruction and answer; no picture is opened."""
-        return self.datasets[key.dataset].text_length(key.record, key.draw)
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Put B samples together: ids padded with 0 and labels with IGNORED_LABEL, both (B, T).
-
-    Places are found here, in a loader's worker: on a device each search would stall the training step.
-    """
-    lengths = [len(sample.encoded.input_ids) for sample in samples]
-    input_ids = torch.zeros(len(samples), max(lengths), dtype=torch.long)
-    labels = torch.full_like(input_ids, IGNORED_LABEL)
-    for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
-        input_ids[row, :length] = torch.tensor(sample.encoded.input_ids)
-        labels[row, :length] = torch.tensor(sample.encoded.labels)
-    images = [image for sample in samples for image in sample.images]
-    is_token = torch.arange(input_ids.shape[1]) < torch.tensor(lengths)[:, None]
-    learns_next = torch.zeros_like(is_token)
-    learns_next[:, :-1] = labels[:, 1:] != IGNORED_LABEL
-    return Batch(
-        image_ids=[sample.image_id for sample in samples],
-        images=_stacked(images) if images else None,
-        input_ids=input_ids,
-        labels=labels,
-        lengths=lengths,
-        num_targets=sum(sample.encoded.num_targets for sample in samples),
-        image_positions=(input_ids.flatten() == IMAGE_POSITION).nonzero().squeeze(1),
-        token_positions=is_token.flatten().nonzero().squeeze(1),
-        target_positions=learns_next[is_token].nonzero().squeeze(1),
-        target_columns=learns_next.any(dim=0).nonzero().squeeze(1),
-        skipped=[message for sample in samples for message in sample.skipped],
-    )
-
-
-def _stacked(images: Sequence[Tensor]) -> Tensor:
-    """Pictures, or cached features, of one batch; uint8 beside a user's own floats become floats here already."""
-    if images[0].ndim + 1 == CACHED_NDIM:
-        return torch.stack(list(images))
-    mixed = len({image.dtype for image in images}) > 1
-    return stack_images([normalize(image) for image in images] if mixed else images)
-
 
 Datasets = Mapping[str, InstructionDataset]
 
@@ -101,7 +41,7 @@ def steps_per_epoch(run: RunConfig, datasets: Datasets, world_size: int) -> int:
 def train_loader(
     run: RunConfig, datasets: Datasets, *, world_size: int = 1, rank: int = 0, start_step: int = 0
 ) -> BatchLoader:
-    """One process's micro-batches from `start_step` to the end of the run, through all epochs.
+    """One rank's micro-batches from `start_step` to the end of the run, over all epochs.
 
     Args:
         run: training's configuration.
@@ -111,33 +51,22 @@ def train_loader(
         start_step: first optimizer step.
 
     Returns:
-        `accum_grad_iters` batches for each optimizer step that is left.
-
-    Raises:
-        ConfigError: Samples are to be grouped by length, and the lengths of a dataset are not known.
+        A loader of `accum_grad_iters` batches for each remaining optimizer step.
     """
-    order = SampleOrder(
+    mixture = MixtureDataset(list(datasets.values()))
+    order: Stream = SampleOrder(
         list(datasets),
         [len(dataset) for dataset in datasets.values()],
         [dataset.sample_ratio for dataset in datasets.values()],
         run.seed,
         [dataset.order() for dataset in datasets.values()],
     )
-    stream: Stream = order
-    mixture = MixtureDataset(list(datasets.values()))
-    batch_size = run.batch_size
     if run.group_by_length > 1:
-        unknown = [name for name, dataset in datasets.items() if not hasattr(dataset, "text_length")]
-        if unknown:
-            raise ConfigError(
-                f"run.group_by_length: {run.group_by_length} should be 1, because the lengths of {unknown[0]} are "
-                "not known before its shards are read"
-            )
-        step_size = batch_size * run.accum_grad_iters * world_size
-        stream = GroupedOrder(order, step_size, run.group_by_length, mixture.text_length)
+        step_size = run.batch_size * run.accum_grad_iters * world_size
+        order = GroupedOrder(order, step_size, run.group_by_length, mixture.text_length)
     sampler = StepSampler(
-        stream,
-        batch_size=batch_size,
+        order,
+        batch_size=run.batch_size,
         accumulation=run.accum_grad_iters,
         world_size=world_size,
         rank=rank,
@@ -148,7 +77,7 @@ def train_loader(
 
 
 def valid_loader(run: RunConfig, datasets: Datasets, *, world_size: int = 1, rank: int = 0) -> BatchLoader | None:
-    """One process's share of the validation samples, the same each time; together they are all, none twice.
+    """One rank's share of the validation samples, the same each time; every sample is in exactly one share.
 
     Args:
         run: training's configuration.
@@ -157,7 +86,7 @@ def valid_loader(run: RunConfig, datasets: Datasets, *, world_size: int = 1, ran
         rank: rank of this process.
 
     Returns:
-        None where there is no dataset. Shares may differ by one sample, and be empty.
+        None without datasets. Shares may differ by one sample, and be empty.
     """
     if not datasets:
         return None
@@ -170,6 +99,65 @@ def valid_loader(run: RunConfig, datasets: Datasets, *, world_size: int = 1, ran
     )
 
 
+class MixtureDataset(Dataset[Sample]):
+    """The datasets of a run, indexed by the sampler's keys.
+
+    Args:
+        datasets: datasets in the order of `SampleKey.dataset`.
+    """
+
+    def __init__(self, datasets: Sequence[InstructionDataset]) -> None:
+        self.datasets = datasets
+
+    def __len__(self) -> int:
+        return sum(len(dataset) for dataset in self.datasets)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        return self.datasets[key.dataset].sample(key.record, key.epoch)
+
+    def text_length(self, key: SampleKey) -> int:
+        """Characters of a sample's instruction and answer; no image is opened."""
+        return self.datasets[key.dataset].text_length(key.record, key.epoch)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Collate B samples: ids padded with 0 and labels with IGNORED_LABEL, both (B, T).
+
+    Positions are found here, in a loader worker: on a device each search would stall the training step.
+    """
+    lengths = [len(sample.encoded.input_ids) for sample in samples]
+    input_ids = torch.zeros(len(samples), max(lengths), dtype=torch.long)
+    labels = torch.full_like(input_ids, IGNORED_LABEL)
+    for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+        input_ids[row, :length] = torch.tensor(sample.encoded.input_ids)
+        labels[row, :length] = torch.tensor(sample.encoded.labels)
+    images = [image for sample in samples for image in sample.images]
+    is_token = torch.arange(input_ids.shape[1]) < torch.tensor(lengths)[:, None]
+    is_target = torch.zeros_like(is_token)
+    is_target[:, :-1] = labels[:, 1:] != IGNORED_LABEL
+    return Batch(
+        image_ids=[sample.image_id for sample in samples],
+        images=_stack(images) if images else None,
+        input_ids=input_ids,
+        labels=labels,
+        lengths=lengths,
+        num_targets=sum(sample.encoded.num_targets for sample in samples),
+        image_positions=(input_ids.flatten() == IMAGE_POSITION).nonzero().squeeze(1),
+        token_positions=is_token.flatten().nonzero().squeeze(1),
+        target_positions=is_target[is_token].nonzero().squeeze(1),
+        target_columns=is_target.any(dim=0).nonzero().squeeze(1),
+        skipped=[message for sample in samples for message in sample.skipped],
+    )
+
+
+def _stack(images: Sequence[Tensor]) -> Tensor:
+    """Images, or cached features, of one batch; uint8 is normalised here where another processor returned floats."""
+    if images[0].ndim + 1 == CACHED_NDIM:
+        return torch.stack(list(images))
+    mixed = len({image.dtype for image in images}) > 1
+    return stack_images([normalize(image) for image in images] if mixed else images)
+
+
 def _worker_options(run: RunConfig) -> dict[str, Any]:
     return {
         "num_workers": run.num_workers,
@@ -177,7 +165,7 @@ def _worker_options(run: RunConfig) -> dict[str, Any]:
         "worker_init_fn": _start_process_group,
         "collate_fn": collate,
         "pin_memory": run.device != "cpu" and torch.cuda.is_available(),
-        # Starting to iterate draws a number; from a generator of its own, so that the run's own state stays.
+        # Starting to iterate draws a number; from a generator of its own, so that the run's state is unchanged.
         "generator": torch.Generator(),
     }
 
@@ -185,7 +173,7 @@ def _worker_options(run: RunConfig) -> dict[str, Any]:
 def _start_process_group(worker: int) -> None:
     """Put a loader worker into a process group of its own.
 
-    Ctrl-C and torchrun's SIGTERM go to whole groups; the main process hears them, finishes its step with the workers'
-    help and then ends them itself.
+    Ctrl-C and torchrun's SIGTERM go to every process of a group; the main process handles them, finishes its step with
+    the workers' help and then ends them itself.
     """
     os.setpgrp()

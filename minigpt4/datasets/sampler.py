@@ -1,73 +1,81 @@
 """Which sample stands at which position of training: a pure function of the seed and the position.
 
-The stream has no end and knows nothing of processes, workers or epochs. Optimizer step s consists of the positions
-[s * G, (s + 1) * G) with G = batch_size * world_size * accumulation, so any number of processes with the same G trains
-on the same samples in each step, and a resumed run continues where it was."""
+The stream has no end and does not depend on ranks or workers. Optimizer step s consists of the positions
+[s * G, (s + 1) * G) with G = batch_size * world_size * accumulation, so any number of ranks with the same G trains on
+the same samples in each step, and a resumed run continues where it stopped.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
 
-KEPT = 2
-"""Permutations remembered by each order; a step touches two where one ends."""
+KEPT_PERMUTATIONS = 2
+"""Permutations that each order remembers; a step at the end of an epoch needs two."""
+COUNT_BLOCK = 1 << 16
+"""Positions counted at a time by `SampleOrder.drawn_before`: few enough for the processor's cache."""
+GOLDEN = 0x9E3779B97F4A7C15
+"""2^64 / golden ratio: multiples of it modulo 2^64 fill [0, 2^64) as evenly as any sequence can."""
 
 
-def digest(name: str) -> bytes:
-    """32 bytes that stand for a name."""
-    return hashlib.sha256(name.encode()).digest()
+class SampleKey(NamedTuple):
+    """A sample: what the sampler gives the mixture of datasets.
 
+    Attributes:
+        dataset: index of the dataset.
+        record: index of the record in it.
+        epoch: number of the pass through that dataset, from 0.
+    """
 
-def permutation(name: str, size: int) -> np.ndarray:
-    """The permutation of [0, size) that goes by this name."""
-    # RandomState, because numpy promises that its streams never change.
-    return np.random.RandomState(np.frombuffer(digest(name), dtype=np.uint32)).permutation(size)
+    dataset: int
+    record: int
+    epoch: int
 
 
 class Order(Protocol):
-    """An order for each pass; every record comes once."""
+    """A permutation of a dataset's records for each epoch."""
 
-    def record(self, draw: int, place: int) -> int:
-        """The record at `place` of pass number `draw`."""
+    def record(self, epoch: int, place: int) -> int:
+        """The record at `place` of an epoch."""
         ...
 
 
 class FullShuffle:
-    """Any record may come anywhere: for records that can be read as quickly in any order.
+    """Any record may come anywhere: for records that are equally fast to read in any order.
 
     Args:
-        name: Names the generators, with the number of the pass.
-        size: Records.
+        name: names the random generators, together with the epoch.
+        size: number of records.
     """
 
     def __init__(self, name: str, size: int) -> None:
         self.name = name
         self.size = size
-        self._passes: dict[int, np.ndarray] = {}
+        self._epochs: dict[int, np.ndarray] = {}
 
-    def record(self, draw: int, place: int) -> int:
-        """The record at `place` of pass number `draw`."""
-        if draw not in self._passes:
-            _forget(self._passes)
-            self._passes[draw] = permutation(f"{self.name}-{draw}", self.size)
-        return int(self._passes[draw][place])
+    def record(self, epoch: int, place: int) -> int:
+        """The record at `place` of an epoch."""
+        if epoch not in self._epochs:
+            _make_room(self._epochs)
+            self._epochs[epoch] = _permutation(f"{self.name}-{epoch}", self.size)
+        return int(self._epochs[epoch][place])
 
 
 class ShardShuffle:
-    """The shards are shuffled, then the records within each group of `window` shards that follow each other.
+    """Shuffles the shards, then the records within each group of `window` consecutive shards.
 
     A hundred million records need no permutation of their own length this way, and only `window` files are read at a
-    time, so that disks and page caches see them nearly one after the other.
+    time, so that disks and page caches are used almost sequentially.
 
     Args:
-        name: Names the generators, with the numbers of pass and group.
-        counts: Records of each shard; record numbers go through the shards as they are given.
-        window: Shards a group.
+        name: names the random generators, together with epoch and group.
+        counts: records of each shard; record numbers follow the order of the shards given here.
+        window: shards of a group.
     """
 
     def __init__(self, name: str, counts: Sequence[int] | np.ndarray, window: int) -> None:
@@ -75,106 +83,52 @@ class ShardShuffle:
         self.counts = np.asarray(counts, dtype=np.int64)
         self.window = window
         self._starts = np.concatenate([[0], np.cumsum(self.counts)])
-        self._passes: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._groups: dict[tuple[int, int], np.ndarray] = {}
 
-    def record(self, draw: int, place: int) -> int:
-        """The record at `place` of pass number `draw`."""
-        shards, group_starts = self._pass(draw)
+    def record(self, epoch: int, place: int) -> int:
+        """The record at `place` of an epoch."""
+        shards, group_starts = self._shards_and_groups(epoch)
         group = int(np.searchsorted(group_starts, place, side="right")) - 1
-        if (draw, group) not in self._groups:
-            _forget(self._groups)
-            self._groups[draw, group] = self._shuffled(draw, group, shards)
-        return int(self._groups[draw, group][place - group_starts[group]])
+        if (epoch, group) not in self._groups:
+            _make_room(self._groups)
+            chosen = shards[group * self.window : (group + 1) * self.window]
+            records = np.concatenate([np.arange(self._starts[s], self._starts[s + 1]) for s in chosen])
+            self._groups[epoch, group] = records[_permutation(f"{self.name}-{epoch}-group-{group}", len(records))]
+        return int(self._groups[epoch, group][place - group_starts[group]])
 
-    def _pass(self, draw: int) -> tuple[np.ndarray, np.ndarray]:
-        """The order of the shards, and the place that each of their groups begins at."""
-        if draw not in self._passes:
-            _forget(self._passes)
-            shards = permutation(f"{self.name}-{draw}-shards", len(self.counts))
+    def _shards_and_groups(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of the shards, and the place at which each group of them starts."""
+        if epoch not in self._epochs:
+            _make_room(self._epochs)
+            shards = _permutation(f"{self.name}-{epoch}-shards", len(self.counts))
             ends = np.cumsum(self.counts[shards])
             starts = np.concatenate([[0], ends[self.window - 1 :: self.window]])
-            self._passes[draw] = shards, starts
-        return self._passes[draw]
-
-    def _shuffled(self, draw: int, group: int, shards: np.ndarray) -> np.ndarray:
-        chosen = shards[group * self.window : (group + 1) * self.window]
-        records = np.concatenate([np.arange(self._starts[s], self._starts[s + 1]) for s in chosen])
-        return records[permutation(f"{self.name}-{draw}-group-{group}", len(records))]
+            self._epochs[epoch] = shards, starts
+        return self._epochs[epoch]
 
 
-def _forget(kept: dict) -> None:
-    """Make room for one more, the earliest leaving first."""
-    while len(kept) >= KEPT:
-        del kept[min(kept)]
+class Stream(Protocol):
+    """Position -> sample: a `SampleOrder`, or a `GroupedOrder` around one."""
 
-
-def floor_sum(count: int, modulus: int, factor: int, offset: int) -> int:
-    """The sum of (factor * i + offset) // modulus over i in [0, count), in O(log modulus) divisions.
-
-    The lattice points under a line, counted as in Euclid's algorithm: whole rows are taken off, then the axes change
-    places (Graham, Knuth and Patashnik, Concrete Mathematics, section 3.5).
-
-    Args:
-        count: Terms.
-        modulus: Above 0.
-        factor: Not negative.
-        offset: Not negative.
-    """
-    total = 0
-    while True:
-        total += count * (count - 1) // 2 * (factor // modulus) + count * (offset // modulus)
-        factor, offset = factor % modulus, offset % modulus
-        rows, rest = divmod(factor * count + offset, modulus)
-        if rows == 0:
-            return total
-        count, offset, modulus, factor = rows, rest, factor, modulus
-
-
-def below(bound: int, count: int, modulus: int, factor: int, offset: int) -> int:
-    """How many i in [0, count) have (factor * i + offset) % modulus < bound.
-
-    Args:
-        bound: From 0 to `modulus`.
-        count: As for `floor_sum`, like the others.
-    """
-    # A point at or above the bound steps over a multiple of the modulus when `modulus - bound` is added to it.
-    at_or_above = floor_sum(count, modulus, factor, offset + modulus - bound) - floor_sum(
-        count, modulus, factor, offset
-    )
-    return count - at_or_above
-
-
-CIRCLE = 1 << 64
-GOLDEN = 0x9E3779B97F4A7C15
-"""2^64 / golden ratio: multiples of it fill [0, 2^64) as evenly as any sequence can."""
-
-
-class Key(NamedTuple):
-    """Which sample stands at a position.
-
-    Attributes:
-        dataset: Index of the dataset.
-        record: Index of the record in it.
-        draw: Number of the pass through that dataset.
-    """
-
-    dataset: int
-    record: int
-    draw: int
+    def keys(self, start: int, stop: int) -> list[SampleKey]:
+        """The samples at [start, stop), which are part of one optimizer step."""
+        ...
 
 
 class SampleOrder:
-    """Position in the stream -> sample, for one dataset or several mixed by ratio.
+    """The stream of samples of one dataset, or of several mixed by ratio.
 
-    Each dataset is gone through completely, in an order of its own for each pass, before it begins again.
+    Every record of a dataset is drawn once, in an order of its own for each epoch, before the next epoch of that
+    dataset starts.
 
     Args:
-        names: Of the datasets; they name the generators, so that adding a dataset keeps the others' orders.
-        sizes: Records of each.
-        ratios: Weight of each; the sum need not be one.
-        seed: Of the run.
-        orders: How each dataset is gone through; None: in any order.
+        names: names of the datasets; they name the random generators, so that adding a dataset keeps the others'
+            orders.
+        sizes: number of records of each dataset.
+        ratios: weight of each dataset; the sum need not be one.
+        seed: seed of the run.
+        orders: order of each dataset's records; None: a `FullShuffle` of each.
     """
 
     def __init__(
@@ -191,50 +145,95 @@ class SampleOrder:
         self.orders = orders or [FullShuffle(f"{seed}-{n}", size) for n, size in zip(names, sizes, strict=True)]
         bounds = np.cumsum(ratios)[:-1] / np.sum(ratios)
         self._bounds = np.minimum(bounds * 2.0**64, 2.0**64 - 2048).astype(np.uint64)
-        self._offset = np.uint64(int.from_bytes(digest(f"{seed}-mixture")[:8], "little"))
+        self._offset = np.uint64(int.from_bytes(_digest(f"{seed}-mixture")[:8], "little"))
+        self._counted = 0, np.zeros(len(sizes), dtype=np.int64)
 
-    def datasets(self, start: int, stop: int) -> np.ndarray:
-        """The dataset at each position of [start, stop): an evenly spread sequence, so any stretch keeps the ratio."""
-        positions = np.arange(start, stop, dtype=np.uint64)
-        points = positions * np.uint64(GOLDEN) + self._offset
-        return np.searchsorted(self._bounds, points, side="right")
-
-    def drawn_before(self, position: int) -> np.ndarray:
-        """Samples of each dataset at positions below `position`; as quick for the billionth as for the first."""
-        offset = int(self._offset)
-        passed = [below(bound, position, CIRCLE, GOLDEN, offset) for bound in self._bounds.tolist()]
-        return np.diff([0, *passed, position])
-
-    def keys(self, start: int, stop: int) -> list[Key]:
+    def keys(self, start: int, stop: int) -> list[SampleKey]:
         """The samples at [start, stop)."""
         counts = self.drawn_before(start).tolist()
         keys = []
         for dataset in self.datasets(start, stop).tolist():
-            draw, place = divmod(counts[dataset], self.sizes[dataset])
-            keys.append(Key(dataset, self.orders[dataset].record(draw, place), draw))
+            epoch, place = divmod(counts[dataset], self.sizes[dataset])
+            keys.append(SampleKey(dataset, self.orders[dataset].record(epoch, place), epoch))
             counts[dataset] += 1
         return keys
 
+    def datasets(self, start: int, stop: int) -> np.ndarray:
+        """The dataset at each position of [start, stop): an evenly spread sequence, so any stretch keeps the ratio."""
+        return np.searchsorted(self._bounds, self._points(start, stop), side="right")
 
-class Stream(Protocol):
-    """Where a sampler's samples come from; `SampleOrder`, or one that changes it."""
+    def drawn_before(self, position: int) -> np.ndarray:
+        """Samples of each dataset at positions below `position`.
 
-    def keys(self, start: int, stop: int) -> list[Key]:
-        """The samples at [start, stop), which are a part of one step."""
-        ...
+        Counted from the last position asked for, because positions only rise within a run: a lower one is counted
+        from 0. A resumed run counts a billion positions in some seconds.
+        """
+        start, counts = self._counted
+        if start > position:
+            start, counts = 0, np.zeros_like(counts)
+        for first in range(start, position, COUNT_BLOCK):
+            points = self._points(first, min(first + COUNT_BLOCK, position))
+            below = [np.count_nonzero(points < bound) for bound in self._bounds]
+            counts = counts + np.diff([0, *below, len(points)])
+        self._counted = position, counts
+        return counts
+
+    def _points(self, start: int, stop: int) -> np.ndarray:
+        """A point of [0, 2^64) for each position; `_bounds` divide that range among the datasets."""
+        return np.arange(start, stop, dtype=np.uint64) * np.uint64(GOLDEN) + self._offset
 
 
-class StepSampler(Sampler[list[Key]]):
-    """One process's micro-batches of the steps [start_step, stop_step).
+class GroupedOrder:
+    """The samples of a `SampleOrder`, sorted by length within groups of several optimizer steps.
+
+    The steps of a group are shuffled afterwards, so that lengths do not rise and fall with the steps. Like the order it
+    changes, this is a pure function of the seed and the position.
 
     Args:
-        order: The stream.
-        batch_size: Samples a process and micro-batch.
-        accumulation: Micro-batches an optimizer step.
-        world_size: Processes.
-        rank: Of this process.
-        start_step: First optimizer step.
-        stop_step: Step behind the last.
+        order: stream to sort.
+        step_size: samples of an optimizer step over all ranks.
+        steps: optimizer steps of a group.
+        length_of: estimates a sample's length, in any unit.
+    """
+
+    def __init__(self, order: SampleOrder, step_size: int, steps: int, length_of: Callable[[SampleKey], int]) -> None:
+        self.order = order
+        self.step_size = step_size
+        self.steps = steps
+        self.length_of = length_of
+        self._group: tuple[int, list[list[SampleKey]]] | None = None
+
+    def keys(self, start: int, stop: int) -> list[SampleKey]:
+        """The samples at [start, stop), which must be part of one step."""
+        step, first = divmod(start, self.step_size)
+        last = first + stop - start
+        assert first <= last <= self.step_size, "samples of several steps"
+        number, within = divmod(step, self.steps)
+        if self._group is None or self._group[0] != number:
+            self._group = number, self._sorted(number)
+        return self._group[1][within][first:last]
+
+    def _sorted(self, number: int) -> list[list[SampleKey]]:
+        """The samples of each step of a group."""
+        size = self.steps * self.step_size
+        keys = self.order.keys(number * size, (number + 1) * size)
+        keys.sort(key=self.length_of)
+        steps = [keys[start : start + self.step_size] for start in range(0, size, self.step_size)]
+        Random(f"{self.order.seed}-lengths-{number}").shuffle(steps)
+        return steps
+
+
+class StepSampler(Sampler[list[SampleKey]]):
+    """The micro-batches of one rank for the steps [start_step, stop_step).
+
+    Args:
+        order: stream of samples.
+        batch_size: samples of a micro-batch.
+        accumulation: micro-batches of an optimizer step.
+        world_size: number of ranks.
+        rank: rank of this process.
+        start_step: first optimizer step.
+        stop_step: optimizer step after the last.
     """
 
     def __init__(
@@ -259,51 +258,26 @@ class StepSampler(Sampler[list[Key]]):
     def __len__(self) -> int:
         return max(0, self.stop_step - self.start_step) * self.accumulation
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        # A process lists its own samples only: with a thousand of them, the whole step would be 64,000 a process.
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        # Only this rank's samples are listed: with a thousand ranks, a step has 64,000.
         share = self.batch_size * self.accumulation
         for step in range(self.start_step, self.stop_step):
-            mine = (step * self.world_size + self.rank) * share
-            for first in range(mine, mine + share, self.batch_size):
+            start = (step * self.world_size + self.rank) * share
+            for first in range(start, start + share, self.batch_size):
                 yield self.order.keys(first, first + self.batch_size)
 
 
-class GroupedOrder:
-    """The samples of a `SampleOrder`, sorted by length within stretches of several steps.
+def _permutation(name: str, size: int) -> np.ndarray:
+    """The permutation of [0, size) by the random generator of that name."""
+    # RandomState, because numpy promises that its streams never change.
+    return np.random.RandomState(np.frombuffer(_digest(name), dtype=np.uint32)).permutation(size)
 
-    The steps of a stretch keep their samples together and come in a drawn order, so that lengths do not rise and fall
-    with the steps. Like the order it changes, this is a pure function of the seed and the position: it is the same
-    whatever the processes, and after a resume.
 
-    Args:
-        order: The stream.
-        step_size: Samples an optimizer step, of all processes.
-        steps: Optimizer steps of a stretch.
-        length_of: Estimates a sample's length, in any unit.
-    """
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
 
-    def __init__(self, order: SampleOrder, step_size: int, steps: int, length_of: Callable[[Key], int]) -> None:
-        self.order = order
-        self.step_size = step_size
-        self.steps = steps
-        self.length_of = length_of
-        self._stretch: tuple[int, list[list[Key]]] | None = None
 
-    def keys(self, start: int, stop: int) -> list[Key]:
-        """The samples at [start, stop), which must be a part of one step."""
-        step, first = divmod(start, self.step_size)
-        last = first + stop - start
-        assert first <= last <= self.step_size, "asked for samples of several steps"
-        number, within = divmod(step, self.steps)
-        if self._stretch is None or self._stretch[0] != number:
-            self._stretch = number, self._grouped(number)
-        return self._stretch[1][within][first:last]
-
-    def _grouped(self, number: int) -> list[list[Key]]:
-        """The steps of a stretch."""
-        length = self.steps * self.step_size
-        keys = self.order.keys(number * length, (number + 1) * length)
-        keys.sort(key=self.length_of)
-        steps = [keys[start : start + self.step_size] for start in range(0, length, self.step_size)]
-        Random(f"{self.order.seed}-lengths-{number}").shuffle(steps)
-        return steps
+def _make_room(kept: dict[Any, Any]) -> None:
+    """Remove the earliest entries, so that one more can be kept."""
+    while len(kept) >= KEPT_PERMUTATIONS:
+        del kept[min(kept)]

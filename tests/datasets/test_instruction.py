@@ -21,8 +21,8 @@ def dataset(make_config: MakeConfig, encoder: PromptEncoder) -> InstructionDatas
     return build(make_config(), encoder, "train")["mine"]
 
 
-def test_a_sample_is_picture_prompt_and_answer(dataset: InstructionDataset, encoder: PromptEncoder) -> None:
-    sample = dataset.sample(3, draw=0)
+def test_a_sample_is_image_prompt_and_answer(dataset: InstructionDataset, encoder: PromptEncoder) -> None:
+    sample = dataset.sample(3, epoch=0)
     assert sample.image_id == "id3"
     assert sample.answer.startswith("row 3 caption ")
     assert sample.instruction in dataset.prompts
@@ -38,18 +38,18 @@ def test_the_registered_processor_is_what_runs(dataset: InstructionDataset) -> N
     assert opened.dtype is torch.float32 and opened.unique().tolist() == [4.0]
 
 
-def test_what_is_random_depends_on_seed_pass_and_index_only(dataset: InstructionDataset) -> None:
-    first = [dataset.sample(3, draw).answer for draw in range(30)]
+def test_what_is_random_depends_on_seed_epoch_and_index_only(dataset: InstructionDataset) -> None:
+    first = [dataset.sample(3, epoch).answer for epoch in range(30)]
     torch.manual_seed(0)
-    assert [dataset.sample(3, draw).answer for draw in range(30)] == first
+    assert [dataset.sample(3, epoch).answer for epoch in range(30)] == first
     assert set(first) == {f"row 3 caption {letter}" for letter in "xyz"}
-    assert {dataset.sample(3, draw).instruction for draw in range(60)} == set(dataset.prompts)
+    assert {dataset.sample(3, epoch).instruction for epoch in range(60)} == set(dataset.prompts)
     dataset.seed = 43
-    assert [dataset.sample(3, draw).answer for draw in range(30)] != first
+    assert [dataset.sample(3, epoch).answer for epoch in range(30)] != first
 
 
-def test_validation_sees_the_same_each_time(dataset: InstructionDataset) -> None:
-    assert dataset[5].answer == dataset[5].answer == dataset.sample(5, draw=0).answer
+def test_validation_uses_the_same_sample_each_time(dataset: InstructionDataset) -> None:
+    assert dataset[5].answer == dataset[5].answer == dataset.sample(5, epoch=0).answer
 
 
 def test_the_joined_target(dataset: InstructionDataset) -> None:
@@ -75,39 +75,39 @@ def test_a_prompt_that_does_not_fit_names_the_row(dataset: InstructionDataset) -
         dataset.sample(0, 0)
 
 
-class TestBrokenPictures:
-    def test_another_sample_stands_in_and_says_so(self, dataset: InstructionDataset) -> None:
+class TestBrokenImages:
+    def test_another_sample_replaces_it_and_says_so(self, dataset: InstructionDataset) -> None:
         dataset.image_path(2).write_bytes(b"broken")
-        sample = dataset.sample(2, draw=0)
+        sample = dataset.sample(2, epoch=0)
         assert sample.image_id != "id2"
         (message,) = sample.skipped
         assert "mine20.jsonl, line 3: image" in message and "2.png cannot be read" in message
-        again = dataset.sample(2, draw=0)
+        again = dataset.sample(2, epoch=0)
         assert (again.image_id, again.answer) == (sample.image_id, sample.answer)
-        assert len({dataset.sample(2, draw).image_id for draw in range(8)}) > 1
+        assert len({dataset.sample(2, epoch).image_id for epoch in range(8)}) > 1
 
-    def test_the_stand_in_is_whole(self, dataset: InstructionDataset) -> None:
+    def test_the_substitute_is_complete(self, dataset: InstructionDataset) -> None:
         dataset.image_path(2).write_bytes(b"broken")
-        sample = dataset.sample(2, draw=1)
+        sample = dataset.sample(2, epoch=1)
         index = int(sample.image_id.removeprefix("id"))
         assert torch.equal(sample.images[0], dataset.open(index))
         assert sample.answer.startswith(f"row {index} ")
-        assert sample.answer == dataset.sample(index, draw=1).answer
+        assert sample.answer == dataset.sample(index, epoch=1).answer
 
     def test_substitutes_that_are_broken_too_are_all_named(self, dataset: InstructionDataset) -> None:
         for index in range(8):
             dataset.image_path(index).unlink()
-        counts = [len(dataset.sample(0, draw).skipped) for draw in range(8)]
+        counts = [len(dataset.sample(0, epoch).skipped) for epoch in range(8)]
         assert min(counts) >= 1 and max(counts) > 1
 
     def test_an_empty_folder_is_one_clear_error(self, dataset: InstructionDataset) -> None:
         for index in range(len(dataset)):
             dataset.image_path(index).unlink()
-        expected = rf"dataset mine: {MAX_SUBSTITUTES} pictures in a row .*datasets\.mine\.images=DIR.*MINIGPT4_DATA"
+        expected = rf"dataset mine: {MAX_SUBSTITUTES} images in a row .*datasets\.mine\.images=DIR.*MINIGPT4_DATA"
         with pytest.raises(DataError, match=expected):
             dataset.sample(0, 0)
 
-    def test_opening_one_names_row_and_picture(self, dataset: InstructionDataset) -> None:
+    def test_opening_one_names_row_and_image(self, dataset: InstructionDataset) -> None:
         dataset.image_path(4).unlink()
         with pytest.raises(DataError, match=r"mine20\.jsonl, line 5: image .*4\.png does not exist"):
             dataset.open(4)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ import torch
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import Config
-from minigpt4.common.types import Batch
+from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, Batch, Encoded, Sample
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.datasets.instruction import InstructionDataset
-from minigpt4.datasets.loaders import steps_per_epoch, train_loader, valid_loader
+from minigpt4.datasets.loaders import collate, steps_per_epoch, train_loader, valid_loader
+from minigpt4.processors.image import normalize
 from tests.datasets.conftest import build
 
 MakeConfig = Callable[..., Config]
@@ -39,7 +41,7 @@ class TestTraining:
         cfg.run.iters_per_epoch = 500
         assert steps_per_epoch(cfg.run, data, 1) == 500
 
-    def test_an_epoch_sees_everything_once_and_the_next_in_another_order(
+    def test_an_epoch_has_every_sample_once_and_the_next_in_another_order(
         self, make_config: MakeConfig, encoder: PromptEncoder
     ) -> None:
         cfg = make_config(max_epoch=2)
@@ -54,16 +56,16 @@ class TestTraining:
         alone = list(train_loader(cfg.run, datasets_of(cfg, encoder)))
         cfg.run.batch_size = 2
         ranks = [list(train_loader(cfg.run, datasets_of(cfg, encoder), world_size=2, rank=rank)) for rank in (0, 1)]
-        for whole, *parts in zip(alone, *ranks, strict=True):
-            assert seen([whole]) == seen(parts)
-            assert whole.num_targets == sum(part.num_targets for part in parts)
+        for complete, *parts in zip(alone, *ranks, strict=True):
+            assert seen([complete]) == seen(parts)
+            assert complete.num_targets == sum(part.num_targets for part in parts)
 
-    def test_a_resumed_loader_goes_on(self, make_config: MakeConfig, encoder: PromptEncoder) -> None:
+    def test_a_resumed_loader_continues(self, make_config: MakeConfig, encoder: PromptEncoder) -> None:
         cfg = make_config(max_epoch=3, accum_grad_iters=2)
-        whole = list(train_loader(cfg.run, datasets_of(cfg, encoder)))
+        complete = list(train_loader(cfg.run, datasets_of(cfg, encoder)))
         rest = list(train_loader(cfg.run, datasets_of(cfg, encoder), start_step=3))
-        assert len(rest) == len(whole) - 6
-        assert seen(rest) == seen(whole[6:])
+        assert len(rest) == len(complete) - 6
+        assert seen(rest) == seen(complete[6:])
 
     def test_workers_change_nothing(self, make_config: MakeConfig, encoder: PromptEncoder) -> None:
         cfg = make_config(max_epoch=1)
@@ -90,16 +92,23 @@ class TestTraining:
             path.unlink()
         with pytest.raises(DataError) as caught:
             list(train_loader(cfg.run, datasets_of(cfg, encoder)))
-        assert str(caught.value).startswith("dataset mine: 10 pictures in a row cannot be read")
+        assert str(caught.value).startswith("dataset mine: 10 images in a row cannot be read")
         assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
 
-    def test_replaced_pictures_are_reported(
-        self, make_config: MakeConfig, encoder: PromptEncoder, images: Path
-    ) -> None:
+    def test_replaced_images_are_reported(self, make_config: MakeConfig, encoder: PromptEncoder, images: Path) -> None:
         (images / "5.png").write_bytes(b"broken")
         cfg = make_config(max_epoch=1)
         messages = [message for batch in train_loader(cfg.run, datasets_of(cfg, encoder)) for message in batch.skipped]
         assert messages and all("5.png cannot be read" in message for message in messages)
+
+    def test_grouping_by_length_needs_less_padding(self, make_config: MakeConfig, encoder: PromptEncoder) -> None:
+        def padding(group: int) -> int:
+            cfg = make_config(max_epoch=8, group_by_length=group)
+            batches = list(train_loader(cfg.run, datasets_of(cfg, encoder)))
+            assert len(batches) == 32
+            return sum(batch.input_ids.numel() - sum(batch.lengths) for batch in batches)
+
+        assert padding(8) < 0.6 * padding(1)
 
 
 class TestMixture:
@@ -145,11 +154,46 @@ class TestValidation:
     def test_no_dataset_is_no_loader(self, make_config: MakeConfig) -> None:
         assert valid_loader(make_config().run, {}) is None
 
-    def test_grouping_by_length_needs_less_padding(self, make_config: MakeConfig, encoder: PromptEncoder) -> None:
-        def padding(group: int) -> int:
-            cfg = make_config(max_epoch=8, group_by_length=group)
-            batches = list(train_loader(cfg.run, datasets_of(cfg, encoder)))
-            assert len(batches) == 32
-            return sum(batch.input_ids.numel() - sum(batch.lengths) for batch in batches)
 
-        assert padding(8) < 0.6 * padding(1)
+def sample_of(name: str, ids: list[int], targets: int, count: int = 1, skipped: tuple[str, ...] = ()) -> Sample:
+    labels = [IGNORED_LABEL] * (len(ids) - targets) + ids[len(ids) - targets :]
+    images = tuple(torch.full((3, 2, 2), float(len(ids))) for _ in range(count))
+    return Sample(image_id=name, images=images, encoded=Encoded(input_ids=ids, labels=labels), skipped=skipped)
+
+
+class TestCollate:
+    def test_samples_are_padded_on_the_right(self) -> None:
+        batch = collate([sample_of("a", [1, IMAGE_POSITION, 5], 1), sample_of("b", [1, IMAGE_POSITION, 6, 7, 8], 2)])
+        assert batch.image_ids == ["a", "b"]
+        assert batch.input_ids.tolist() == [[1, IMAGE_POSITION, 5, 0, 0], [1, IMAGE_POSITION, 6, 7, 8]]
+        ignored = IGNORED_LABEL
+        assert batch.labels.tolist() == [[ignored, ignored, 5, ignored, ignored], [ignored, ignored, ignored, 7, 8]]
+        assert batch.lengths == [3, 5]
+        assert batch.num_targets == 3
+        assert batch.images is not None and batch.images[:, 0, 0, 0].tolist() == [3.0, 5.0]
+        assert batch.skipped == []
+
+    def test_images_of_all_samples_follow_each_other(self) -> None:
+        batch = collate([sample_of("a", [1, 2], 1, count=2), sample_of("b", [1], 1, count=1)])
+        assert batch.images is not None and batch.images[:, 0, 0, 0].tolist() == [2.0, 2.0, 1.0]
+
+    def test_no_image_at_all(self) -> None:
+        assert collate([sample_of("a", [1, 2], 1, count=0)]).images is None
+
+    def test_messages_of_all_samples_are_kept(self) -> None:
+        batch = collate([sample_of("a", [1], 1, skipped=("x", "y")), sample_of("b", [1], 1, skipped=("z",))])
+        assert batch.skipped == ["x", "y", "z"]
+        assert batch.to("cpu").skipped == ["x", "y", "z"]
+
+    def test_images_stay_uint8(self) -> None:
+        levels = torch.full((3, 2, 2), 7, dtype=torch.uint8)
+        batch = collate([replace(sample_of(name, [1], 1), images=(levels,)) for name in "ab"])
+        assert batch.images is not None and batch.images.dtype is torch.uint8
+        assert batch.images.unique().tolist() == [7]
+
+    def test_grey_levels_beside_a_users_floats_are_normalised(self) -> None:
+        levels = torch.full((3, 2, 2), 7, dtype=torch.uint8)
+        batch = collate([sample_of("floats", [1, 2], 1), replace(sample_of("levels", [1], 1), images=(levels,))])
+        assert batch.images is not None
+        assert batch.images[0].unique().tolist() == [2.0]
+        torch.testing.assert_close(batch.images[1], normalize(levels))

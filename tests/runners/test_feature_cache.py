@@ -120,7 +120,7 @@ def test_an_unreadable_picture_is_replaced_as_without_a_cache(
     Path("picture_3.png").write_bytes(b"no picture")
     complete, (group, _) = use()
     assert complete
-    sample = group["pictures"].sample(3, draw=0)
+    sample = group["pictures"].sample(3, epoch=0)
     assert sample.image_id != "picture_3"
     assert "picture_3.png" in sample.skipped[0]
 

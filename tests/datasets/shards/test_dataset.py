@@ -26,11 +26,11 @@ DRAWS = 10_000
 
 
 def test_a_sample_is_picture_prompt_and_caption(dataset: ShardDataset, encoder: PromptEncoder) -> None:
-    sample = dataset.sample(13, draw=2)
+    sample = dataset.sample(13, epoch=2)
     assert (sample.image_id, sample.answer, sample.skipped) == ("00002/00013", "caption 13", ())
     assert sample.images[0].shape == (3, SIDE, SIDE)
     assert sample.encoded == encoder.encode_example(sample.instruction, "caption 13")
-    assert len({dataset.sample(13, draw).instruction for draw in range(40)}) == 4
+    assert len({dataset.sample(13, epoch).instruction for epoch in range(40)}) == 4
 
 
 class TestStream:
@@ -94,11 +94,11 @@ class TestBadSamples:
         broken_sample(shards[3], 0, txt=b" ")
         dataset = build(shard_config(), encoder, "train")["wide"]
         for number, message in ((8, f"image 00008.png in {shards[1]} cannot be read"), (18, "sample 00018: the cap")):
-            sample = dataset.sample(number, draw=0)
+            sample = dataset.sample(number, epoch=0)
             assert message in sample.skipped[0]
             stand_in = int(sample.image_id[-5:])
             assert stand_in not in (8, 18) and sample.answer == f"caption {stand_in}"
-            assert dataset.sample(number, draw=0).image_id == sample.image_id
+            assert dataset.sample(number, epoch=0).image_id == sample.image_id
         batches = list(train_loader(shard_config(max_epoch=1, iters_per_epoch=8).run, {"wide": dataset}))
         assert sum(len(batch.skipped) for batch in batches) >= 2
 
@@ -108,7 +108,7 @@ class TestBadSamples:
         for path in shards:
             first = int(path.stem) * 6
             write_shard(path, [(key, {"png": b"x", "txt": b"x"}) for key, _ in numbered(first, 6)])
-        with pytest.raises(DataError, match=r"dataset wide: 10 pictures in a row .*the shards look wrong .*check"):
+        with pytest.raises(DataError, match=r"dataset wide: 10 images in a row .*the shards look wrong .*check"):
             build(shard_config(), encoder, "train")["wide"].sample(0, 0)
 
 
