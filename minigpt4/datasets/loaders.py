@@ -54,18 +54,19 @@ def train_loader(
         A loader of `accum_grad_iters` batches for each remaining optimizer step.
     """
     mixture = MixtureDataset(list(datasets.values()))
-    order: Stream = SampleOrder(
+    order = SampleOrder(
         list(datasets),
         [len(dataset) for dataset in datasets.values()],
         [dataset.sample_ratio for dataset in datasets.values()],
         run.seed,
         [dataset.order() for dataset in datasets.values()],
     )
+    stream: Stream = order
     if run.group_by_length > 1:
         step_size = run.batch_size * run.accum_grad_iters * world_size
-        order = GroupedOrder(order, step_size, run.group_by_length, mixture.text_length)
+        stream = GroupedOrder(order, step_size, run.group_by_length, mixture.text_length)
     sampler = StepSampler(
-        order,
+        stream,
         batch_size=run.batch_size,
         accumulation=run.accum_grad_iters,
         world_size=world_size,
