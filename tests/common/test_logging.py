@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from minigpt4.common.logging import append_epoch, log_to_file, set_up_logging, train_line, truncate_log
+
+
+@pytest.fixture(autouse=True)
+def logging_restored() -> Iterator[None]:
+    root, package = logging.getLogger(), logging.getLogger("minigpt4")
+    handlers, levels = root.handlers[:], (root.level, package.level)
+    yield
+    for handler in [handler for handler in root.handlers if handler not in handlers]:
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    package.setLevel(levels[1])
+    logging.captureWarnings(False)
+
+
+def test_the_file_has_the_messages_from_before_it_was_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging()
+    package, library = logging.getLogger("minigpt4.a"), logging.getLogger("library")
+    package.info("early")
+    library.info("of a library")
+    log_to_file(tmp_path / "run.log")
+    package.info("late")
+    library.warning("warned")
+    logged = [line.split("] ")[-1] for line in (tmp_path / "run.log").read_text().splitlines()]
+    assert logged == ["early", "late", "warned"]
+    assert [line.split("] ")[-1] for line in capsys.readouterr().err.splitlines()] == logged
+
+
+def test_other_ranks_only_warn_and_say_which_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(rank=3)
+    logging.getLogger("minigpt4").info("hidden")
+    logging.getLogger("minigpt4").warning("shown")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("[rank 3] ") and line.endswith("[WARNING] shown")
+
+
+def test_the_train_line_is_the_one_that_existing_parsers_read() -> None:
+    line = train_line(
+        epoch=0,
+        iteration=50,
+        iterations=500,
+        eta=279.9,
+        lr=8e-6,
+        loss=2.09664,
+        seconds=0.47166,
+        data_seconds=0.00004,
+        max_mem=18202.4,
+    )
+    assert line == (
+        "Train: data epoch: [0]  [ 50/500]  eta: 0:04:39  lr: 0.000008  loss: 2.0966  "
+        "time: 0.4717  data: 0.0000  max mem: 18202"
+    )
+
+
+def test_a_log_is_cut_where_the_run_is_resumed(tmp_path: Path) -> None:
+    file = tmp_path / "log.txt"
+    truncate_log(file, 0)
+    assert not file.exists()
+    for step in (5, 10, 15):
+        append_epoch(file, {"step": step, "loss": step / 10})
+    with file.open("a") as stream:
+        stream.write('{"step": 20, "lo')
+    lines = file.read_text().splitlines(keepends=True)
+    truncate_log(file, 10)
+    assert file.read_text() == "".join(lines[:2])
