@@ -1,6 +1,6 @@
 """A language model whose greedy answers are known beforehand: each prompt has one of a stated length.
 
-Random weights fall into loops and never end an answer, so nothing could be learnt about answers of different lengths.
+Random weights fall into loops and never end an answer, which says nothing about answers of different lengths.
 Here the head's row of one token is the embedding of the token before it, so that the text walks along fixed chains to
 the end token, with a margin that no number format blurs. Sizes, and with them the work, are those of any other weights.
 """

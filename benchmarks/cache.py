@@ -1,6 +1,6 @@
-"""The feature cache beside the pictures themselves: python -m benchmarks.cache
+"""The feature cache beside the images themselves: python -m benchmarks.cache
 
-An epoch needs each picture's queries. Without a cache they are decoded, prepared and encoded every time; with it they
+An epoch needs each image's queries. Without a cache they are decoded, prepared and encoded every time; with it they
 are encoded once, written, and read back in the shuffled order of training.
 """
 
@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
-    parser.add_argument("--pictures", type=int, default=128)
+    parser.add_argument("--pictures", dest="images", metavar="NUMBER", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=16)
     add_common_arguments(parser)
     return parser.parse_args()
@@ -40,8 +40,8 @@ def encode(model: MiniGPT4, files: list[Path], size: int) -> Tensor:
     processor = ImageProcessor(IMAGE_SIZE)
     queries = []
     for start in range(0, len(files), size):
-        pictures = stack_images([processor(file) for file in files[start : start + size]])
-        queries.append(model.encode_queries(pictures.to(model.device)).to("cpu", torch.float16))
+        images = stack_images([processor(file) for file in files[start : start + size]])
+        queries.append(model.encode_queries(images.to(model.device)).to("cpu", torch.float16))
     return torch.cat(queries)
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     model = build_ours(preset, DTYPES[args.dtype], device)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        files = draw_photos(folder, args.pictures)
+        files = draw_photos(folder, args.images)
         order = Random(0).sample(files, len(files))
         shard = write_shard(folder / "cache", [file.name for file in files], encode(model, files, args.batch_size))
         cache = FeatureCache(folder / "cache", IDENTITY)
@@ -69,7 +69,7 @@ def main() -> None:
         first = measured["decode and encode"]
         rows = {
             f"{name} ({args.dtype})": {
-                "pictures/s": args.pictures / one.seconds,
+                "images/s": args.images / one.seconds,
                 "times as fast": first.seconds / one.seconds,
                 "largest difference": float((one.result - first.result).abs().max()),
             }
@@ -77,10 +77,10 @@ def main() -> None:
         }
         facts = {
             "machine": describe_machine(device),
-            "size": f"{shard.stat().st_size / args.pictures / 1024:.1f} KiB a picture "
-            f"(files of {sum(file.stat().st_size for file in files) / args.pictures / 1024:.1f} KiB)",
+            "size": f"{shard.stat().st_size / args.images / 1024:.1f} KiB an image "
+            f"(files of {sum(file.stat().st_size for file in files) / args.images / 1024:.1f} KiB)",
         }
-    report(f"Features of {args.pictures} pictures, {preset.name} preset", rows, facts, args.out)
+    report(f"Features of {args.images} images, {preset.name} preset", rows, facts, args.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How long a visitor waits for the first text, beside the time that reading the prompt takes at least.
+"""How long a user waits for the first text, beside the least time that the prompt takes.
 
 `python -m benchmarks.chat` measures the tiny model, `--cfg-path X` any other.
 """
@@ -45,7 +45,7 @@ def main() -> None:
         stream.close()  # type: ignore[attr-defined]
 
     works = {
-        "picture": lambda: ImageProcessor(model.cfg.model.image_size)(image),
+        "image": lambda: ImageProcessor(model.cfg.model.image_size)(image),
         "prefill": lambda: prefill(model, pixels, ids),
         "first": first_token,
         "answer": lambda: model.describe(image),
@@ -53,11 +53,11 @@ def main() -> None:
     taken = {name: one.seconds for name, one in interleaved(works, ROUNDS, model.model.device).items()}
     print(describe_machine(model.model.device))
     print(f"prompt of {len(ids)} tokens; medians of {ROUNDS} in turns")
-    print(f"picture to tensor            {1000 * taken['picture']:8.2f} ms")
+    print(f"image to tensor              {1000 * taken['image']:8.2f} ms")
     print(f"prefill, by transformers     {1000 * taken['prefill']:8.2f} ms")
-    print(f"first text of the stream     {1000 * taken['first']:8.2f} ms, with the picture")
-    print(f"whole answer                 {1000 * taken['answer']:8.2f} ms")
-    print(f"first text / (picture + prefill): {taken['first'] / (taken['picture'] + taken['prefill']):.2f}")
+    print(f"first text of the stream     {1000 * taken['first']:8.2f} ms, with the image")
+    print(f"complete answer              {1000 * taken['answer']:8.2f} ms")
+    print(f"first text / (image + prefill): {taken['first'] / (taken['image'] + taken['prefill']):.2f}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ SIZE = 224
 WIDTH, HEIGHT = 500, 375
 QUALITY = 90
 SCALES = ((4, 70), (12, 40), (40, 25), (120, 12))
-"""Cells across the picture, and their contrast in grey levels."""
+"""Cells across the image, and their contrast in grey levels."""
 PILLOW, OURS, UNNORMALISED, FLOOR = "Pillow, floats", "ours", "ours, before normalising", "floor: decoding alone"
 
 
@@ -45,13 +45,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=60, help="photographs at most")
     parser.add_argument("--rounds", type=int, default=9, help="counted rounds over all photographs")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=2, help="of the whole loader")
+    parser.add_argument("--workers", type=int, default=2, help="of the loader")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     return parser.parse_args()
 
 
 def draw_photo(seed: int) -> Image.Image:
-    """A picture with structure at every scale and a camera's noise."""
+    """An image with structure at every scale and a camera's noise."""
     generator = np.random.default_rng(seed)
     total = generator.normal(120, 5, size=(HEIGHT, WIDTH, 1)).repeat(3, axis=2)
     for cells, contrast in SCALES:
@@ -73,7 +73,7 @@ def draw_photos(folder: Path, count: int) -> list[Path]:
 
 
 def pillow_pipeline() -> Callable[[Path], Tensor]:
-    """What MiniGPT-4 and LAVIS do: floats as soon as the picture is resized."""
+    """What MiniGPT-4 and LAVIS do: floats as soon as the image is resized."""
     transform = transforms.Compose(
         [
             transforms.Resize((SIZE, SIZE), interpolation=transforms.InterpolationMode.BICUBIC),
@@ -128,12 +128,12 @@ class Photos(torch.utils.data.Dataset[Sample]):
         return self.length
 
     def __getitem__(self, index: int) -> Sample:
-        picture = self.processor(self.paths[index % len(self.paths)])
-        return Sample(image_id=str(index), images=(picture,), encoded=Encoded(input_ids=[1, 2], labels=[-100, 2]))
+        image = self.processor(self.paths[index % len(self.paths)])
+        return Sample(image_id=str(index), images=(image,), encoded=Encoded(input_ids=[1, 2], labels=[-100, 2]))
 
 
 def loader_rate(paths: Sequence[Path], workers: int, batch_size: int) -> float:
-    """Photographs a second out of the whole loader, its workers already started."""
+    """Photographs a second out of the loader, its workers already started."""
     photos = Photos(paths, length=40 * batch_size)
     loader = BatchLoader(
         photos, batch_size=batch_size, num_workers=workers, persistent_workers=workers > 0, collate_fn=collate

@@ -1,4 +1,4 @@
-"""Greedy captions beside transformers' BLIP-2 on the same weights and pictures: python -m benchmarks.generate"""
+"""Greedy captions beside transformers' BLIP-2 on the same weights and images: python -m benchmarks.generate"""
 
 from __future__ import annotations
 
@@ -27,44 +27,44 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--pictures", dest="images", metavar="NUMBER", type=int, default=64)
     add_common_arguments(parser)
     return parser.parse_args()
 
 
 @torch.no_grad()
-def encoded(model: MiniGPT4, pictures: Tensor, size: int) -> Tensor:
-    """The pictures' queries, computed in batches."""
-    return torch.cat([model.encode_queries(batch.to(model.device)) for batch in pictures.split(size)])
+def encoded(model: MiniGPT4, images: Tensor, size: int) -> Tensor:
+    """The images' queries, computed in batches."""
+    return torch.cat([model.encode_queries(batch.to(model.device)) for batch in images.split(size)])
 
 
 def our_answers(model: MiniGPT4, prompts: Texts, queries: Tensor, rows: int) -> Texts:
-    """Continuing so many prompts at the same time."""
+    """Continuous batching of `rows` prompts at a time."""
     settings = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS)
     return [list(answer.token_ids) for answer in model.generate(prompts, settings, queries=queries, rows=rows)]
 
 
-def plain_answers(model: MiniGPT4, prompts: Texts, pictures: Tensor, size: int) -> Texts:
+def plain_answers(model: MiniGPT4, prompts: Texts, images: Tensor, size: int) -> Texts:
     """Batch by batch, padded, through transformers' `generate`."""
     settings = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS)
     generator = Generator(model.llama_model, model.encoder.tokenizer, settings, stop="")
     texts = []
     for start in range(0, len(prompts), size):
         batch = slice(start, start + size)
-        embeds = model._embed_prompts(prompts[batch], pictures[batch], None)
+        embeds = model._embed_prompts(prompts[batch], images[batch], None)
         texts += [list(answer.token_ids) for answer in generator.generate_with_transformers(embeds)]
     return texts
 
 
 @torch.no_grad()
-def their_answers(peer: Any, prompts: Texts, pictures: Tensor, size: int) -> Texts:
+def their_answers(peer: Any, prompts: Texts, images: Tensor, size: int) -> Texts:
     """The same by transformers' BLIP-2; all prompts have one length, so nothing is padded."""
     ids = torch.tensor(prompts)
     ids = torch.where(ids == IMAGE_POSITION, IMAGE_TOKEN_ID, ids)
     texts = []
     for start in range(0, len(prompts), size):
         batch = ids[start : start + size].to(peer.device)
-        pixels = pictures[start : start + size].to(peer.device, peer.dtype)
+        pixels = images[start : start + size].to(peer.device, peer.dtype)
         said = peer.generate(
             pixel_values=pixels,
             input_ids=batch,
@@ -81,21 +81,21 @@ def main() -> None:
     args = parse_arguments()
     device, preset = prepare_device(args.device), PRESETS[args.preset]
     ours = build_ours(preset, DTYPES[args.dtype], device)
-    prompts, answers = make_prompts(ours.encoder, args.pictures)
+    prompts, answers = make_prompts(ours.encoder, args.images)
     teach(ours.llama_model, prompts, answers)
     theirs = peer_dtype(args.dtype, device)
     peer = build_peer(preset, ours, DTYPES[theirs])
-    pictures = torch.randn(args.pictures, 3, IMAGE_SIZE, IMAGE_SIZE)
-    queries, size = encoded(ours, pictures, args.batch_size), args.batch_size
+    images = torch.randn(args.images, 3, IMAGE_SIZE, IMAGE_SIZE)
+    queries, size = encoded(ours, images, args.batch_size), args.batch_size
     rows = SHARING * size  # as evaluation does
     name = f"ours, {args.dtype}"
     works = {
-        f"peer, {theirs}, {size} at a time": as_torch_is(lambda: their_answers(peer, prompts, pictures, size)),
-        f"peer, {theirs}, {rows} at a time": as_torch_is(lambda: their_answers(peer, prompts, pictures, rows)),
-        "the same with our matrix products": lambda: their_answers(peer, prompts, pictures, rows),
-        f"{name}, plain path, {size} at a time": lambda: plain_answers(ours, prompts, pictures, size),
-        f"{name}, {size} rows": lambda: our_answers(ours, prompts, encoded(ours, pictures, size), size),
-        f"{name}, {rows} rows": lambda: our_answers(ours, prompts, encoded(ours, pictures, size), rows),
+        f"peer, {theirs}, {size} at a time": as_torch_is(lambda: their_answers(peer, prompts, images, size)),
+        f"peer, {theirs}, {rows} at a time": as_torch_is(lambda: their_answers(peer, prompts, images, rows)),
+        "the same with our matrix products": lambda: their_answers(peer, prompts, images, rows),
+        f"{name}, plain path, {size} at a time": lambda: plain_answers(ours, prompts, images, size),
+        f"{name}, {size} rows": lambda: our_answers(ours, prompts, encoded(ours, images, size), size),
+        f"{name}, {rows} rows": lambda: our_answers(ours, prompts, encoded(ours, images, size), rows),
         f"{name}, {rows} rows, from the feature cache": lambda: our_answers(ours, prompts, queries, rows),
     }
     measured = interleaved(works, args.rounds, device)
@@ -105,7 +105,7 @@ def main() -> None:
         name: {
             "seconds": one.seconds,
             "times as fast": first / one.seconds,
-            "captions/s": args.pictures / one.seconds,
+            "captions/s": args.images / one.seconds,
             "tokens/s": sum(map(len, answers)) / one.seconds,
             "identical texts": f"{sum(map(list.__eq__, one.result, wanted))} of {len(wanted)}",
         }
@@ -115,7 +115,7 @@ def main() -> None:
         "machine": describe_machine(device),
         "answers": f"{min(map(len, answers))} to {max(map(len, answers))} tokens, {sum(map(len, answers))} together",
     }
-    title = f"Greedy captions of {args.pictures} pictures, {preset.name} preset, batch {size}"
+    title = f"Greedy captions of {args.images} images, {preset.name} preset, batch {size}"
     report(title, figures, facts, args.out)
 
 

@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="number format in memory")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="who loads")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="what is loaded")
     parser.add_argument("--no-start-up", action="store_true", help="measure loading only")
     parser.add_argument("--folder", help="where the temporary weight files go (default: the system's place)")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
@@ -82,7 +82,7 @@ def _memory(pid: int) -> dict[str, int]:
 
 
 def compare_loading(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
-    """Medians by who loads, taken in turns after one uncounted round that fills the page cache."""
+    """Medians by kind, taken in turns after one uncounted round that fills the page cache."""
     rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in args.kinds}
     for number in range(args.rounds + 1):
         for kind in args.kinds:

@@ -44,11 +44,11 @@ def as_torch_is(work: Callable[[], T]) -> Callable[[], T]:
 
 @dataclass(slots=True)
 class Measured(Generic[T]):
-    """A piece of work, done several times.
+    """Work that was timed several times.
 
     Attributes:
-        times: Seconds of each counted time.
-        result: Of the last.
+        times: seconds of each counted run.
+        result: what the last run returned.
     """
 
     times: list[float]
@@ -61,11 +61,11 @@ class Measured(Generic[T]):
 
 
 def interleaved(works: Mapping[str, Callable[[], T]], rounds: int, device: torch.device) -> dict[str, Measured[T]]:
-    """Each piece of work, taken in turns so that a drifting machine treats all alike.
+    """Time each piece of work, in turns so that a drifting machine treats all alike.
 
     Args:
-        works: name -> work; each is run once beforehand, uncounted.
-        rounds: times each is counted.
+        works: name -> work; each runs once before, uncounted.
+        rounds: counted runs of each.
         device: where the work happens.
     """
     measured = {name: Measured([], work()) for name, work in works.items()}

@@ -27,7 +27,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def load(kind: str, folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The whole model: vision encoder, Q-Former, language model and projection."""
+    """The complete model: vision encoder, Q-Former, language model and projection."""
     if kind == "peer":
         peer: nn.Module = Blip2ForConditionalGeneration.from_pretrained(
             folder / "peer", dtype=dtype, device_map={"": device}
@@ -38,7 +38,7 @@ def load(kind: str, folder: Path, dtype: torch.dtype, device: torch.device) -> n
 
 
 def read_once(model: nn.Module, device: torch.device) -> None:
-    """Read something of every page of every weight, so that one who maps a file has to fetch it, too."""
+    """Read something of every page of every weight, so that a mapped file has to be fetched as well."""
     for tensor in model.parameters():
         tensor.detach().reshape(-1)[:: PAGE_BYTES // tensor.element_size()].sum()
     synchronize(device)

@@ -1,4 +1,4 @@
-"""Reading prompts that begin alike, with and without reading that beginning once: python -m benchmarks.prefix"""
+"""Prefill of prompts with a shared prefix, which is read with each or once: python -m benchmarks.prefix"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from minigpt4.models import continuous_batching
 from minigpt4.models.generation import TokenSampler
 
 OWN = 50
-"""Tokens of each prompt that are its own: 32 of a picture, and a question."""
+"""Tokens of each prompt that are its own: 32 of an image, and a question."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,12 +30,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def first_tokens(llm: nn.Module, prompts: list[Tensor], worth_a_pass: int) -> Callable[[], list[int]]:
-    """The work of reading the prompts, up to the first token of each answer."""
+def first_tokens(llm: nn.Module, prompts: list[Tensor], min_shared: int) -> Callable[[], list[int]]:
+    """Work that reads the prompts, up to the first token of each answer."""
     choose = TokenSampler(GenerationConfig(), eos_id=None)
 
     def run() -> list[int]:
-        continuous_batching.MIN_SHARED_TOKENS = worth_a_pass
+        continuous_batching.MIN_SHARED_TOKENS = min_shared
         steps = continuous_batching.generate_batch(
             llm, prompts, choose, lambda ids: True, len(prompts), max_new_tokens=1
         )

@@ -139,9 +139,9 @@ def build_peer(preset: Preset, ours: MiniGPT4, dtype: torch.dtype) -> Blip2ForCo
     """transformers' BLIP-2 of the same sizes, holding copies of the same weights, all but the projection frozen.
 
     Args:
-        preset: Sizes.
-        ours: Holds the weights.
-        dtype: Number format of the frozen ones.
+        preset: sizes of the model.
+        ours: model that holds the weights.
+        dtype: number format of the frozen weights.
     """
     config = Blip2Config(
         vision_config=Blip2VisionConfig(

@@ -42,9 +42,9 @@ def report(title: str, rows: Rows, facts: dict[str, Any], out: Path | None) -> N
     """Print the rows as a table, with the facts below it, and write both.
 
     Args:
-        title: The work.
-        rows: Name -> figure by column, all with the same columns.
-        facts: Machine, sizes and whatever else belongs to the figures.
+        title: what was measured.
+        rows: name -> figure by column, all with the same columns.
+        facts: machine, sizes and whatever else belongs to the figures.
         out: JSON file; None: print only.
     """
     console = Console(width=130)

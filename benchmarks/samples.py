@@ -23,20 +23,20 @@ def _numbers(draw: Random, count: int) -> str:
 
 
 def make_samples(encoder: PromptEncoder, count: int) -> list[Sample]:
-    """Random pictures, prompts and answers, the same on every machine."""
+    """Random images, prompts and answers, the same on every machine."""
     draw = Random("samples")
     torch.manual_seed(0)
     samples = []
     for number in range(count):
         instruction = f"{_numbers(draw, BEFORE)} {IMAGE_TOKEN} {_numbers(draw, AFTER)}"
         encoded = encoder.encode_example(instruction, _numbers(draw, draw.randint(*ANSWER)))
-        picture = torch.randn(3, IMAGE_SIZE, IMAGE_SIZE)
-        samples.append(Sample(image_id=str(number), images=(picture,), encoded=encoded))
+        image = torch.randn(3, IMAGE_SIZE, IMAGE_SIZE)
+        samples.append(Sample(image_id=str(number), images=(image,), encoded=encoded))
     return samples
 
 
 def make_batches(samples: Sequence[Sample], batch_size: int) -> list[Batch]:
-    """The samples in their order, so many a batch."""
+    """The samples in their order, `batch_size` to a batch."""
     return [collate(samples[start : start + batch_size]) for start in range(0, len(samples), batch_size)]
 
 

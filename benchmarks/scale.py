@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 GRADIENT = 4 * (768 + 1) * 4096
 """Bytes of the projection's gradient, from a Q-Former to a language model of 7B in float32."""
 ROUNDS, STEPS = 5, 100
-"""Listing is timed over so many steps, so many times."""
+"""Runs of each timing, and the steps that listing is timed over."""
 COLUMNS = {
     "measured": "list (the samples of a step), resume (once, at optimizer step --steps)",
     "calculated": "reduce (the gradient of all), wait (for the slowest), stop? (ask whether a process was told to), "
@@ -110,7 +110,7 @@ def list_samples(order: SampleOrder, batch_size: int, processes: int, start: int
 
 
 def index_bytes(shards: int) -> tuple[int, int]:
-    """Bytes of the index of so many shards: as sent to a process, and in its memory."""
+    """Bytes of an index of this many shards: as sent to a process, and in its memory."""
     with tempfile.TemporaryDirectory() as folder:
         index = open_index(write_shards(Path(folder), 1, 1), None)
     (entry,) = index.entries.values()

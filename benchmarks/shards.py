@@ -41,16 +41,16 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def write_shards(folder: Path, shards: int, per_shard: int) -> list[Path]:
-    """Shards as img2dataset makes them; each picture is a smooth pattern that compresses as a photo does."""
+    """Shards as img2dataset makes them; each image is a smooth pattern that compresses as a photo does."""
     draw = np.random.default_rng(0)
     paths = [folder / f"{number:05d}.tar" for number in range(shards)]
     for path in paths:
         with webdataset.TarWriter(str(path), encoder=False, mtime=0) as tar:
             for number in range(per_shard):
                 coarse = Image.fromarray(draw.integers(0, 256, (28, 28, 3), dtype=np.uint8))
-                picture = io.BytesIO()
-                coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(picture, "JPEG", quality=95)
-                sample = {"jpg": picture.getvalue(), "txt": b"a caption", "json": b'{"caption": "a caption"}'}
+                jpeg = io.BytesIO()
+                coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(jpeg, "JPEG", quality=95)
+                sample = {"jpg": jpeg.getvalue(), "txt": b"a caption", "json": b'{"caption": "a caption"}'}
                 tar.write({"__key__": f"{number:09d}", **sample})
     return paths
 

@@ -39,13 +39,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def usual_loss(model: MiniGPT4, batch: Batch) -> Tensor:
-    """As training computes it: nothing padded, logits where a token is learnt."""
+    """As training computes it: nothing padded, logits at targets only."""
     loss: Tensor = model(batch)
     return loss
 
 
 def padded_loss(model: MiniGPT4, batch: Batch) -> Tensor:
-    """With padding; logits at the positions learnt in some row."""
+    """With padding; logits at positions that are a target in some row."""
     embeds = model.embed(batch.input_ids, model.encode_image(batch.images), batch.image_positions)
     return padded_losses(model.llama_model, embeds, batch).sum()
 
@@ -97,7 +97,7 @@ def their_steps(peer: Any, batches: Sequence[Batch], device: torch.device) -> St
 
 
 def cached(batch: Batch, model: MiniGPT4) -> Batch:
-    """The batch with its pictures' features in their place, as a feature cache gives them."""
+    """The batch with its images' features in their place, as a feature cache gives them."""
     assert batch.images is not None
     return replace(batch, images=model.encode_queries(batch.images.to(model.device)).to("cpu", torch.float16))
 
@@ -118,7 +118,7 @@ def main() -> None:
     name = f"ours, {args.dtype}"
     works = {
         f"{name}, plain path": our_steps(ours, batches, plain_loss),
-        f"{name}, padded, logits where learnt": our_steps(ours, batches, padded_loss),
+        f"{name}, padded, logits at targets": our_steps(ours, batches, padded_loss),
         f"{name}, the same grouped by length": our_steps(ours, make_batches(by_length, args.batch_size), padded_loss),
         name: our_steps(ours, batches, usual_loss),
         f"{name}, from the feature cache": our_steps(ours, features, usual_loss),

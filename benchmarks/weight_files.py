@@ -29,11 +29,11 @@ def write_weight_files(preset: Preset, dtype: torch.dtype, folder: Path, *, with
     """Fill `folder` with `ours/` and `peer/`: a preset's random weights, stored in `dtype`.
 
     Args:
-        preset: Sizes.
-        dtype: Number format in the files.
-        folder: Gets `ours/` (eva_vit.pth, qformer.pth, llama/, and llama_bin/ with .bin shards) and `peer/`.
-        with_bin: Write llama_bin/.
-        with_peer: Write peer/.
+        preset: sizes of the model.
+        dtype: number format in the files.
+        folder: receives `ours/` (eva_vit.pth, qformer.pth, llama/, and llama_bin/ with .bin shards) and `peer/`.
+        with_bin: write llama_bin/.
+        with_peer: write peer/.
     """
     model = build_ours(preset, dtype, torch.device("cpu"))
     ours = folder / "ours"

@@ -41,10 +41,3 @@ def test_every_dependency_has_one_tested_version() -> None:
 def test_a_trainer_needs_no_web_package() -> None:
     web = {"gradio", "fastapi", "uvicorn"}
     assert not web & {package_name(item) for item in required(("train", "eval"))}
-
-
-def test_make_targets() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    assert {"help", "install", "quickstart", "test", "check", "lint", "type", "format", "bench"} <= targets
-    assert "make test" in (ROOT / ".ci" / "run").read_text()
