@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from minigpt4.common.config import load_config
 from minigpt4.common.files import CONFIGS, PROJECT
@@ -12,10 +13,13 @@ from minigpt4.common.registry import schedules
 from minigpt4.common.schema import Config
 from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION
 from minigpt4.conversation.template import read_prompts
+from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.shards.index import shard_paths
 from minigpt4.models.loading import build_prompt_encoder
 from minigpt4.runners.optim import LrSettings
+from tests.datasets.readers.conftest import box, save_table, write_coco
 from tests.runners.project import PARITY_A
+from tests.runners.test_stages import write_stage2
 
 QUERIES = 32
 
@@ -83,3 +87,27 @@ def test_every_model_card_goes_with_both_stages(card: str) -> None:
     for name in ("minigpt4_stage1_pretrain", "minigpt4_stage2_finetune"):
         cfg = recipe(name, f"model.model_type={model_type}")
         assert cfg.model.llama_model and cfg.model.q_former_model and Path(str(cfg.model.prompt_path)).is_file()
+
+
+def test_the_joint_recipe_trains_on_all_by_ratio(tmp_path: Path) -> None:
+    """The shipped YAML on small data, with the tiny model's tokenizer."""
+    write_stage2(tmp_path)
+    (tmp_path / "detection" / "images").mkdir(parents=True)
+    Image.new("RGB", (200, 100)).save(tmp_path / "detection" / "images" / "a.jpg")
+    write_coco(tmp_path / "detection" / "instances.json", [box(2, 0, 0, 100, 100)])
+    save_table(tmp_path / "tables", "t", "name,age\nAnn,31\n")
+    options = ["model.model_type=tiny", f"paths.data_root={tmp_path}", "run.seed=1"]
+    options += [f"datasets.{name}.val_fraction=0" for name in ("detection", "tables")]
+    cfg = recipe("minigpt4_tasks_joint", *options)
+    assert {name: dataset.sample_ratio for name, dataset in cfg.datasets.items()} == {
+        "cc_sbu_align": 2,
+        "detection": 3,
+        "tables": 1,
+    }
+    datasets = build_datasets(
+        cfg.datasets, cfg.model, build_prompt_encoder(cfg.model), ["train"], seed=cfg.run.seed, train=True
+    )
+    assert datasets["detection"][0].answer == '{"dog1": [0.000, 0.000, 0.500, 1.000]}'
+    assert datasets["detection"][0].instruction.startswith("<Img><ImageHere></Img> List every object")
+    assert datasets["tables"][0].answer == '[["Ann", "age", "31"]]'
+    assert "List every value of this table" in datasets["tables"][0].instruction

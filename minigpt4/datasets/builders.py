@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from minigpt4.common.errors import ConfigError, DataError, MissingSplitError
-from minigpt4.common.files import require_path
+from minigpt4.common.files import DATA_VARIABLE, require_path
 from minigpt4.common.registry import builders, processors, readers
 from minigpt4.common.schema import DatasetConfig, ModelConfig, ProcessorConfig
 from minigpt4.common.types import Record
@@ -24,91 +24,8 @@ from minigpt4.datasets.shards.dataset import ShardDataset, load_shards, prepare_
 from minigpt4.datasets.shards.index import ShardIndex
 
 logger = logging.getLogger(__name__)
-DATA_VARIABLE = "MINIGPT4_DATA"
-
-
-def annotations_path(name: str, cfg: DatasetConfig) -> Path:
-    """The annotation file (or folder) of dataset `name`.
-
-    Raises:
-        ConfigError: It does not exist.
-    """
-    reader: type[Reader] = readers.get(str(cfg.reader))
-    path = cfg.annotations or (cfg.images if reader.folder else None)
-    return require_path(path, f"datasets.{name}.annotations", DATA_VARIABLE, folder=reader.folder)
-
-
-def images_folder(name: str, cfg: DatasetConfig) -> Path:
-    """The folder that relative image paths start at: `images`, or where the annotations lie.
-
-    Raises:
-        ConfigError: It does not exist.
-    """
-    if cfg.images:
-        return require_path(cfg.images, f"datasets.{name}.images", DATA_VARIABLE, folder=True)
-    annotations = annotations_path(name, cfg)
-    return annotations if annotations.is_dir() else annotations.parent
-
-
-def read_rows(name: str, cfg: DatasetConfig) -> Iterator[Record | RowProblem]:
-    """Every row of dataset `name`, usable or not; rows without a split are given one (`val_fraction`).
-
-    Raises:
-        ConfigError: The annotations do not exist, or the reader is unknown.
-        DataError: The annotations as a whole cannot be read.
-    """
-    reader: Reader = readers.get(str(cfg.reader))()
-    for row in reader.read(annotations_path(name, cfg)):
-        if isinstance(row, Record) and row.split is None:
-            yield replace(row, split=_split_of(row.image, cfg.val_fraction))
-        else:
-            yield row
-
-
-def load_records(name: str, cfg: DatasetConfig) -> list[Record]:
-    """All rows of dataset `name`.
-
-    Raises:
-        ConfigError: As for `read_rows`.
-        DataError: As for `read_rows`; or a row cannot be used, or there is none.
-    """
-    rows = list(read_rows(name, cfg))
-    problems = [row for row in rows if isinstance(row, RowProblem)]
-    if problems:
-        others = f" (and {len(problems) - 1} more rows)" if len(problems) > 1 else ""
-        raise DataError(f"{problems[0]}{others}; python -m minigpt4.datasets.check names every bad row")
-    if not rows:
-        raise DataError(f"datasets.{name}.annotations: {annotations_path(name, cfg)} holds no record")
-    return [row for row in rows if isinstance(row, Record)]
-
-
-def select_splits(name: str, records: Sequence[Record], splits: Sequence[str]) -> list[Record]:
-    """The records of the splits named, in the order of the annotations.
-
-    Raises:
-        MissingSplitError: One of them has no record; the message lists those that have.
-    """
-    counts = Counter(record.split for record in records)
-    for split in splits:
-        if not counts[split]:
-            known = ", ".join(f"{known} ({count:,})" for known, count in counts.items())
-            hint = f", or set datasets.{name}.val_fraction" if split == "val" else ""
-            raise MissingSplitError(
-                f"datasets.{name}: there is no split '{split}'; the annotations have {known}: name one of these in "
-                f"run.train_splits, run.valid_splits or evaluation.split{hint}"
-            )
-    wanted = set(splits)
-    return [record for record in records if record.split in wanted]
-
-
-def _split_of(image: str, val_fraction: float) -> str:
-    """`val` for a fixed share of names, so that a picture stays where it is when rows are added."""
-    share = int.from_bytes(hashlib.sha256(image.encode()).digest()[:8], "big") / 2**64
-    return "val" if share < val_fraction else "train"
-
-
 SHARDS = "webdataset"
-"""Name of the kind of dataset whose pictures and captions lie in tar shards."""
+"""Builder of datasets whose images and captions are in tar shards."""
 
 
 def prepare_datasets(datasets: Mapping[str, DatasetConfig]) -> dict[str, ShardIndex]:
@@ -121,7 +38,7 @@ def prepare_datasets(datasets: Mapping[str, DatasetConfig]) -> dict[str, ShardIn
         The indexes by dataset, for `build_datasets` in every process.
 
     Raises:
-        ConfigError: The patterns are wrong or match nothing, or a key does not go with shards.
+        ConfigError: The patterns are wrong or match nothing, or a key does not apply to shards.
         DataError: The index cannot be written, or shards cannot be used.
     """
     return {name: prepare_shards(name, dataset) for name, dataset in datasets.items() if dataset.builder == SHARDS}
@@ -141,7 +58,7 @@ def build_datasets(
 
     Args:
         datasets: configuration of each dataset by name.
-        model: the model's configuration; image size and prompts where a dataset sets none.
+        model: the model's configuration: image size, and prompts where a dataset sets none.
         encoder: encodes prompts and answers for the model.
         splits: splits to take; none: no dataset.
         seed: part of the name of every random generator.
@@ -168,8 +85,8 @@ def build_datasets(
             missing.append(error)
     if missing and (train or not built):
         raise missing[0]
-    for absent in missing:
-        logger.warning("left out of validation: %s", absent)
+    for error in missing:
+        logger.warning("left out of validation: %s", error)
     return built
 
 
@@ -201,10 +118,10 @@ def build_instruction(
     seed: int,
     train: bool,
 ) -> InstructionDataset:
-    """Pictures with an instruction and an answer; arguments and errors as for `build_datasets`."""
+    """Images with an instruction and an answer; arguments and errors as for `build_datasets`."""
     records = select_splits(name, load_records(name, cfg), splits)
-    common = _common(name, cfg, model, train)
-    return InstructionDataset(name, records, images=images_folder(name, cfg), encoder=encoder, seed=seed, **common)
+    options = _sample_options(name, cfg, model, train)
+    return InstructionDataset(name, records, images=images_folder(name, cfg), encoder=encoder, seed=seed, **options)
 
 
 @builders.register(SHARDS)
@@ -219,22 +136,23 @@ def build_shards(
     train: bool,
     prepared: ShardIndex | None = None,
 ) -> ShardDataset:
-    """Pictures and captions in tar shards; arguments and errors as for `build_datasets`."""
-    common = _common(name, cfg, model, train)
+    """Images and captions in tar shards; arguments and errors as for `build_datasets`."""
+    options = _sample_options(name, cfg, model, train)
     records = load_shards(name, cfg, splits, prepared)
-    return ShardDataset(name, records, window=cfg.shuffle_shards, encoder=encoder, seed=seed, **common)
+    return ShardDataset(name, records, window=cfg.shuffle_shards, encoder=encoder, seed=seed, **options)
 
 
-def _common(name: str, cfg: DatasetConfig, model: ModelConfig, train: bool) -> dict[str, Any]:
-    """What a card says of pictures and texts, wherever they lie."""
-    vision = cfg.vis_processor.train if train else cfg.vis_processor.eval
-    text = cfg.text_processor.train if train else cfg.text_processor.eval
+def _sample_options(name: str, cfg: DatasetConfig, model: ModelConfig, train: bool) -> dict[str, Any]:
+    """The arguments that `InstructionDataset` and `ShardDataset` share."""
     phase = "train" if train else "eval"
-    size = vision.image_size or model.image_size
+    image: ProcessorConfig = getattr(cfg.vis_processor, phase)
+    text: ProcessorConfig = getattr(cfg.text_processor, phase)
     return {
-        "image_processor": _processor(f"datasets.{name}.vis_processor.{phase}", vision, image_size=size),
-        "text_processor": _processor(
-            f"datasets.{name}.text_processor.{phase}", text, prompt=text.prompt, max_words=text.max_words
+        "image_processor": _build_processor(
+            f"datasets.{name}.vis_processor.{phase}", image.name, image_size=image.image_size or model.image_size
+        ),
+        "text_processor": _build_processor(
+            f"datasets.{name}.text_processor.{phase}", text.name, prompt=text.prompt, max_words=text.max_words
         ),
         "prompts": dataset_prompts(name, cfg, model),
         "target": cfg.target,
@@ -243,8 +161,15 @@ def _common(name: str, cfg: DatasetConfig, model: ModelConfig, train: bool) -> d
     }
 
 
+def _build_processor(key: str, processor: str, **arguments: Any) -> Any:
+    try:
+        return processors.get(processor)(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{key}.name: '{processor}' is a processor of another kind ({error})") from error
+
+
 def dataset_prompts(name: str, cfg: DatasetConfig, model: ModelConfig) -> Sequence[str]:
-    """The instructions of a dataset: its own file's, or the model's.
+    """The instructions of a dataset: those of its own file, or else of the model's.
 
     Raises:
         ConfigError: No file is set, or it is missing or empty.
@@ -257,8 +182,84 @@ def dataset_prompts(name: str, cfg: DatasetConfig, model: ModelConfig) -> Sequen
     raise ConfigError(f"datasets.{name}.prompts is not set and neither is model.prompt_path; name a file of prompts")
 
 
-def _processor(key: str, cfg: ProcessorConfig, **arguments: Any) -> Any:
-    try:
-        return processors.get(cfg.name)(**arguments)
-    except TypeError as error:
-        raise ConfigError(f"{key}.name: '{cfg.name}' is a processor of another kind ({error})") from error
+def load_records(name: str, cfg: DatasetConfig) -> list[Record]:
+    """All rows of dataset `name`.
+
+    Raises:
+        ConfigError: As for `read_rows`.
+        DataError: As for `read_rows`; or a row cannot be used, or there is none.
+    """
+    rows = list(read_rows(name, cfg))
+    problems = [row for row in rows if isinstance(row, RowProblem)]
+    if problems:
+        others = f" (and {len(problems) - 1:,} more rows)" if len(problems) > 1 else ""
+        raise DataError(f"{problems[0]}{others}; python -m minigpt4.datasets.check names every bad row")
+    if not rows:
+        raise DataError(f"datasets.{name}.annotations: {annotations_path(name, cfg)} holds no record")
+    return [row for row in rows if isinstance(row, Record)]
+
+
+def select_splits(name: str, records: Sequence[Record], splits: Sequence[str]) -> list[Record]:
+    """The records of the given splits, in the order of the annotations.
+
+    Raises:
+        MissingSplitError: One of them has no record; the message lists those that have.
+    """
+    counts = Counter(record.split for record in records)
+    for split in splits:
+        if not counts[split]:
+            known = ", ".join(f"{known} ({count:,})" for known, count in counts.items())
+            hint = f", or set datasets.{name}.val_fraction" if split == "val" else ""
+            raise MissingSplitError(
+                f"datasets.{name}: there is no split '{split}'; the annotations have {known}: name one of these in "
+                f"run.train_splits, run.valid_splits or evaluation.split{hint}"
+            )
+    return [record for record in records if record.split in splits]
+
+
+def read_rows(name: str, cfg: DatasetConfig) -> Iterator[Record | RowProblem]:
+    """Every row of dataset `name`, usable or not; rows without a split are given one (`val_fraction`).
+
+    Raises:
+        ConfigError: The annotations do not exist, or the reader is unknown.
+        DataError: The annotations cannot be read at all.
+    """
+    for row in _reader(cfg)().read(annotations_path(name, cfg)):
+        if isinstance(row, Record) and row.split is None:
+            yield replace(row, split=_split_of(row.image, cfg.val_fraction))
+        else:
+            yield row
+
+
+def annotations_path(name: str, cfg: DatasetConfig) -> Path:
+    """The annotation file (or folder) of dataset `name`.
+
+    Raises:
+        ConfigError: It does not exist.
+    """
+    folder = _reader(cfg).folder
+    path = cfg.annotations or (cfg.images if folder else None)
+    return require_path(path, f"datasets.{name}.annotations", DATA_VARIABLE, folder=folder)
+
+
+def images_folder(name: str, cfg: DatasetConfig) -> Path:
+    """The folder that relative image paths start at: `images`, or that of the annotations.
+
+    Raises:
+        ConfigError: It does not exist.
+    """
+    if cfg.images:
+        return require_path(cfg.images, f"datasets.{name}.images", DATA_VARIABLE, folder=True)
+    annotations = annotations_path(name, cfg)
+    return annotations if annotations.is_dir() else annotations.parent
+
+
+def _reader(cfg: DatasetConfig) -> type[Reader]:
+    reader: type[Reader] = readers.get(cfg.reader or "")
+    return reader
+
+
+def _split_of(image: str, val_fraction: float) -> str:
+    """`val` for a fixed share of image names, so that an image keeps its split when rows are added."""
+    share = int.from_bytes(hashlib.sha256(image.encode()).digest()[:8], "big") / 2**64
+    return "val" if share < val_fraction else "train"

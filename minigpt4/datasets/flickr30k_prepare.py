@@ -1,4 +1,4 @@
-"""Flickr30k's annotation table (raw, sentids, split, filename, img_id) -> one JSON record a picture."""
+"""Flickr30k's annotation table (raw, sentids, split, filename, img_id) -> one JSON record an image."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from rich.console import Console
 from tqdm import tqdm
 
 from minigpt4.common.cli import exit_on_error
-from minigpt4.common.errors import DataError
-from minigpt4.common.files import write_atomically
+from minigpt4.common.errors import DataError, first_few
+from minigpt4.common.files import DATA_VARIABLE, write_text
 
 COLUMNS = ("raw", "split", "filename")
+"""Columns that a table must have."""
 SPLITS = ("train", "val", "test")
 IMAGE_FOLDERS = ("images", "flickr30k-images")
-NAMED = 5
-"""Missing pictures that the summary names."""
+"""Default names of the image folder; the second is that of the published archive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a preparation came to.
+    """What was prepared.
 
     Attributes:
-        counts: Records of each split written.
-        missing: File names that are annotated but not in the image folder.
-        captions: Fewest and most captions of a record.
+        counts: records written of each split.
+        missing: file names that are annotated but not in the image folder.
+        captions: fewest and most captions of a record.
     """
 
     counts: dict[str, int]
@@ -42,15 +42,15 @@ class Summary:
 
 
 def prepare(annotations: Path, images: Path | None, out: Path) -> Summary:
-    """Write the records of `annotations` whose pictures lie in `images` (None: all of them) to `out`.
+    """Write the records of `annotations` whose images are in the folder `images` (None: all of them) to `out`.
 
     Raises:
-        DataError: A file is missing or malformed (the message names the row), or no picture is there.
+        DataError: A file is missing or malformed (the message names the row), or none of the images is there.
     """
     if images is not None and not images.is_dir():
         raise DataError(
             f"image folder {images} does not exist; name it by --images DIR, set the environment variable "
-            "MINIGPT4_DATA to the folder that holds flickr30k/images, or leave the check out by --no-image-check"
+            f"{DATA_VARIABLE} to the folder that holds flickr30k/images, or skip the check by --no-image-check"
         )
     records, missing = [], []
     for record in read_records(annotations):
@@ -59,18 +59,16 @@ def prepare(annotations: Path, images: Path | None, out: Path) -> Summary:
         else:
             missing.append(record["filename"])
     if not records:
-        raise DataError(
-            f"{images} holds none of the {len(missing):,} pictures, such as {missing[0]}; give --images DIR"
-        )
+        raise DataError(f"{images} holds none of the {len(missing):,} images, such as {missing[0]}; give --images DIR")
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
-    write_atomically(out, lambda temporary: temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8"))
-    found = Counter(record["split"] for record in records)
-    numbers = [len(record["captions"]) for record in records]
-    return Summary({split: found[split] for split in SPLITS}, missing, (min(numbers), max(numbers)))
+    write_text(out, f"[\n{lines}\n]\n")
+    splits = Counter(record["split"] for record in records)
+    captions = [len(record["captions"]) for record in records]
+    return Summary({split: splits[split] for split in SPLITS}, missing, (min(captions), max(captions)))
 
 
 def read_records(annotations: Path) -> Iterator[dict[str, Any]]:
-    """The records of an annotation table, behind a progress bar.
+    """The records of an annotation table, with a progress bar.
 
     Raises:
         DataError: The file is missing or malformed; the message names the row as a spreadsheet counts, header first.
@@ -78,7 +76,7 @@ def read_records(annotations: Path) -> Iterator[dict[str, Any]]:
     table = _read_table(annotations)
     rows_of: dict[str, int] = {}
     cells = zip(*(table[column] for column in table.columns), strict=True)
-    progress = tqdm(cells, total=len(table), desc="Flickr30k", unit=" pictures", disable=None)
+    progress = tqdm(cells, total=len(table), desc="Flickr30k", unit=" images", disable=None)
     for number, values in enumerate(progress, 2):
         row = dict(zip(table.columns, values, strict=True))
         if not any(isinstance(value, str) and value.strip() for value in values):
@@ -87,7 +85,7 @@ def read_records(annotations: Path) -> Iterator[dict[str, Any]]:
             record = _record(row)
             filename = record["filename"]
             if filename in rows_of:
-                raise DataError(f"'{filename}' stands in row {rows_of[filename]} already")
+                raise DataError(f"'{filename}' is already in row {rows_of[filename]}")
         except DataError as error:
             raise DataError(f"{annotations}, row {number}: {error}") from error
         rows_of[filename] = number
@@ -100,10 +98,10 @@ def _read_table(annotations: Path) -> pd.DataFrame:
     if not annotations.is_file():
         raise DataError(
             f"annotation file {annotations} does not exist; name it by --annotations CSV, or set the environment "
-            "variable MINIGPT4_DATA to the folder that holds flickr30k/flickr_annotations_30k.csv"
+            f"variable {DATA_VARIABLE} to the folder that holds flickr30k/flickr_annotations_30k.csv"
         )
     try:
-        # Every cell as it stands, blank lines counted: row numbers must be those of a spreadsheet.
+        # Cells are kept as text and blank lines as rows, so that row numbers are those of a spreadsheet.
         table = pd.read_csv(annotations, dtype=str, na_filter=False, skip_blank_lines=False, index_col=False)
     except (ValueError, OSError) as error:
         raise DataError(f"{annotations} cannot be read as CSV: {' '.join(str(error).split())}") from error
@@ -135,7 +133,7 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _list(row: dict[str, Any], column: str, kind: type) -> list[Any]:
-    what = "texts" if kind is str else "whole numbers"
+    what = "texts" if kind is str else "integers"
     try:
         values = json.loads(row[column])
     except (json.JSONDecodeError, TypeError) as error:
@@ -147,7 +145,7 @@ def _list(row: dict[str, Any], column: str, kind: type) -> list[Any]:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    root = Path(os.environ.get("MINIGPT4_DATA", "data")) / "flickr30k"
+    root = Path(os.environ.get(DATA_VARIABLE, "data")) / "flickr30k"
     folders = [root / name for name in IMAGE_FOLDERS]
     images = next((folder for folder in folders if folder.is_dir()), folders[0])
     parser = argparse.ArgumentParser(
@@ -157,10 +155,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     table = root / "flickr_annotations_30k.csv"
     parser.add_argument("--annotations", type=Path, default=table, metavar="CSV", help="the annotation table")
-    parser.add_argument("--images", type=Path, default=images, metavar="DIR", help="folder of the pictures")
+    parser.add_argument("--images", type=Path, default=images, metavar="DIR", help="folder of the images")
     out = root / "flickr30k.json"
     parser.add_argument("--out", type=Path, default=out, metavar="JSON", help="the file to write")
-    parser.add_argument("--no-image-check", action="store_true", help="keep records whose picture is not there")
+    parser.add_argument("--no-image-check", action="store_true", help="keep records whose image is missing")
     arguments = parser.parse_args(argv)
     arguments.is_default = arguments.out == out and arguments.images == folders[0]
     return arguments
@@ -176,11 +174,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = ", ".join(f"{split} {count:,}" for split, count in summary.counts.items())
     low, high = summary.captions
     each = f"{low}" if low == high else f"{low} to {high}"
-    console.print(f"wrote {arguments.out}: {sum(summary.counts.values()):,} pictures ({splits}), {each} captions each")
+    console.print(f"wrote {arguments.out}: {sum(summary.counts.values()):,} images ({splits}), {each} captions each")
     if summary.missing:
-        named = ", ".join(summary.missing[:NAMED]) + (", ..." if len(summary.missing) > NAMED else "")
-        console.print(f"left out, not in {images}: {len(summary.missing):,} pictures ({named})")
+        console.print(f"left out, not in {images}: {len(summary.missing):,} images ({first_few(summary.missing)})")
     options = f"datasets.flickr30k.annotations={arguments.out} datasets.flickr30k.images={arguments.images}"
     more = "" if arguments.is_default else f" --options {options}"
-    console.print(f"next, look at them:  python -m minigpt4.datasets.check flickr30k{more}")
+    console.print(f"next, check them:    python -m minigpt4.datasets.check flickr30k{more}")
     console.print(f"or train on them:    python train.py --cfg-path train_configs/minigpt4_flickr_finetune.yaml{more}")

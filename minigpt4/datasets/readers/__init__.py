@@ -1,21 +1,5 @@
 """Annotation formats. Importing this package registers every reader."""
 
-from minigpt4.datasets.readers.cc_sbu_align import CcSbuAlignReader
-from minigpt4.datasets.readers.coco_boxes import CocoBoxesReader
-from minigpt4.datasets.readers.flickr30k import Flickr30kReader
-from minigpt4.datasets.readers.folder import FolderReader
-from minigpt4.datasets.readers.rows import Reader, RowProblem
-from minigpt4.datasets.readers.table_triples import TableTriplesReader
-from minigpt4.datasets.readers.tables import CsvReader, JsonlReader
+from minigpt4.datasets.readers import cc_sbu_align, coco_boxes, flickr30k, folder, table_triples, tables
 
-__all__ = [
-    "CcSbuAlignReader",
-    "CocoBoxesReader",
-    "CsvReader",
-    "Flickr30kReader",
-    "FolderReader",
-    "JsonlReader",
-    "Reader",
-    "RowProblem",
-    "TableTriplesReader",
-]
+__all__ = ["cc_sbu_align", "coco_boxes", "flickr30k", "folder", "table_triples", "tables"]

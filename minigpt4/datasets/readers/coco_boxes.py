@@ -1,4 +1,4 @@
-"""Detection as text: COCO's boxes in pixels -> `{"dog1": [xmin, ymin, xmax, ymax], ...}` in shares of the picture."""
+"""Detection as text: COCO's boxes in pixels -> `{"dog1": [xmin, ymin, xmax, ymax], ...}` relative to the image."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import DataError
+from minigpt4.common.files import read_json
 from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
-from minigpt4.datasets.readers.rows import Reader, RowProblem, read_text, text_of
+from minigpt4.datasets.readers.rows import Reader, RowProblem, text_of
 
 DECIMALS = 3
+"""Digits of a coordinate in the answer."""
 EXPECTED = '{"images": [{"id", "file_name", "width", "height"}], "annotations": [{"image_id", "category_id", "bbox"}], '
 EXPECTED += '"categories": [{"id", "name"}]}'
 NamedBox = tuple[str, Sequence[float]]
@@ -22,10 +24,10 @@ NamedBox = tuple[str, Sequence[float]]
 
 @readers.register("coco_boxes")
 class CocoBoxesReader(Reader):
-    """COCO's instances file; a picture without boxes has the answer `{}`."""
+    """COCO's instances file; an image without boxes has the answer `{}`."""
 
     def read(self, path: Path) -> Iterator[Record | RowProblem]:
-        """Every picture of `path`, usable or not; errors as for `Reader.read`."""
+        """Every image of `path`, usable or not; errors as for `Reader.read`."""
         images, annotations, names = _content(path)
         of_image: dict[Any, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
         for number, row in enumerate(annotations, 1):
@@ -43,13 +45,13 @@ class CocoBoxesReader(Reader):
 def boxes_text(boxes: Sequence[NamedBox], width: float, height: float) -> str:
     """The answer for named boxes.
 
-    Objects are numbered within their name, from left to right, then downwards, so that the answer does not depend on
-    the order of the annotations.
+    Objects of the same name are numbered from left to right, then from top to bottom, so that the answer does not
+    depend on the order of the annotations.
 
     Args:
-        boxes: (name, (x, y, width, height) in pixels); parts outside the picture are cut off.
-        width: Of the picture, in pixels.
-        height: The same.
+        boxes: (name, (x, y, width, height) in pixels); parts outside the image are cut off.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
     """
     counts: Counter[str] = Counter()
     parts = []
@@ -62,10 +64,7 @@ def boxes_text(boxes: Sequence[NamedBox], width: float, height: float) -> str:
 
 
 def _content(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[Any, str]]:
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: broken JSON ({error.msg})") from error
+    content = read_json(path)
     lists = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations", "categories")]
     if not all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in lists):
         raise DataError(f"{path}: {EXPECTED} is expected")
@@ -105,7 +104,7 @@ def _box(row: dict[str, Any], number: int, width: Any, height: Any) -> Sequence[
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) and box[2] > 0 and box[3] > 0):
         raise DataError(f"annotation {number}: 'bbox' should be [x, y, width, height] in pixels, found {box!r}")
     if box[0] >= width or box[1] >= height or box[0] + box[2] <= 0 or box[1] + box[3] <= 0:
-        raise DataError(f"annotation {number}: 'bbox' {box} lies outside of the picture, {width} x {height}")
+        raise DataError(f"annotation {number}: 'bbox' {box} lies outside the image, {width} x {height}")
     return box
 
 

@@ -9,8 +9,15 @@ from typing import Any
 from minigpt4.common.errors import DataError
 from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
-from minigpt4.datasets.readers.rows import Reader, RowProblem, text_of, texts_of
-from minigpt4.datasets.readers.tables import read_json_list
+from minigpt4.datasets.readers.rows import (
+    Reader,
+    RowProblem,
+    convert_rows,
+    read_json_list,
+    require_object,
+    text_of,
+    texts_of,
+)
 
 
 @readers.register("flickr30k")
@@ -19,17 +26,11 @@ class Flickr30kReader(Reader):
 
     def read(self, path: Path) -> Iterator[Record | RowProblem]:
         """Every row of `path`, usable or not; errors as for `Reader.read`."""
-        for number, row in enumerate(read_json_list(path), 1):
-            source = f"{path}, entry {number}"
-            try:
-                yield _record(row, source)
-            except DataError as error:
-                yield RowProblem(source, str(error))
+        return convert_rows(_record, read_json_list(path))
 
 
 def _record(row: Any, source: str) -> Record:
-    if not isinstance(row, dict):
-        raise DataError(f"an object is expected, found {type(row).__name__}")
+    require_object(row)
     image_id = text_of(row, "image_id")
     if image_id is None:
         raise DataError("no 'image_id'")

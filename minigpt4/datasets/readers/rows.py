@@ -1,15 +1,16 @@
-"""What readers have in common: one row of columns -> one record, or the reason why not."""
+"""What readers have in common: a row of columns -> a record, or the reason why there is none."""
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from minigpt4.common.errors import DataError, did_you_mean
+from minigpt4.common.files import read_json
 from minigpt4.common.types import Record
 from minigpt4.conversation.template import check_placeholders, with_image_tag
 
@@ -23,8 +24,8 @@ class RowProblem:
     """A row that cannot be used.
 
     Attributes:
-        source: File and row.
-        message: What is wrong and what was expected.
+        source: file and row.
+        message: what is wrong and what was expected.
     """
 
     source: str
@@ -38,32 +39,57 @@ class Reader(ABC):
     """One annotation format."""
 
     folder: ClassVar[bool] = False
-    """The annotations are a folder, not a file."""
+    """Whether the annotations are a folder, not a file."""
 
     @abstractmethod
     def read(self, path: Path) -> Iterator[Record | RowProblem]:
         """Every row of `path`, usable or not.
 
         Raises:
-            DataError: The file as a whole cannot be read.
+            DataError: The file cannot be read at all.
         """
 
 
-def record_of(row: Mapping[str, Any], source: str) -> Record | RowProblem:
-    """A record of the columns image, answer (or answers, caption, captions) and optionally question (or instruction),
-    split and id.
+def convert_rows(
+    convert: Callable[[Any, str], Record], rows: Iterable[tuple[str, Any]]
+) -> Iterator[Record | RowProblem]:
+    """The record of each row, or the reason why there is none.
+
+    Args:
+        convert: (row, source) -> record; raises DataError for a row that cannot be used.
+        rows: (source, row) each.
     """
-    try:
-        return _record(row, source)
-    except DataError as error:
-        return RowProblem(source, str(error).removeprefix(f"{source}: "))
+    for source, row in rows:
+        try:
+            yield convert(row, source)
+        except DataError as error:
+            yield RowProblem(source, str(error).removeprefix(f"{source}: "))
 
 
-def _record(row: Mapping[str, Any], source: str) -> Record:
+def read_json_list(path: Path) -> Iterator[tuple[str, Any]]:
+    """(source, row) of each entry of a JSON list.
+
+    Raises:
+        DataError: The file is not JSON, or holds something else.
+    """
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: a list of objects is expected, found {type(rows).__name__}")
+    return ((f"{path}, entry {number}", row) for number, row in enumerate(rows, 1))
+
+
+def record_of(row: Mapping[str, Any], source: str) -> Record:
+    """The record of the columns image, answer (or answers, caption, captions) and optionally question (or instruction),
+    split and id.
+
+    Raises:
+        DataError: A column is missing, or has a wrong value.
+    """
     image = text_of(row, "image")
     if image is None:
         raise DataError(_missing("image", row))
-    question = _one_of(row, QUESTION_COLUMNS)
+    question_column = _filled_column(row, QUESTION_COLUMNS)
+    question = text_of(row, question_column) if question_column else None
     if question is not None:
         check_placeholders(with_image_tag(question), 1, source)
     return Record(
@@ -76,8 +102,18 @@ def _record(row: Mapping[str, Any], source: str) -> Record:
     )
 
 
+def require_object(row: Any) -> None:
+    """Refuse a row that is not a JSON object.
+
+    Raises:
+        DataError: The message names the type found.
+    """
+    if not isinstance(row, dict):
+        raise DataError(f"an object is expected, found {type(row).__name__}")
+
+
 def text_of(row: Mapping[str, Any], column: str) -> str | None:
-    """A column's text; None where it is absent or empty. Whole numbers count as text.
+    """A column's text; None where it is absent or empty. Integers count as text.
 
     Raises:
         DataError: It is something else.
@@ -106,7 +142,7 @@ def texts_of(value: Any, column: str) -> tuple[str, ...]:
 
 
 def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
-    column = _used(row, ANSWER_COLUMNS)
+    column = _filled_column(row, ANSWER_COLUMNS)
     if column is None:
         raise DataError(_missing("answer", row))
     if column in ("answers", "captions"):
@@ -117,17 +153,12 @@ def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (text,)
 
 
-def _one_of(row: Mapping[str, Any], columns: tuple[str, ...]) -> str | None:
-    column = _used(row, columns)
-    return text_of(row, column) if column else None
-
-
-def _used(row: Mapping[str, Any], columns: tuple[str, ...]) -> str | None:
-    """Which one of columns with the same meaning a row fills."""
-    used = [column for column in columns if row.get(column) not in (None, "")]
-    if len(used) > 1:
-        raise DataError(f"'{used[0]}' and '{used[1]}' mean the same; give one of them")
-    return used[0] if used else None
+def _filled_column(row: Mapping[str, Any], columns: tuple[str, ...]) -> str | None:
+    """The column that a row fills, of several with the same meaning."""
+    filled = [column for column in columns if row.get(column) not in (None, "")]
+    if len(filled) > 1:
+        raise DataError(f"'{filled[0]}' and '{filled[1]}' mean the same; give one of them")
+    return filled[0] if filled else None
 
 
 def _missing(column: str, row: Mapping[str, Any]) -> str:
@@ -142,18 +173,3 @@ def _missing(column: str, row: Mapping[str, Any]) -> str:
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def read_text(path: Path) -> str:
-    """A whole UTF-8 file, with or without a byte order mark.
-
-    Raises:
-        DataError: It cannot be read or is not UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Tables as text: the CSV beside a table's picture -> `[["row", "column", "value"], ...]`."""
+"""Tables as text: the CSV beside a table's image -> `[["row", "column", "value"], ...]`."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ from pathlib import Path
 from typing import ClassVar
 
 from minigpt4.common.errors import DataError
-from minigpt4.common.files import IMAGE_SUFFIXES
+from minigpt4.common.files import read_text
 from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
-from minigpt4.datasets.readers.folder import SPLITS
-from minigpt4.datasets.readers.rows import Reader, RowProblem, read_text
+from minigpt4.datasets.readers.folder import folder_record, image_files
+from minigpt4.datasets.readers.rows import Reader, RowProblem
 
 
 @readers.register("table_triples")
 class TableTriplesReader(Reader):
-    """`sales.png` beside `sales.csv`, in sub-folders too; those called train, val and test at the top are splits.
+    """`sales.png` beside `sales.csv`, in sub-folders too; those at the top called train, val and test are splits.
 
-    The header names the columns; the first cell of a row names the row. Empty cells say nothing.
+    The header names the columns; the first cell of a row names the row. Empty cells are left out.
     """
 
     folder: ClassVar[bool] = True
 
     def read(self, path: Path) -> Iterator[Record | RowProblem]:
-        """Every picture below `path` in the order of their names, usable or not."""
-        for image in sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES):
+        """Every image below `path` in the order of the names, usable or not."""
+        for image in image_files(path):
+            file = image.with_suffix(".csv")
             try:
-                yield _record(path, image)
+                yield folder_record(path, image, [triples_text(_read_table(file))], file)
             except DataError as error:
-                yield RowProblem(str(image.with_suffix(".csv")), str(error))
+                yield RowProblem(str(file), str(error))
 
 
 def triples_text(table: Sequence[Sequence[str]]) -> str:
     """The answer for a table.
 
     Args:
-        table: Rows of cells, the header first.
+        table: rows of cells, the header first.
 
     Raises:
         DataError: A row has no name or another number of cells than the header, or there is no value at all.
@@ -59,20 +60,10 @@ def triples_text(table: Sequence[Sequence[str]]) -> str:
     return json.dumps(triples, ensure_ascii=False)
 
 
-def _record(root: Path, image: Path) -> Record:
-    file = image.with_suffix(".csv")
+def _read_table(file: Path) -> list[list[str]]:
     if not file.is_file():
-        raise DataError(f"no table; write it into {file.name} beside the picture")
+        raise DataError(f"no table; write it into {file.name} beside the image")
     try:
-        table = list(csv.reader(io.StringIO(read_text(file), newline=""), strict=True))
+        return list(csv.reader(io.StringIO(read_text(file), newline=""), strict=True))
     except csv.Error as error:
         raise DataError(f"broken CSV ({error})") from error
-    relative = image.relative_to(root)
-    split = relative.parts[0] if len(relative.parts) > 1 and relative.parts[0] in SPLITS else None
-    return Record(
-        image_id=relative.with_suffix("").as_posix(),
-        image=relative.as_posix(),
-        answers=(triples_text(table),),
-        split=split,
-        source=str(file),
-    )

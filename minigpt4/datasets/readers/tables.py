@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import DataError
+from minigpt4.common.files import read_text
 from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
-from minigpt4.datasets.readers.rows import Reader, RowProblem, read_text, record_of
+from minigpt4.datasets.readers.rows import Reader, RowProblem, convert_rows, read_json_list, record_of
 
 EXPECTED = '{"image": "a.jpg", "answer": "..."}'
 
@@ -24,20 +25,12 @@ class JsonlReader(Reader):
     def read(self, path: Path) -> Iterator[Record | RowProblem]:
         """Every row of `path`, usable or not; errors as for `Reader.read`."""
         if path.suffix == ".json":
-            for number, row in enumerate(read_json_list(path), 1):
-                yield _of_object(row, f"{path}, entry {number}")
-            return
-        # Not splitlines(): U+2028 and its like may stand inside a text.
-        for number, line in enumerate(read_text(path).split("\n"), 1):
-            if not line.strip():
-                continue
-            source = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                yield RowProblem(source, f"broken JSON ({error.msg} at column {error.colno}); expected {EXPECTED}")
-                continue
-            yield _of_object(row, source)
+            return convert_rows(_record_of_object, read_json_list(path))
+        # Not splitlines(): U+2028 and other separators may be part of a text.
+        lines = enumerate(read_text(path).split("\n"), 1)
+        return convert_rows(
+            _record_of_line, ((f"{path}, line {number}", line) for number, line in lines if line.strip())
+        )
 
 
 @readers.register("csv")
@@ -47,45 +40,37 @@ class CsvReader(Reader):
     def read(self, path: Path) -> Iterator[Record | RowProblem]:
         """Every row of `path`, usable or not; errors as for `Reader.read`."""
         table = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+        # Row 1 is the header, as in a spreadsheet.
+        rows = ((f"{path}, row {number}", cells) for number, cells in enumerate(table, 2))
         try:
-            # Row 1 is the header, as a spreadsheet counts.
-            for number, cells in enumerate(table, 2):
-                yield _of_cells(cells, f"{path}, row {number}")
+            yield from convert_rows(_record_of_cells, rows)
         except csv.Error as error:
             raise DataError(f"{path}, near line {table.line_num}: broken CSV ({error})") from error
 
 
-def read_json_list(path: Path) -> list[Any]:
-    """The list that a JSON file holds.
-
-    Raises:
-        DataError: The file is no JSON, or holds something else.
-    """
+def _record_of_line(line: str, source: str) -> Record:
     try:
-        rows = json.loads(read_text(path))
+        row = json.loads(line)
     except json.JSONDecodeError as error:
-        lines = "; a file with one object a line should be called .jsonl" if error.msg == "Extra data" else ""
-        raise DataError(f"{path}, line {error.lineno}: broken JSON ({error.msg}){lines}") from error
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: a list of objects is expected, found {type(rows).__name__}")
-    return rows
+        raise DataError(f"broken JSON ({error.msg} at column {error.colno}); expected {EXPECTED}") from error
+    return _record_of_object(row, source)
 
 
-def _of_object(row: Any, source: str) -> Record | RowProblem:
+def _record_of_object(row: Any, source: str) -> Record:
     if not isinstance(row, dict):
-        return RowProblem(source, f"an object is expected, such as {EXPECTED}, found {type(row).__name__}")
+        raise DataError(f"an object is expected, such as {EXPECTED}, found {type(row).__name__}")
     return record_of(row, source)
 
 
-def _of_cells(cells: dict[str | Any, Any], source: str) -> Record | RowProblem:
+def _record_of_cells(cells: dict[str | Any, Any], source: str) -> Record:
     if None in cells:
-        return RowProblem(source, "more cells than the header has; quote a text that contains a comma")
+        raise DataError("more cells than the header has; quote a text that contains a comma")
     row = dict(cells)
     for column in ("answers", "captions"):
         if row.get(column):
             try:
                 row[column] = json.loads(row[column])
-            except json.JSONDecodeError:
-                shown = f'\'{column}\' should be a JSON list such as ["a", "b"], found {row[column]!r}'
-                return RowProblem(source, shown)
+            except json.JSONDecodeError as error:
+                expected = f'\'{column}\' should be a JSON list such as ["a", "b"]'
+                raise DataError(f"{expected}, found {row[column]!r}") from error
     return record_of(row, source)

@@ -11,7 +11,7 @@ from tests.datasets.shards.conftest import broken_sample, numbered, write_shard
 @pytest.fixture
 def card(shards: list[Path], tmp_path: Path) -> str:
     path = tmp_path / "mine.yaml"
-    path.write_text(f"builder: webdataset\nreader: none\nshards: '{shards[0].parent}/{{00000..00004}}.tar'\n")
+    path.write_text(f"builder: webdataset\nshards: '{shards[0].parent}/{{00000..00004}}.tar'\n")
     return str(path)
 
 

@@ -69,7 +69,7 @@ def test_the_reader_reads_what_is_written(annotations: Path, tmp_path: Path) -> 
     assert Counter(record.split for record in records) == {"train": 4, "val": 2, "test": 2}
 
 
-def test_records_without_picture_are_left_out_and_counted(
+def test_records_without_an_image_are_left_out_and_counted(
     annotations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, out = tmp_path / "images", tmp_path / "a.json"
@@ -78,8 +78,8 @@ def test_records_without_picture_are_left_out_and_counted(
     main(["--annotations", str(annotations), "--images", str(images), "--out", str(out)])
     assert [record["filename"] for record in load(out)] == ["6.jpg"]
     printed = capsys.readouterr().out
-    assert "1 pictures (train 0, val 1, test 0), 5 captions each" in printed
-    assert "7 pictures (0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg, ...)" in printed
+    assert "1 images (train 0, val 1, test 0), 5 captions each" in printed
+    assert "7 images (0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg and 2 more)" in printed
     assert f"datasets.flickr30k.images={images}" in printed
 
 
@@ -106,12 +106,12 @@ def test_defaults_come_from_the_data_root(
         ({"raw": "[]"}, "at least one caption"),
         ({"raw": '["a", " "]'}, "no empty one"),
         ({"sentids": "[1, 2"}, "broken JSON in 'sentids'"),
-        ({"sentids": '["1"]'}, "'sentids' should be a list of whole numbers"),
-        ({"sentids": "[true]"}, "'sentids' should be a list of whole numbers"),
+        ({"sentids": '["1"]'}, "'sentids' should be a list of integers"),
+        ({"sentids": "[true]"}, "'sentids' should be a list of integers"),
         ({"split": "restval"}, "unknown split 'restval'; known: train, val, test"),
         ({"split": ""}, "unknown split ''"),
         ({"filename": ""}, "'filename' is empty"),
-        ({"filename": "1.jpg"}, "'1.jpg' stands in row 3 already"),
+        ({"filename": "1.jpg"}, "'1.jpg' is already in row 3"),
     ],
 )
 def test_a_malformed_row_is_named(tmp_path: Path, changes: dict[str, str], message: str) -> None:
@@ -159,7 +159,7 @@ def test_missing_files_and_folders_say_what_to_give(annotations: Path, tmp_path:
     with pytest.raises(DataError, match=r"--images DIR.*MINIGPT4_DATA.*--no-image-check"):
         prepare(annotations, tmp_path / "no", out)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds none of the 8 pictures, such as 0\.jpg"):
+    with pytest.raises(DataError, match=r"holds none of the 8 images, such as 0\.jpg"):
         prepare(annotations, tmp_path / "empty", out)
 
 
@@ -190,7 +190,7 @@ class TestRealAnnotations:
         assert sum('"' in text for text in texts) == 828
         assert (min(lengths), max(lengths)) == (2, 78)
 
-    def test_those_with_a_picture(self, shared_data: Path, tmp_path: Path) -> None:
+    def test_those_with_an_image(self, shared_data: Path, tmp_path: Path) -> None:
         images = shared_data / "images"
         summary = prepare(shared_data / "flickr_annotations_30k.csv", images, tmp_path / "some.json")
         assert summary.counts == {"train": 117, "val": 17, "test": 16}

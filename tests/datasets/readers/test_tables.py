@@ -5,22 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from minigpt4.common.errors import DataError
-from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
-from minigpt4.datasets.readers import RowProblem
+from minigpt4.datasets.readers.rows import RowProblem
 from tests.datasets.conftest import write_jsonl
-
-
-def read(reader: str, path: Path) -> list[Record | RowProblem]:
-    return list(readers.get(reader)().read(path))
-
-
-def good(rows: list[Record | RowProblem]) -> list[Record]:
-    assert all(isinstance(row, Record) for row in rows), rows
-    return [row for row in rows if isinstance(row, Record)]
+from tests.datasets.readers.conftest import read, records_of
 
 
 def problem_of(tmp_path: Path, row: Any) -> str:
@@ -42,7 +32,7 @@ class TestJsonl:
             {"image": "5.jpg", "answer": "five", "instruction": "Count <Img><ImageHere></Img>.", "other": 1},
         ]
         path = write_jsonl(tmp_path / "a.jsonl", rows)
-        records = good(read("jsonl", path))
+        records = records_of(read("jsonl", path))
         assert [record.image for record in records] == ["a/1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg"]
         assert [record.image_id for record in records] == ["a/1", "7", "3", "4", "5"]
         assert [record.answers for record in records] == [("one",), ("two",), ("three", "drei"), ("four",), ("five",)]
@@ -61,7 +51,7 @@ class TestJsonl:
         path = tmp_path / "a.jsonl"
         line = json.dumps({"image": "1.jpg", "answer": "a\u2028b\u0085c"}, ensure_ascii=False)
         path.write_text(f"\ufeff{line}\r\n\n{line}\n", encoding="utf-8")
-        records = good(read("jsonl", path))
+        records = records_of(read("jsonl", path))
         assert [record.answers[0] for record in records] == ["a\u2028b\u0085c"] * 2
         assert records[1].source.endswith("line 3")
 
@@ -119,7 +109,7 @@ class TestCsv:
             "5.jpg,[five],,,\n"
         )
         *rows, bad = read("csv", path)
-        records = good(rows)
+        records = records_of(rows)
         assert [record.answers for record in records] == [
             ("one", "eins"), ("two",), ("three, with comma",), ("four",),
         ]  # fmt: skip
@@ -141,47 +131,3 @@ class TestCsv:
         path.write_text('image,answer\n1.jpg,"a dog\n2.jpg,b\n')
         with pytest.raises(DataError, match="broken CSV"):
             read("csv", path)
-
-
-class TestFlickr30k:
-    def test_five_rows(self, tmp_path: Path) -> None:
-        path = tmp_path / "a.json"
-        rows = [
-            {"image_id": "1", "grounded_caption": "A. B.", "captions": ["A.", "B."], "filename": "1.png"},
-            {"image_id": "2", "captions": ["C."], "split": "val"},
-            {"image_id": 3, "grounded_caption": "D E"},  # as published
-            {"image_id": "4", "grounded_caption": "old", "captions": ["new"]},
-            {"grounded_caption": "x"},
-        ]
-        path.write_text(json.dumps(rows))
-        *found, stale, unnamed = read("flickr30k", path)
-        records = good(found)
-        assert [record.image for record in records] == ["1.png", "2.jpg", "3.jpg"]
-        assert [record.answers for record in records] == [("A.", "B."), ("C.",), ("D E",)]
-        assert [record.split for record in records] == [None, "val", None]
-        assert isinstance(stale, RowProblem) and "out of date" in stale.message
-        assert str(unnamed) == f"{path}, entry 5: no 'image_id'"
-
-
-class TestFolder:
-    def test_five_pictures(self, tmp_path: Path) -> None:
-        for name in ("a.jpg", "sub/b.PNG", "train/c.jpg", "val/deep/d.jpg", "val/e.jpg"):
-            path = tmp_path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (4, 4)).save(path)
-            if path.stem != "e":
-                path.with_suffix(".txt").write_text(f"picture {path.stem}\n\nsecond line\n")
-        (tmp_path / "notes.md").write_text("no picture")
-        *rows, bad = read("folder", tmp_path)
-        records = good(rows)
-        assert [record.image for record in records] == ["a.jpg", "sub/b.PNG", "train/c.jpg", "val/deep/d.jpg"]
-        assert [record.split for record in records] == [None, None, "train", "val"]
-        assert records[0].answers == ("picture a", "second line")
-        assert records[1].image_id == "sub/b"
-        assert isinstance(bad, RowProblem)
-        assert "e.jpg" in bad.source and "write it into e.txt" in bad.message
-
-    def test_an_empty_caption(self, tmp_path: Path) -> None:
-        Image.new("RGB", (4, 4)).save(tmp_path / "a.jpg")
-        (tmp_path / "a.txt").write_text(" \n")
-        assert isinstance(read("folder", tmp_path)[0], RowProblem)

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from minigpt4.datasets.readers.rows import RowProblem
+from tests.datasets.readers.conftest import read, records_of
+
+
+def test_five_images(tmp_path: Path) -> None:
+    for name in ("a.jpg", "sub/b.PNG", "train/c.jpg", "val/deep/d.jpg", "val/e.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+        if path.stem != "e":
+            path.with_suffix(".txt").write_text(f"image {path.stem}\n\nsecond line\n")
+    (tmp_path / "notes.md").write_text("no image")
+    *rows, bad = read("folder", tmp_path)
+    records = records_of(rows)
+    assert [record.image for record in records] == ["a.jpg", "sub/b.PNG", "train/c.jpg", "val/deep/d.jpg"]
+    assert [record.split for record in records] == [None, None, "train", "val"]
+    assert records[0].answers == ("image a", "second line")
+    assert records[1].image_id == "sub/b"
+    assert isinstance(bad, RowProblem)
+    assert "e.jpg" in bad.source and "write it into e.txt" in bad.message
+
+
+def test_an_empty_caption(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_text(" \n")
+    assert isinstance(read("folder", tmp_path)[0], RowProblem)
