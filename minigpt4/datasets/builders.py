@@ -85,8 +85,8 @@ def build_datasets(
             missing.append(error)
     if missing and (train or not built):
         raise missing[0]
-    for error in missing:
-        logger.warning("left out of validation: %s", error)
+    for absent in missing:
+        logger.warning("left out of validation: %s", absent)
     return built
 
 
