@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from minigpt4.curate.ledger import Tally, cases_of, read_events
+from minigpt4.curate.ledger import Tally, read_events, sample_states
 from tests.test_quickstart import run
 
 CURATION = ("--cfg-path", "train_configs/scenes_curation.yaml")
@@ -56,7 +56,7 @@ def test_stage_2_beats_stage_1(stages: Path) -> None:
 
 @pytest.mark.slow
 def test_no_sample_is_lost(stages: Path) -> None:
-    tally = Tally.of(cases_of(read_events(stages / "curation" / "ledger.jsonl")))
+    tally = Tally.of(sample_states(read_events(stages / "curation" / "ledger.jsonl")))
     exported = json.loads((stages / "cc_sbu_align" / "filter_cap.json").read_text())["annotations"]
     assert tally.drawn == 250 == tally.accepted + tally.rejected.total()
     assert tally.accepted == len(exported) > 125

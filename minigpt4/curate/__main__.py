@@ -9,15 +9,15 @@ from pathlib import Path
 from minigpt4.common.cli import add_config_arguments, console, exit_on_error, read_config
 from minigpt4.common.logging import set_up_logging
 from minigpt4.common.schema import Config
-from minigpt4.curate.ledger import Ledger, Tally, cases_of, price, read_events
+from minigpt4.curate.ledger import Ledger, Tally, read_events, sample_states
 
 STEPS = {
-    "describe": "draw pictures and describe them with the stage-1 model",
+    "describe": "draw images and describe them with the stage-1 model",
     "refine": "correct the descriptions",
     "filter": "reject by rules",
     "review": "accept, edit or reject on a page of this machine",
     "export": "write the folder that the card cc_sbu_align reads",
-    "status": "say how many samples stand where",
+    "status": "count the samples in each state",
 }
 
 
@@ -32,51 +32,66 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(step: str, cfg: Config, accept_all: bool = False) -> list[str]:
-    """Do one step; what to say about it afterwards.
+    """Do one step.
 
     Args:
-        step: One of `STEPS`.
-        cfg: The configuration.
-        accept_all: In `review`: nobody looks, everything is accepted that the rules kept.
+        step: one of `STEPS`.
+        cfg: configuration.
+        accept_all: in `review`, accept everything that the rules kept, without a page.
+
+    Returns:
+        Lines for the console; the last one counts the samples in each state.
 
     Raises:
-        MiniGPT4Error: Something that the user can mend.
+        MiniGPT4Error: Something that the user can fix.
     """
-    folder = Path(cfg.curation.dir)
-    pictures, said = folder / "image", list[str]()
-    if step == "status":
-        return [str(Tally.of(cases_of(read_events(folder / "ledger.jsonl"))))]
-    with Ledger(folder / "ledger.jsonl") as ledger:
+    curation = cfg.curation
+    path, images = Path(curation.dir) / "ledger.jsonl", Path(curation.dir) / "image"
+    if step == "status":  # also while another command has the ledger open
+        return [str(Tally.of(sample_states(read_events(path))))]
+    lines: list[str] = []
+    with Ledger(path) as ledger:
         if step == "describe":
             from minigpt4.curate.describe import describe
 
-            describe(cfg, ledger, pictures)
+            describe(cfg, ledger, images)
         elif step == "refine":
-            from minigpt4.curate.refine import refine
+            from minigpt4.curate.refine import bill, refine
 
-            bill = price(refine(cfg, ledger), cfg.curation.refine.price_in, cfg.curation.refine.price_out)
-            said.append("this run: " + ", ".join(f"{key} {value:,}" for key, value in bill.items()))
+            usage = refine(
+                curation.refine,
+                ledger,
+                model=cfg.model,
+                seed=curation.seed,
+                device=cfg.run.device,
+                precision=cfg.evaluation.precision,
+            )
+            costs = bill(usage, curation.refine.price_in, curation.refine.price_out)
+            lines.append("this run: " + ", ".join(f"{key} {value:,}" for key, value in costs.items()))
         elif step == "filter":
             from minigpt4.curate.filter import apply_rules
 
-            said.append(
-                ", ".join(f"{rule} {number:,}" for rule, number in apply_rules(cfg, ledger).items()) or "no change"
-            )
+            counts = apply_rules(curation.filter, ledger)
+            lines.append(", ".join(f"{rule} {number:,}" for rule, number in counts.items()) or "no change")
         elif step == "review":
             from minigpt4.curate.review import accept_rest, serve
 
-            said.append(f"accepted {accept_rest(ledger):,}") if accept_all else serve(cfg, ledger, pictures)
+            if accept_all:
+                lines.append(f"accepted {accept_rest(ledger):,}")
+            else:
+                serve(curation.port, ledger, images)
+                lines.append("ended; every decision is saved")
         else:
             from minigpt4.curate.export import export
 
-            out = Path(cfg.curation.export_dir)
-            said.append(f"wrote {out}: {export(cases_of(ledger.events()), pictures, out):,} pictures with captions")
-        return [*said, str(Tally.of(cases_of(ledger.events())))]
+            out = Path(curation.export_dir)
+            lines.append(f"wrote {out}: {export(ledger.states(), images, out):,} images with captions")
+        return [*lines, str(Tally.of(ledger.states()))]
 
 
 @exit_on_error()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Do one step, and say how many samples stand where."""
+    """Do one step, and print how many samples are in each state."""
     args = build_parser().parse_args(arguments)
     loaded = read_config(args)
     out = console()

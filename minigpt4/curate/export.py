@@ -1,60 +1,56 @@
-"""What was accepted -> `filter_cap.json` and `image/`, as the card `cc_sbu_align` reads them."""
+"""Accepted samples -> `filter_cap.json` and `image/`, as the card `cc_sbu_align` reads them."""
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from minigpt4.common.errors import DataError
-from minigpt4.common.files import write_atomically
-from minigpt4.curate.ledger import ACCEPTED, Case
+from minigpt4.common.files import write_atomically, write_text
+from minigpt4.curate.ledger import SampleState
 
 ANNOTATIONS, IMAGES = "filter_cap.json", "image"
 MARKER = "CURATED.txt"
-"""Tells a folder that may be written again from the published one, whose pictures are numbered as well."""
+"""Marks a folder that may be written again, unlike the published one, whose images are numbered as well."""
 
 
-def export(cases: dict[str, Case], pictures: Path, out: Path) -> int:
-    """Write the folder; pictures of samples that are not accepted (any more) are taken out of it.
+def export(states: Mapping[str, SampleState], images: Path, out: Path) -> int:
+    """Write the folder; images of samples that are no longer accepted are removed from it.
 
     Args:
-        cases: All samples.
-        pictures: Folder of {sample}.jpg.
-        out: The folder to write.
+        states: all samples by id.
+        images: folder of {sample}.jpg.
+        out: folder to write.
 
     Returns:
         Number of samples written.
 
     Raises:
-        DataError: Nothing is accepted, `out` holds something else, or a picture is gone.
+        DataError: Nothing is accepted, `out` holds something else, or an image is missing.
     """
-    accepted = [case for case in cases.values() if case.status == ACCEPTED]
+    accepted = [state for state in states.values() if state.accepted]
     if not accepted:
-        raise DataError("no sample is accepted yet; python -m minigpt4.curate review decides (--accept-all: all kept)")
-    folder = out / IMAGES
-    marker = out / MARKER
+        raise DataError(
+            "no sample is accepted yet; run python -m minigpt4.curate review (--accept-all: all that the rules kept)"
+        )
+    marker, folder = out / MARKER, out / IMAGES
     if out.is_dir() and any(out.iterdir()) and not marker.is_file():
-        raise DataError(f"{out} holds something that no curation wrote; set curation.export_dir to another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    marker.write_text("Written by python -m minigpt4.curate export, which may write it again.\n", encoding="utf-8")
-    for case in accepted:
-        _copy(pictures / f"{case.sample}.jpg", folder / f"{case.sample}.jpg")
-    rows = [{"image_id": case.sample, "caption": case.text} for case in accepted]
-    text = json.dumps({"annotations": rows}, ensure_ascii=False, indent=0)
-    write_atomically(out / ANNOTATIONS, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    wanted = {case.sample for case in accepted}
+        raise DataError(f"{out} holds files that curation did not write; set curation.export_dir to another folder")
+    write_text(marker, "Written by python -m minigpt4.curate export, which may write it again.\n")
+    for state in accepted:
+        source, target = images / f"{state.sample}.jpg", folder / f"{state.sample}.jpg"
+        try:
+            if not target.is_file() or not filecmp.cmp(source, target, shallow=False):
+                write_atomically(target, partial(shutil.copyfile, source))
+        except OSError as error:
+            raise DataError(f"{source} cannot be copied: {error.strerror}; run describe again to restore it") from error
+    rows = [{"image_id": state.sample, "caption": state.text} for state in accepted]
+    write_text(out / ANNOTATIONS, json.dumps({"annotations": rows}, ensure_ascii=False, indent=0))
     for path in folder.glob("*.jpg"):
-        if path.stem not in wanted:
+        if path.stem not in states or not states[path.stem].accepted:
             path.unlink()
     return len(rows)
-
-
-def _copy(source: Path, target: Path) -> None:
-    try:
-        if not target.is_file() or target.stat().st_size != source.stat().st_size:
-            write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
-    except OSError as error:
-        raise DataError(
-            f"{source} cannot be copied: {error.strerror}; run describe again to keep the picture"
-        ) from error

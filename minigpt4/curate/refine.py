@@ -1,52 +1,77 @@
-"""Descriptions -> corrections, one at a time or several at once; nothing is lost where it fails."""
+"""Descriptions -> corrections, several at a time; a sample that cannot be corrected stays pending."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from tqdm import tqdm
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.registry import refiners
-from minigpt4.common.schema import Config
-from minigpt4.curate.ledger import Case, Event, Ledger, cases_of
-from minigpt4.curate.refiners import RefineError, Refiner
+from minigpt4.common.schema import ModelConfig, Precision, RefineConfig
+from minigpt4.curate.ledger import Event, Ledger, SampleState
+from minigpt4.curate.refiners.base import RefineError, Refiner
 
 logger = logging.getLogger(__name__)
 
 
-def refine(cfg: Config, ledger: Ledger) -> Counter[str]:
+def refine(
+    settings: RefineConfig, ledger: Ledger, *, model: ModelConfig, seed: int, device: str, precision: Precision
+) -> Counter[str]:
     """Correct every description that has no correction yet.
 
-    One that cannot be corrected now stays pending with the reason, and the next run tries it again.
+    A description that cannot be corrected now stays pending with the reason, and the next run tries it again.
+
+    Args:
+        settings: refiner and its settings.
+        ledger: descriptions, and where each correction is appended as soon as it is there.
+        model: alignment model, whose language model a refiner may use.
+        seed: part of the names of all random generators.
+        device: auto, cpu or cuda.
+        precision: number format of a language model's weights.
 
     Returns:
-        Tokens that this run took.
+        Tokens that this run took, by `prompt_tokens` and `completion_tokens`.
 
     Raises:
-        ConfigError: The refiner is unknown, or a setting of its cannot be used.
+        ConfigError: The refiner is unknown, or one of its settings cannot be used.
         DataError: The refiner cannot correct anything (a wrong key, an unknown model); the reason is in the ledger.
     """
-    cases = [case for case in cases_of(ledger.events()).values() if case.texts and case.text is None]
+    states = [state for state in ledger.states().values() if state.next_step == "refine"]
     usage: Counter[str] = Counter()
-    if not cases:
-        logger.info("no description waits for its correction")
+    if not states:
+        logger.info("no description waits for a correction")
         return usage
-    refiner: Refiner = refiners.get(cfg.curation.refine.refiner)(cfg)
+    build = refiners.get(settings.refiner)
+    refiner: Refiner = build(settings, model=model, seed=seed, device=device, precision=precision)
+    waiting = iter(states)
+    running: set[Future[tuple[Event, bool]]] = set()
     failed: list[Event] = []
-    progress = tqdm(total=len(cases), desc="corrections", disable=None)
-    for event, fatal in _attempts(refiner, cases):
-        ledger.append([event])
-        usage.update(event.get("usage") or {})
-        progress.update()
-        if "error" in event:
-            failed.append(event)
-        if fatal:
-            raise DataError(f"sample {event['sample']}: {event['error']}; mend it, and run refine again")
-    progress.close()
+    fatal: Event | None = None
+    with (
+        tqdm(total=len(states), desc="corrections", disable=None) as progress,
+        ThreadPoolExecutor(refiner.concurrency) as pool,
+    ):
+        while True:
+            # No more than can be worked on: a fatal failure or Ctrl-C then ends the run soon.
+            while fatal is None and len(running) < refiner.concurrency and (state := next(waiting, None)) is not None:
+                running.add(pool.submit(_attempt, refiner, state))
+            if not running:
+                break
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for event, is_fatal in (future.result() for future in done):
+                ledger.append([event])
+                usage.update(event.get("usage") or {})
+                progress.update()
+                if "error" in event:
+                    failed.append(event)
+                if is_fatal:
+                    fatal = event
+    if fatal is not None:
+        raise DataError(f"sample {fatal['sample']}: {fatal['error']}; fix it, and run refine again")
     if failed:
         logger.warning(
             "%d descriptions stay pending; sample %s: %s", len(failed), failed[0]["sample"], failed[0]["error"]
@@ -54,35 +79,28 @@ def refine(cfg: Config, ledger: Ledger) -> Counter[str]:
     return usage
 
 
-def _attempts(refiner: Refiner, cases: list[Case]) -> Iterator[tuple[Event, bool]]:
-    """(event, whether nothing further can be done) of each sample, as they are finished.
+def bill(usage: Mapping[str, int], price_in: float | None, price_out: float | None) -> dict[str, float]:
+    """Tokens, and `cost` where a price is given.
 
-    Only as many are handed out as can be worked on, so that a fatal failure or Ctrl-C ends it soon.
+    Args:
+        usage: tokens by `prompt_tokens` and `completion_tokens`.
+        price_in: price of a million prompt tokens.
+        price_out: price of a million generated tokens.
     """
-    todo = iter(cases)
-    with ThreadPoolExecutor(refiner.concurrency) as pool:
-        running: set[Future[tuple[Event, bool]]] = set()
-        try:
-            while True:
-                while len(running) < refiner.concurrency and (case := next(todo, None)) is not None:
-                    running.add(pool.submit(_attempt, refiner, case))
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                # All that is finished goes to the ledger before the caller can stop at a fatal one.
-                yield from sorted((future.result() for future in done), key=lambda result: result[1])
-        except GeneratorExit:
-            for future in running:
-                future.cancel()
-            raise
+    tokens_in, tokens_out = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
+    costs: dict[str, float] = {"prompt_tokens": tokens_in, "completion_tokens": tokens_out}
+    if price_in is not None or price_out is not None:
+        costs["cost"] = round((tokens_in * (price_in or 0) + tokens_out * (price_out or 0)) / 1e6, 6)
+    return costs
 
 
-def _attempt(refiner: Refiner, case: Case) -> tuple[Event, bool]:
-    event: Event = {"sample": case.sample, "step": "refine"}
-    if not any(text.strip() for text in case.texts):
-        return event | {"text": ""}, False  # the rules will say that it is too short
+def _attempt(refiner: Refiner, state: SampleState) -> tuple[Event, bool]:
+    """The event of one correction, and whether no other description can be corrected either."""
+    event: Event = {"sample": state.sample, "step": "refine"}
+    if not any(text.strip() for text in state.texts):
+        return event | {"text": ""}, False  # the filter rejects it as too short
     try:
-        correction = refiner.refine(case.sample, case.texts)
+        correction = refiner.refine(state.sample, state.texts)
     except RefineError as error:
         return event | {"error": str(error), "usage": error.usage}, error.fatal
     event |= {"text": correction.text, "usage": dict(correction.usage)}

@@ -1,11 +1,10 @@
-"""Decisions of a person, on a page that only this machine can open."""
+"""A reviewer's decisions, on a page that only this machine can open."""
 
 from __future__ import annotations
 
 import html
 import logging
 import secrets
-from collections.abc import Iterator
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,88 +16,106 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.files import asset
-from minigpt4.common.schema import Config
-from minigpt4.curate.ledger import DECISIONS, PENDING, Case, Ledger, Tally, cases_of
+from minigpt4.curate.ledger import DECISIONS, Ledger, SampleState, Tally
 
 logger = logging.getLogger(__name__)
+HOST = "127.0.0.1"
+MAX_FORM_BYTES = 1 << 20
+CONTENT_POLICY = "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; form-action 'self'"
+FILES = {"/review.css": "text/css", "/review.js": "text/javascript"}
+"""Files of the page -> their content types."""
+
+
+def serve(port: int, ledger: Ledger, images: Path) -> None:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        port: port of the page; 0: any free port.
+        ledger: samples to review, and where the decisions are appended.
+        images: folder of {sample}.jpg.
+
+    Raises:
+        ConfigError: The port is taken.
+    """
+    try:
+        server = ReviewServer(port, Review(ledger, images))
+    except OSError as error:
+        raise ConfigError(f"curation.port: {port} cannot be used ({error}); choose another") from error
+    logger.info("open http://%s:%d/ and end with Ctrl-C", HOST, server.server_port)
+    with server, suppress(KeyboardInterrupt):
+        server.serve_forever()
+
+
+def accept_rest(ledger: Ledger) -> int:
+    """Accept everything that the rules kept and that has no decision; returns the number of samples."""
+    waiting = [state.sample for state in ledger.states().values() if state.next_step == "review"]
+    ledger.append({"sample": sample, "step": "review", "decision": "accept", "by": "all"} for sample in waiting)
+    return len(waiting)
 
 
 class Review:
-    """The samples that wait for a decision, and the decisions; shared by the page's threads.
+    """The samples to review and the decisions on them; shared by the page's threads.
 
     Args:
-        ledger: Every decision is on the disk before the page goes on.
-        pictures: Folder of {sample}.jpg.
+        ledger: events so far, and where each decision is appended before the page moves on.
+        images: folder of {sample}.jpg.
     """
 
-    def __init__(self, ledger: Ledger, pictures: Path) -> None:
+    def __init__(self, ledger: Ledger, images: Path) -> None:
         self.ledger = ledger
-        self.pictures = pictures
+        self.images = images
         self.token = secrets.token_urlsafe(16)
         self._lock = Lock()
-        self._cases = cases_of(ledger.events())
+        self._states = ledger.states()
 
-    def next_case(self) -> Case | None:
+    def next_sample(self) -> SampleState | None:
         """The first sample that waits for a decision."""
-        return next(waiting(self._cases), None)
+        return next((state for state in self._states.values() if state.next_step == "review"), None)
 
-    def case(self, sample: str) -> Case | None:
+    def sample(self, sample: str) -> SampleState | None:
         """A sample that has come as far as the review, decided or not."""
-        case = self._cases.get(sample)
-        return case if case is not None and (case.decision is not None or case in waiting(self._cases)) else None
+        state = self._states.get(sample)
+        return state if state is not None and (state.decision or state.next_step == "review") else None
 
     def tally(self) -> Tally:
-        """Where all samples stand."""
-        return Tally.of(self._cases)
+        """The number of samples in each state."""
+        return Tally.of(self._states)
 
     def decide(self, sample: str, decision: str, text: str) -> str | None:
-        """Take a decision, a new one on a sample decided before as well.
+        """Record a decision, which replaces an earlier one.
+
+        Args:
+            sample: id of the sample.
+            decision: one of `DECISIONS`.
+            text: content of the page's text field.
 
         Returns:
-            Why it cannot be taken; None: it is on the disk.
+            Why it is refused; None: it is on the disk.
         """
         text = " ".join(text.split())
         with self._lock:
-            case = self.case(sample)
-            if case is None:
+            state = self.sample(sample)
+            if state is None:
                 return f"sample {sample!r} does not wait for a decision"
             if decision not in DECISIONS:
                 return f"unknown decision {decision!r}; known: {', '.join(DECISIONS)}"
-            if decision == "accept" and text and text != " ".join((case.text or "").split()):
-                decision = "edit"  # what was typed must not be lost by the other button
+            if decision == "accept" and text and text != " ".join((state.text or "").split()):
+                decision = "edit"  # the accept button must not lose what was typed
             if decision == "edit" and not text:
                 return "an edited text should not be empty; reject the sample instead"
             event = {"sample": sample, "step": "review", "decision": decision, "by": "person"}
             event |= {"text": text} if decision == "edit" else {}
             self.ledger.append([event])
-            case.take(event)
+            state.apply(event)
         return None
-
-
-def waiting(cases: dict[str, Case]) -> Iterator[Case]:
-    """Samples that a decision is missing for."""
-    return (case for case in cases.values() if case.status == PENDING and case.waits_for == "review")
-
-
-def accept_rest(ledger: Ledger) -> int:
-    """Accept everything that the rules kept and nobody decided on; how many these were."""
-    cases = list(waiting(cases_of(ledger.events())))
-    ledger.append({"sample": case.sample, "step": "review", "decision": "accept", "by": "all"} for case in cases)
-    return len(cases)
-
-
-HOST = "127.0.0.1"
-LONGEST_FORM = 1 << 20
-POLICY = "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; form-action 'self'"
-FILES = {"/review.css": "text/css", "/review.js": "text/javascript"}
 
 
 class ReviewServer(ThreadingHTTPServer):
     """Serves the page to this machine.
 
     Args:
-        port: 0: any that is free (`server_port` says which).
-        review: The samples and decisions.
+        port: port; 0: any free one, which `server_port` then is.
+        review: samples and decisions.
     """
 
     daemon_threads = True
@@ -112,21 +129,28 @@ class _Handler(BaseHTTPRequestHandler):
     server: ReviewServer
 
     def do_GET(self) -> None:
-        """The page, a picture, or one of the page's files."""
+        """The page, an image, or one of the page's files."""
         if not self._from_this_machine():
             return
         path = unquote(urlsplit(self.path).path)
         review = self.server.review
         if path == "/":
-            self._send(page(review, review.next_case()))
+            self._send(render_page(review, review.next_sample()))
         elif path.startswith("/sample/"):
-            case = review.case(path.removeprefix("/sample/"))
-            self._send(page(review, case)) if case else self._refuse(HTTPStatus.NOT_FOUND, "no such sample to review")
-        elif path.startswith("/image/") and review.case(path.removeprefix("/image/").removesuffix(".jpg")):
-            self._send_picture(path.removeprefix("/image/"))
+            state = review.sample(path.removeprefix("/sample/"))
+            if state is None:
+                self._refuse(HTTPStatus.NOT_FOUND, "no such sample to review")
+            else:
+                self._send(render_page(review, state))
+        elif path.startswith("/image/") and review.sample(path.removeprefix("/image/").removesuffix(".jpg")):
+            try:
+                content = (review.images / path.removeprefix("/image/")).read_bytes()
+            except OSError:
+                self._refuse(HTTPStatus.NOT_FOUND, "the image is missing; run describe again")
+            else:
+                self._send(content, "image/jpeg")
         elif path in FILES:
-            with open(asset(f"review{path}"), "rb") as file:
-                self._send(file.read(), FILES[path])
+            self._send(Path(asset(f"review{path}")).read_bytes(), FILES[path])
         else:
             self._refuse(HTTPStatus.NOT_FOUND, "there is nothing here")
 
@@ -135,8 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not self._from_this_machine():
             return
-        if self.path != "/decide" or not length.isdigit() or int(length) > LONGEST_FORM:
-            self._refuse(HTTPStatus.BAD_REQUEST, "a form sent to /decide is expected")
+        if self.path != "/decide" or not length.isdigit() or int(length) > MAX_FORM_BYTES:
+            self._refuse(HTTPStatus.BAD_REQUEST, "expected a form sent to /decide")
             return
         form = parse_qs(self.rfile.read(int(length)).decode("utf-8", errors="replace"), keep_blank_values=True)
         token, sample, decision, text = (form.get(key, [""])[0] for key in ("token", "sample", "decision", "text"))
@@ -152,20 +176,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _from_this_machine(self) -> bool:
-        """Refuse names that somebody else has pointed at this machine (DNS rebinding)."""
+        """Refuse other host names: any site can point one at this machine (DNS rebinding)."""
         host = (self.headers.get("Host") or "").rpartition(":")[0]
         if host in (HOST, "localhost"):
             return True
         self._refuse(HTTPStatus.FORBIDDEN, f"open this page as http://{HOST}:{self.server.server_port}/")
         return False
-
-    def _send_picture(self, name: str) -> None:
-        try:
-            content = (self.server.review.pictures / name).read_bytes()
-        except OSError:
-            self._refuse(HTTPStatus.NOT_FOUND, "the picture is gone; run describe again")
-            return
-        self._send(content, "image/jpeg")
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
         self._send(html.escape(reason), "text/html", status)
@@ -175,44 +191,27 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind if kind.startswith("image/") else f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Security-Policy", POLICY)
+        self.send_header("Content-Security-Policy", CONTENT_POLICY)
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: decisions are in the ledger."""
+        """Log nothing: decisions are in the ledger."""
 
 
-def page(review: Review, case: Case | None) -> str:
-    """The page of one sample, or the last page; every text in it is escaped."""
-    with open(asset(f"review/{'review' if case else 'done'}.html"), encoding="utf-8") as file:
-        template = Template(file.read())
+def render_page(review: Review, state: SampleState | None) -> str:
+    """The page of a sample, or the last page where there is none; every text in it is escaped."""
+    template = Path(asset(f"review/{'done' if state is None else 'review'}.html")).read_text(encoding="utf-8")
     values = {"tally": str(review.tally()), "token": review.token}
-    if case is not None:
+    if state is not None:
         values |= {
-            "sample": case.sample,
-            "picture": f"/image/{quote(case.sample)}.jpg",
-            "name": str(case.drawn["name"]),
-            "text": case.text or "",
-            "description": case.texts[0] if case.texts else "",
-            "decision": case.decision or "none yet",
+            "sample": state.sample,
+            "image": f"/image/{quote(state.sample)}.jpg",
+            "name": str(state.drawn["name"]),
+            "text": state.text or "",
+            "description": state.texts[0] if state.texts else "",
+            "decision": state.decision or "none yet",
         }
-    return template.substitute({key: html.escape(value, quote=True) for key, value in values.items()})
-
-
-def serve(cfg: Config, ledger: Ledger, pictures: Path) -> str:
-    """Show the page until Ctrl-C.
-
-    Raises:
-        ConfigError: The port is taken.
-    """
-    try:
-        server = ReviewServer(cfg.curation.port, Review(ledger, pictures))
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"curation.port: {cfg.curation.port} cannot be used ({error}); choose another") from error
-    logger.info("open http://127.0.0.1:%d/ and end with Ctrl-C", server.server_port)
-    with server, suppress(KeyboardInterrupt):
-        server.serve_forever()
-    return "ended; every decision is saved"
+    return Template(template).substitute({key: html.escape(value, quote=True) for key, value in values.items()})

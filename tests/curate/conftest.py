@@ -1,10 +1,11 @@
-"""A ledger with samples on their way, and a chat-completions server that misbehaves on request."""
+"""A ledger with samples in any state, and a chat-completions server that misbehaves on request."""
 
 from __future__ import annotations
 
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from minigpt4.common.schema import Config, CurationConfig, RefineConfig
+from minigpt4.common.schema import ModelConfig, Precision, RefineConfig
 from minigpt4.curate.ledger import Event, Ledger
+from minigpt4.curate.refine import refine
 
 TEXT = "There is a large red circle at the top of the picture."
 PROMPTS = Path(__file__).parents[2] / "prompts"
@@ -40,17 +42,17 @@ def kept(number: int) -> Event:
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    """An empty one, open for writing."""
+    """An empty ledger, open for writing."""
     with Ledger(tmp_path / "curation" / "ledger.jsonl") as opened:
         yield opened
 
 
 def fill(ledger: Ledger, count: int, *steps: Callable[[int], Event]) -> None:
-    """Draw so many samples and take each through these steps."""
+    """Draw `count` samples and append the events of `steps` to each."""
     ledger.append(step(number) for number in range(count) for step in (drawn, *steps))
 
 
-def save_pictures(folder: Path, count: int) -> Path:
+def save_images(folder: Path, count: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         Image.new("RGB", (8, 8), (number * 20, 0, 0)).save(folder / f"{number}.jpg")
@@ -58,7 +60,7 @@ def save_pictures(folder: Path, count: int) -> Path:
 
 
 def answer(content: Any, **more: Any) -> str:
-    """The body of a proper answer."""
+    """The body of a valid chat completion."""
     choice = {"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
     usage = {"prompt_tokens": 100, "completion_tokens": 10}
     return json.dumps({"choices": [choice | more], "usage": usage})
@@ -75,7 +77,7 @@ def send(handler: BaseHTTPRequestHandler, body: str, status: int = 200, **header
 
 
 def says(body: str, status: int = 200, **headers: str) -> Behaviour:
-    """Answers so."""
+    """Sends this response."""
     return lambda handler: send(handler, body, status, **headers)
 
 
@@ -85,19 +87,19 @@ def breaks_off(handler: BaseHTTPRequestHandler) -> None:
 
 
 def hangs_up(handler: BaseHTTPRequestHandler) -> None:
-    """Says nothing and closes the connection."""
+    """Closes the connection without a response."""
     handler.close_connection = True
 
 
 def says_nothing(handler: BaseHTTPRequestHandler) -> None:
-    """Keeps the connection open without a word, longer than the client waits."""
+    """Keeps the connection open without a response, longer than the client waits."""
     server = handler.server
     assert isinstance(server, FakeServer)
     server.released.wait(10)
 
 
 def drips(handler: BaseHTTPRequestHandler) -> None:
-    """Sends a byte now and then, so that no single read takes too long."""
+    """Sends byte by byte, so that no single read takes too long."""
     send(handler, "", Content_Length="1000")
     server = handler.server
     assert isinstance(server, FakeServer)
@@ -111,7 +113,7 @@ def drips(handler: BaseHTTPRequestHandler) -> None:
 
 @dataclass
 class FakeServer(ThreadingHTTPServer):
-    """Behaves as told, request by request; after the last behaviour, properly."""
+    """Shows one behaviour a request; after the last, answers properly."""
 
     daemon_threads = True
     behaviours: list[Behaviour] = field(default_factory=list)
@@ -126,7 +128,7 @@ class FakeServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/v1"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is part of the play."""
+        """A client that closes the connection is part of the tests."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -142,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append(({}, dict(self.headers)))
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -157,11 +159,15 @@ def server() -> Iterator[FakeServer]:
     fake.server_close()
 
 
-def config(url: str = "http://127.0.0.1:1/v1", **refine: Any) -> Config:
-    """One that refines by the endpoint at `url`, without waiting between attempts."""
+def endpoint_settings(url: str = "http://127.0.0.1:1/v1", **changes: Any) -> RefineConfig:
+    """Settings of the endpoint refiner: one attempt, and no wait between attempts."""
     settings: dict[str, Any] = {"model": "m", "timeout": 5.0, "attempts": 1, "backoff": 0.0, "max_backoff": 0.0}
     settings |= {"base_url": url, "prompt_path": str(PROMPTS / "curation_refine.txt"), "concurrency": 1}
-    return Config(curation=CurationConfig(refine=RefineConfig(**(settings | refine))))
+    return RefineConfig(**(settings | changes))
+
+
+def refine_all(settings: RefineConfig, ledger: Ledger) -> Counter[str]:
+    return refine(settings, ledger, model=ModelConfig(), seed=42, device="cpu", precision=Precision.auto)
 
 
 def steps_of(events: Sequence[Event], step: str) -> list[Event]:

@@ -1,4 +1,4 @@
-"""The refiner that asks a language model of this machine, with the one that ships."""
+"""The refiner that asks a language model on this machine, here the one that ships."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,9 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.files import PROJECT
 from minigpt4.common.schema import Config
 from minigpt4.curate.__main__ import main, run
-from minigpt4.curate.ledger import Case, Event, Ledger, Tally, cases_of, read_events
-from minigpt4.curate.refine import refine as refine_all
-from minigpt4.curate.refiners import LanguageModelRefiner, RefineError
+from minigpt4.curate.ledger import Event, Ledger, SampleState, Tally, read_events, sample_states
+from minigpt4.curate.refiners import RefineError
+from minigpt4.curate.refiners.language_model import LanguageModelRefiner
 from tests.curate.conftest import described, fill, steps_of
 from tests.runners.project import PARITY_A, logging_restored
 
@@ -28,7 +27,7 @@ OBJECTS = ("large red circle", "small blue star", "medium pink ring", "small gre
 
 
 def options(folder: Path, **refine: object) -> list[str]:
-    """Of a run that refines by the tiny language model; whatever it answers is taken, unless `refine` says else."""
+    """Options of a run that refines by the tiny language model, and by default takes any answer."""
     settings: dict[str, object] = {"refiner": "llm", "max_tokens": 60, "min_overlap": 0.0}
     chosen = [f"curation.refine.{key}={value}" for key, value in (settings | refine).items()]
     return [f"curation.dir={folder}", "run.device=cpu", "model.ckpt=null", *chosen]
@@ -46,25 +45,30 @@ def refinements(folder: Path) -> list[Event]:
     return steps_of(read_events(folder / "ledger.jsonl"), "refine")
 
 
-def corrected(folder: Path, *more: str, **refine: object) -> Counter[str]:
+def refine(folder: Path, *more: str, **settings: object) -> str:
     """Refine what the ledger holds; the tokens that it took."""
-    with Ledger(folder / "ledger.jsonl") as ledger:
-        return refine_all(config(folder, *more, **refine), ledger)
+    return run("refine", config(folder, *more, **settings))[0]
 
 
-def cases(folder: Path) -> list[Case]:
-    return list(cases_of(read_events(folder / "ledger.jsonl")).values())
+def build_refiner(cfg: Config) -> LanguageModelRefiner:
+    return LanguageModelRefiner(
+        cfg.curation.refine, model=cfg.model, seed=42, device="cpu", precision=cfg.evaluation.precision
+    )
+
+
+def states(folder: Path) -> dict[str, SampleState]:
+    return sample_states(read_events(folder / "ledger.jsonl"))
 
 
 def tally(folder: Path) -> tuple[int, int, int, dict[str, int], int]:
     """Samples drawn, accepted, rejected, pending by step, and failed."""
-    counted = Tally.of(cases_of(read_events(folder / "ledger.jsonl")))
+    counted = Tally.of(states(folder))
     return counted.drawn, counted.accepted, counted.rejected.total(), dict(counted.pending), counted.failed
 
 
 @pytest.fixture(scope="module")
 def tiny_refiner(tmp_path_factory: pytest.TempPathFactory) -> LanguageModelRefiner:
-    return LanguageModelRefiner(config(tmp_path_factory.mktemp("none")))
+    return build_refiner(config(tmp_path_factory.mktemp("none")))
 
 
 def prompt_of(refiner: LanguageModelRefiner, description: str) -> str:
@@ -108,9 +112,8 @@ def test_the_command_writes_corrections_and_the_bill(tmp_path: Path, capsys: pyt
 
 DIES = """
 import os, signal, sys
-from minigpt4.curate.__main__ import main, run
-from minigpt4.curate.refine import refine as refine_all
-from minigpt4.curate.refiners import LanguageModelRefiner
+from minigpt4.curate.__main__ import main
+from minigpt4.curate.refiners.language_model import LanguageModelRefiner
 real = LanguageModelRefiner.refine
 
 def refine(self, sample, texts):
@@ -124,49 +127,52 @@ main(sys.argv[1:])
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_corrections(tmp_path: Path) -> None:
-    drawn = {"temperature": 0.7}  # the hardest case: what is drawn must not depend on what was drawn before
-    for name in ("whole", "killed"):
+def test_a_killed_run_resumes_to_the_same_corrections(tmp_path: Path) -> None:
+    sampled = {"temperature": 0.7}  # what is sampled must not depend on what was sampled before
+    for name in ("full", "killed"):
         with Ledger(tmp_path / name / "ledger.jsonl") as ledger:
             fill(ledger, 6, different)
-    corrected(tmp_path / "whole", **drawn)
-    whole = refinements(tmp_path / "whole")
-    arguments = ["refine", "--cfg-path", str(CONFIG), "--options", *options(tmp_path / "killed", **drawn)]
+    refine(tmp_path / "full", **sampled)
+    full = refinements(tmp_path / "full")
+    arguments = ["refine", "--cfg-path", str(CONFIG), "--options", *options(tmp_path / "killed", **sampled)]
     ended = subprocess.run([sys.executable, "-c", DIES, *arguments], capture_output=True, cwd=PROJECT, timeout=240)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert refinements(tmp_path / "killed") == whole[:3]
-    corrected(tmp_path / "killed", **drawn)
-    assert refinements(tmp_path / "killed") == whole  # the first three were not asked for again
-    assert corrected(tmp_path / "killed", **drawn) == Counter()
-    assert len({event["text"] for event in whole}) > 3
+    assert refinements(tmp_path / "killed") == full[:3]
+    refine(tmp_path / "killed", **sampled)
+    assert refinements(tmp_path / "killed") == full  # the first three were not asked for again
+    assert refine(tmp_path / "killed", **sampled) == "this run: prompt_tokens 0, completion_tokens 0"
+    assert len({event["text"] for event in full}) > 3
 
 
 @pytest.mark.parametrize(
-    ("more", "refine", "reason"),
+    ("more", "settings", "reason"),
     [
         (["model.end_sym=There"], {}, "the answer is empty"),  # with which the tiny model begins
-        ([], {"min_overlap": 0.99}, r"the answer shares \d\d% of its words with the description, at least 99%"),
+        (
+            [],
+            {"min_overlap": 0.99},
+            r"the answer shares \d\d% of its words with the description, should be at least 99%",
+        ),
         ([], {"max_tokens": 4}, "the answer is cut at curation.refine.max_tokens, after 4 tokens: 'There"),
     ],
 )
 def test_a_useless_answer_leaves_its_sample_pending(
-    more: list[str], refine: dict[str, object], reason: str, tmp_path: Path
+    more: list[str], settings: dict[str, object], reason: str, tmp_path: Path
 ) -> None:
     with Ledger(tmp_path / "ledger.jsonl") as ledger:
         fill(ledger, 4, different)
-    usage = corrected(tmp_path, *more, **refine)
-    assert usage["completion_tokens"] > 0  # it was asked, and paid for
+    assert "completion_tokens 0" not in refine(tmp_path, *more, **settings)  # it was asked, and paid for
     assert all(re.search(reason, event["error"]) for event in refinements(tmp_path))
     assert tally(tmp_path) == (4, 0, 0, {"refine": 4}, 4)
-    corrected(tmp_path)  # with a model that answers, all are corrected
+    refine(tmp_path)  # with a model that answers, all are corrected
     assert tally(tmp_path) == (4, 0, 0, {"filter": 4}, 0)
 
 
-def test_one_bad_description_does_not_keep_the_others_waiting(tmp_path: Path) -> None:
-    bad = {0: "A picture of <ImageHere>.", 1: "red dog " * 400, 2: "red dog " * 120, 4: " "}
+def test_one_bad_description_does_not_stop_the_others(tmp_path: Path) -> None:
+    bad = {0: "An image of <ImageHere>.", 1: "red dog " * 400, 2: "red dog " * 120, 4: " "}
     with Ledger(tmp_path / "ledger.jsonl") as ledger:
         fill(ledger, 5, lambda number: described(number, bad[number]) if number in bad else different(number))
-    corrected(tmp_path, "model.max_context_len=1000")
+    refine(tmp_path, "model.max_context_len=1000")
     errors = {event["sample"]: event.get("error", "") for event in refinements(tmp_path)}
     assert "sample 0: 1 image placeholder(s) for 0 image(s)" in errors["0"]
     assert "there is room for 1000" in errors["1"]
@@ -178,9 +184,11 @@ def test_one_bad_description_does_not_keep_the_others_waiting(tmp_path: Path) ->
 def test_every_sample_is_accounted_for_to_the_end(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.jsonl") as ledger:
         fill(ledger, 6, lambda number: described(number, "A <ImageHere>") if number == 5 else different(number))
-    corrected(tmp_path)
+    refine(tmp_path)
     cfg = config(tmp_path)
-    cfg.curation.filter.max_words = sorted(len(case.text.split()) for case in cases(tmp_path) if case.text)[2]
+    cfg.curation.filter.max_words = sorted(
+        len(state.text.split()) for state in states(tmp_path).values() if state.text
+    )[2]
     run("filter", cfg)
     run("review", cfg, accept_all=True)
     drawn, accepted, rejected, pending, failed = tally(tmp_path)
@@ -188,15 +196,15 @@ def test_every_sample_is_accounted_for_to_the_end(tmp_path: Path) -> None:
     assert accepted + rejected == 5 and accepted >= 3
 
 
-def test_the_folder_is_looked_for_before_anything_is_asked(tmp_path: Path) -> None:
+def test_the_folder_is_checked_first(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"curation\.refine\.llm_model: folder /nowhere does not exist"):
-        LanguageModelRefiner(config(tmp_path, llm_model="/nowhere"))
+        build_refiner(config(tmp_path, llm_model="/nowhere"))
     with pytest.raises(ConfigError, match=r"no usable tokenizer in "):
-        LanguageModelRefiner(config(tmp_path, llm_model=tmp_path))
+        build_refiner(config(tmp_path, llm_model=tmp_path))
 
 
-def test_its_own_model_comes_before_the_one_that_describes(tmp_path: Path) -> None:
-    refiner = LanguageModelRefiner(config(tmp_path, llm_model=PARITY_A / "llama"))
+def test_its_own_language_model_wins(tmp_path: Path) -> None:
+    refiner = build_refiner(config(tmp_path, llm_model=PARITY_A / "llama"))
     assert refiner.llm.config.hidden_size == 64  # type: ignore[union-attr]
     assert refiner.encoder.tokenizer.vocab_size == 800
     with pytest.raises(RefineError, match="the answer is empty") as failure:  # its weights are random

@@ -1,4 +1,4 @@
-"""The ledger, and what its lines add up to."""
+"""The ledger, and the states that its events leave samples in."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from minigpt4.common.errors import DataError
-from minigpt4.curate.ledger import Ledger, Tally, cases_of, price, read_events
+from minigpt4.curate.ledger import Ledger, Tally, read_events, sample_states
 from tests.curate.conftest import described, drawn, fill, kept, refined
 
 
-def test_what_a_kill_cut_off_is_left_out_and_written_over(tmp_path: Path) -> None:
+def test_a_torn_line_is_ignored_and_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     with Ledger(path) as ledger:
         ledger.append([drawn(0), drawn(1)])
@@ -38,7 +38,7 @@ def test_two_commands_do_not_write_at_once(ledger: Ledger) -> None:
 
 def test_a_surrogate_does_not_end_the_run(ledger: Ledger) -> None:
     ledger.append([drawn(0), described(0, "broken \ud800 text")])
-    assert ledger.events()[1]["texts"] == ["broken ? text"]
+    assert read_events(ledger.path)[1]["texts"] == ["broken ? text"]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_surrogate_does_not_end_the_run(ledger: Ledger) -> None:
 )
 def test_events_that_do_not_fit_are_named(event: dict[str, str], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        cases_of([drawn(0), event])
+        sample_states([drawn(0), event])
 
 
 def test_every_sample_is_counted_once(ledger: Ledger) -> None:
@@ -61,22 +61,16 @@ def test_every_sample_is_counted_once(ledger: Ledger) -> None:
     ledger.append([{"sample": "5", "step": "filter", "rule": "too_short", "reason": "", "rules": "x"}])
     ledger.append([{"sample": "4", "step": "review", "decision": "accept"}])
     ledger.append([{"sample": "1", "step": "refine", "error": "HTTP 500", "usage": {"prompt_tokens": 3}}])
-    cases = cases_of(ledger.events())
-    tally = Tally.of(cases)
+    states = ledger.states()
+    tally = Tally.of(states)
     assert (tally.drawn, tally.accepted, tally.rejected, tally.failed) == (6, 1, Counter({"rule too_short": 1}), 1)
     assert tally.pending == Counter({"describe": 1, "refine": 1, "filter": 1, "review": 1})
     assert str(tally).startswith("6 drawn = 1 accepted + 1 rejected + 4 pending (")
     assert "1 of these after a failure" in str(tally)
-    assert cases["1"].usage["prompt_tokens"] == 3
+    assert states["1"].error == "HTTP 500"
 
 
-def test_a_later_text_is_judged_anew() -> None:
+def test_a_later_text_is_judged_again() -> None:
     events = [drawn(0), described(0, "x"), refined(0), kept(0), refined(0, "Another text.")]
-    assert cases_of(events)["0"].waits_for == "filter"
-    assert cases_of([*events, described(0, "y")])["0"].waits_for == "refine"
-
-
-def test_the_bill() -> None:
-    usage = Counter(prompt_tokens=2_000_000, completion_tokens=500_000)
-    assert price(usage, 0.5, 2.0) == {"prompt_tokens": 2_000_000, "completion_tokens": 500_000, "cost": 2.0}
-    assert "cost" not in price(usage, None, None)
+    assert sample_states(events)["0"].next_step == "filter"
+    assert sample_states([*events, described(0, "y")])["0"].next_step == "refine"

@@ -1,17 +1,16 @@
-"""The refiner that sees nothing but the descriptions."""
+"""The refiner that compares descriptions."""
 
 from __future__ import annotations
 
 import pytest
 
-from minigpt4.common.errors import ConfigError
-from minigpt4.common.schema import Config, CurationConfig, RefineConfig
+from minigpt4.common.schema import RefineConfig
 from minigpt4.curate.refiners import LocalRefiner
 from minigpt4.curate.refiners.local import clean
 
 
 def local(min_support: float = 0.5) -> LocalRefiner:
-    return LocalRefiner(Config(curation=CurationConfig(refine=RefineConfig(refiner="local", min_support=min_support))))
+    return LocalRefiner(RefineConfig(min_support=min_support))
 
 
 @pytest.mark.parametrize(
@@ -25,20 +24,20 @@ def local(min_support: float = 0.5) -> LocalRefiner:
         ("There is a red dog with a red dog and a blue car.", "There is a red dog and a blue car."),
     ],
 )
-def test_repeats_and_fragments_go(text: str, expected: str) -> None:
+def test_repeats_and_fragments_are_removed(text: str, expected: str) -> None:
     assert local().refine("0", [text]).text == expected
 
 
-def test_what_few_descriptions_name_goes() -> None:
+def test_what_few_descriptions_name_is_removed() -> None:
     texts = ["There is a red dog, a green hat and a blue car.", "A red dog is near a blue car.", "One red dog."]
     correction = local().refine("0", texts)
-    assert correction.text == "A red dog is near a blue car."  # right from the beginning, so it reads better
+    assert correction.text == "A red dog is near a blue car."  # right from the beginning
     assert correction.agreement == pytest.approx((1 + 2 / 3) / 2, abs=0.01)
     support = {frozenset({"red", "dog"}): 1.0, frozenset({"green", "hat"}): 0.2, frozenset({"blue", "car"}): 0.7}
     assert clean(texts[0], support, 0.5).text == "There is a red dog and a blue car."
 
 
-def test_the_best_confirmed_description_stands() -> None:
+def test_the_description_with_the_best_support_wins() -> None:
     texts = ["There is a green hat.", "There is a red dog.", "A red dog is there.", "There is a tall red dog."]
     assert local().refine("0", texts).text == "There is a red dog."
 
@@ -51,8 +50,3 @@ def test_a_text_of_fragments_alone_stays_for_the_rules() -> None:
 def test_cleaning_twice_changes_nothing_more() -> None:
     once = local().refine("0", ["Three: a small red dog, a red dog and a blue car. a blue"]).text
     assert local().refine("0", [once]).text == once
-
-
-def test_the_threshold_is_a_share() -> None:
-    with pytest.raises(ConfigError, match=r"curation\.refine\.min_support: 1\.5"):
-        local(1.5)

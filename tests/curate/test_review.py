@@ -12,10 +12,9 @@ from urllib.parse import urlencode
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schema import Config, CurationConfig
-from minigpt4.curate.ledger import Ledger, cases_of, read_events
+from minigpt4.curate.ledger import Ledger, read_events
 from minigpt4.curate.review import Review, ReviewServer, accept_rest, serve
-from tests.curate.conftest import described, fill, kept, refined, save_pictures
+from tests.curate.conftest import described, fill, kept, refined, save_images
 
 EVIL = '</textarea><script>alert("x")</script> & $token'
 
@@ -47,7 +46,7 @@ def browser(ledger: Ledger, tmp_path: Path) -> Iterator[Browser]:
     """Four samples: the first three wait, the fourth was not filtered yet."""
     fill(ledger, 3, lambda n: described(n, "raw"), lambda n: refined(n, EVIL if n == 0 else f"Text {n}."), kept)
     ledger.append([{"sample": "3", "step": "draw", "dataset": "d", "index": 3, "name": "n"}, described(3, "raw")])
-    server = ReviewServer(0, Review(ledger, save_pictures(tmp_path / "image", 4)))
+    server = ReviewServer(0, Review(ledger, save_images(tmp_path / "image", 4)))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield Browser(server)
@@ -78,8 +77,9 @@ def test_every_decision_is_saved_at_once(browser: Browser, ledger: Ledger) -> No
     browser.post(sample="2", decision="edit", text="Better\r\n text 2.")
     assert decisions(ledger)[1:] == [("1", "accept", None), ("2", "edit", "Better text 2.")]
     assert b"Nothing waits for a decision" in browser.get("/")[1]
-    texts = {case.sample: (case.status, case.text) for case in cases_of(read_events(ledger.path)).values()}
-    assert texts["0"][0] == "rejected" and texts["2"] == ("accepted", "Better text 2.")
+    states = ledger.states()
+    assert states["0"].rejected_by == "review"
+    assert states["2"].accepted and states["2"].text == "Better text 2."
 
 
 def test_a_decision_can_be_taken_back(browser: Browser, ledger: Ledger) -> None:
@@ -87,7 +87,7 @@ def test_a_decision_can_be_taken_back(browser: Browser, ledger: Ledger) -> None:
     page = browser.get("/sample/1")[1].decode()
     assert "decision: reject" in page and "Text 1." in page
     browser.post(sample="1", decision="accept", text="Text 1.")
-    assert cases_of(read_events(ledger.path))["1"].status == "accepted"
+    assert ledger.states()["1"].accepted
 
 
 def test_what_was_typed_is_not_lost_by_the_accept_button(browser: Browser, ledger: Ledger) -> None:
@@ -139,12 +139,11 @@ def test_its_files_are_served(browser: Browser) -> None:
 def test_only_this_machine_is_listened_to(ledger: Ledger, tmp_path: Path) -> None:
     with ReviewServer(0, Review(ledger, tmp_path)) as server:
         assert server.server_address[0] == "127.0.0.1"
-        taken = Config(curation=CurationConfig(port=server.server_port))
         with pytest.raises(ConfigError, match=r"curation\.port: \d+ cannot be used"):
-            serve(taken, ledger, tmp_path)
+            serve(server.server_port, ledger, tmp_path)
 
 
 def test_everything_can_be_accepted(browser: Browser, ledger: Ledger) -> None:
     assert accept_rest(ledger) == 3
     assert accept_rest(ledger) == 0
-    assert [case.status for case in cases_of(ledger.events()).values()] == ["accepted"] * 3 + ["pending"]
+    assert [state.accepted for state in ledger.states().values()] == [True] * 3 + [False]

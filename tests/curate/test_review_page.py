@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from minigpt4.curate.ledger import Ledger, Tally, cases_of, read_events
+from minigpt4.curate.ledger import Ledger, Tally
 from minigpt4.curate.review import Review, ReviewServer
 from tests.curate.conftest import described, fill, kept, refined
 from tests.curate.test_review import decisions
@@ -19,7 +19,7 @@ from tests.scenes import pictures
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 PATIENCE = 40
-"""Seconds; of a machine that is doing something else too."""
+"""Seconds to wait for a page, on a busy machine."""
 NOTHING = "Nothing waits for a decision."
 MARKUP = "</textarea><script>window.hit=1</script><img src=x onerror='window.hit=1'> <b>bold</b> &amp; $token"
 TEXTS = (
@@ -46,7 +46,7 @@ class Page:
 
     @property
     def written(self) -> str:
-        """What stands in the text field."""
+        """Content of the text field."""
         return str(self.all("#text")[0].get_attribute("value"))
 
     def until(self, condition: Callable[[], Any]) -> None:
@@ -163,7 +163,7 @@ def test_a_decision_is_taken_back(page: Page, ledger: Ledger) -> None:
     page.keys("r")
     page.shows(1, "0 accepted + 1 rejected + 3 pending")
     assert [decision for _, decision, _ in decisions(ledger)] == ["reject", "accept", "reject"]
-    tally = Tally.of(cases_of(read_events(ledger.path)))
+    tally = Tally.of(ledger.states())
     assert (tally.accepted, tally.rejected["review"], tally.pending["review"]) == (0, 1, 3)
 
 
@@ -195,11 +195,11 @@ def test_markup_is_shown_as_text(page: Page, ledger: Ledger) -> None:
     assert len(page.all("img")) == 1 and not page.all("b") and len(page.all("script")) == 1
     page.click("accept")
     page.shows(3, "3 accepted")
-    assert decisions(ledger)[2] == ("2", "accept", None)  # as it is: the browser changed nothing in it
+    assert decisions(ledger)[2] == ("2", "accept", None)  # the browser changed nothing in it
 
 
 def test_a_key_held_down_decides_once(page: Page, ledger: Ledger) -> None:
-    """The keyboard repeats it, by then on the page of a sample that nobody has seen."""
+    """The keyboard repeats it, by then on the next sample's page."""
     press = "document.dispatchEvent(new KeyboardEvent('keydown', {repeat: arguments[0], ...arguments[1]}))"
     for held in ({"key": "a"}, {"key": "r"}, {"key": "Enter", "ctrlKey": True}):
         page.window.execute_script(press, True, held)

@@ -7,7 +7,7 @@ if (back && before) back.href = "/sample/" + encodeURIComponent(before);
 else if (back) back.remove();
 
 document.addEventListener("keydown", (event) => {
-  if (event.repeat) return; // a key held down must not decide on the next sample, which nobody has seen
+  if (event.repeat) return; // a key held down must not decide on the next sample as well, unseen
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) return press("edit");
   if (event.key === "Escape") return text?.blur();
   if (document.activeElement === text || event.ctrlKey || event.metaKey || event.altKey) return;

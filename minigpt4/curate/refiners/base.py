@@ -5,25 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.files import require_path
-from minigpt4.common.schema import Config
+from minigpt4.common.files import read_text, require_path
+from minigpt4.common.schema import ModelConfig, Precision, RefineConfig
 from minigpt4.evaluation.fluency import words
-
-
-def correction_request(path: str | None) -> str:
-    """What `curation.refine.prompt_path` says, on one line.
-
-    Raises:
-        ConfigError: The file is missing or empty.
-    """
-    file: Path = require_path(path, "curation.refine.prompt_path")
-    text = " ".join(file.read_text(encoding="utf-8").split())
-    if not text:
-        raise ConfigError(f"curation.refine.prompt_path: {file} is empty; write the request for a correction into it")
-    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +17,9 @@ class Correction:
     """A refiner's answer.
 
     Attributes:
-        text: The corrected description.
-        agreement: Support by the picture's other descriptions, 0 to 1; None where they were not compared.
-        usage: Tokens taken, by `prompt_tokens` and `completion_tokens`.
+        text: corrected description.
+        agreement: support by the image's other descriptions, 0 to 1; None where the refiner does not measure it.
+        usage: tokens that it took, by `prompt_tokens` and `completion_tokens`.
     """
 
     text: str
@@ -45,64 +31,96 @@ class RefineError(Exception):
     """One description could not be corrected now; it stays pending, with this reason.
 
     Args:
-        reason: What happened.
-        usage: Tokens that were paid for nevertheless.
-        fatal: No other description can be corrected either (a wrong key, an unknown model).
+        reason: what happened.
+        usage: tokens that were paid for nevertheless.
+        fatal: no other description can be corrected either (a wrong key, an unknown model).
+        retry_after: seconds after which the refiner asks for another attempt; None: it does not say.
     """
 
-    def __init__(self, reason: str, usage: Mapping[str, int] | None = None, *, fatal: bool = False) -> None:
+    def __init__(
+        self,
+        reason: str,
+        usage: Mapping[str, int] | None = None,
+        *,
+        fatal: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(reason)
         self.usage = dict(usage or {})
         self.fatal = fatal
+        self.retry_after = retry_after
 
 
 class Refiner(ABC):
-    """One way to correct descriptions.
+    """One way to correct descriptions; a subclass accepts, and may ignore, all of these arguments.
 
     Args:
-        cfg: The configuration; everything that can be wrong with it is found here.
+        settings: refiner's section of the configuration.
+        model: alignment model, whose language model a refiner may use.
+        seed: part of the names of all random generators.
+        device: auto, cpu or cuda.
+        precision: number format of a language model's weights.
+
+    Raises:
+        MiniGPT4Error: A setting cannot be used.
     """
 
     concurrency: int = 1
     """Descriptions corrected at the same time, by as many threads."""
 
     @abstractmethod
-    def __init__(self, cfg: Config) -> None: ...
+    def __init__(
+        self, settings: RefineConfig, *, model: ModelConfig, seed: int, device: str, precision: Precision
+    ) -> None: ...
 
     @abstractmethod
     def refine(self, sample: str, texts: Sequence[str]) -> Correction:
-        """Correct a picture's description.
+        """Correct an image's description.
 
         Args:
-            sample: Id of the sample.
-            texts: The description, then further ones of the same picture, if any.
+            sample: id of the sample.
+            texts: description to correct, then further ones of the same image, if any.
 
         Raises:
-            RefineError: It cannot be done now.
+            RefineError: It cannot be corrected now.
         """
 
 
-def checked(answer: str, description: str, least: float, usage: Mapping[str, int]) -> Correction:
-    """An answer of a language model as a correction, if it is one.
-
-    Args:
-        answer: What came.
-        description: What was to be corrected.
-        least: Share of the answer's words that the description must hold.
-        usage: Tokens taken.
+def read_request(path: str | None) -> str:
+    """The request for a correction in the file `curation.refine.prompt_path`, on one line.
 
     Raises:
-        RefineError: It is empty, or about something else.
+        ConfigError: The file does not exist or is empty.
+        DataError: It is not UTF-8.
+    """
+    file = require_path(path, "curation.refine.prompt_path")
+    text = " ".join(read_text(file).split())
+    if not text:
+        raise ConfigError(f"curation.refine.prompt_path: {file} is empty; write the request for a correction into it")
+    return text
+
+
+def validate_correction(answer: str, description: str, min_overlap: float, usage: Mapping[str, int]) -> Correction:
+    """A language model's answer as a correction.
+
+    Args:
+        answer: text that the language model generated.
+        description: text to be corrected.
+        min_overlap: share of the answer's words that the description must contain.
+        usage: tokens that the answer took.
+
+    Raises:
+        RefineError: The answer is empty, or about something else.
     """
     text = " ".join(answer.split())
-    said = words(text)
-    if not said:
+    answered = words(text)
+    if not answered:
         raise RefineError("the answer is empty", usage)
     known = set(words(description))
-    overlap = sum(word in known for word in said) / len(said)
-    if overlap < least:
+    overlap = sum(word in known for word in answered) / len(answered)
+    if overlap < min_overlap:
         raise RefineError(
-            f"the answer shares {overlap:.0%} of its words with the description, at least {least:.0%} is expected: "
+            f"the answer shares {overlap:.0%} of its words with the description, should be at least {min_overlap:.0%}: "
             f"{text[:80]!r}",
             usage,
         )

@@ -1,4 +1,4 @@
-"""Correction without a language model: repeats and fragments go, and what a picture's descriptions do not agree on."""
+"""Correction without a language model: removes repeats, fragments, and what an image's descriptions do not agree on."""
 
 from __future__ import annotations
 
@@ -6,26 +6,56 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from minigpt4.common.registry import refiners
-from minigpt4.common.schema import Config
+from minigpt4.common.schema import RefineConfig
 from minigpt4.curate.refiners.base import Correction, Refiner
 from minigpt4.evaluation.fluency import is_fragment, sentences, things, words
 
-_BETWEEN_ITEMS = re.compile(r"(,?\s+(?:together with|and|with|while|which is)\s+|[,;:]\s+)")
 Support = Mapping[frozenset[str], float]
+"""Thing -> share of the image's descriptions that name it."""
 DROP_COST = 0.1
-"""What an item taken out costs a description: one that was right from the beginning reads better."""
+"""Score that each removed item costs: a description that was right from the beginning reads better."""
+_BETWEEN_ITEMS = re.compile(r"(,?\s+(?:together with|and|with|while|which is)\s+|[,;:]\s+)")
+
+
+@refiners.register("local")
+class LocalRefiner(Refiner):
+    """Compares an image's descriptions, and sees nothing else.
+
+    A thing is what `fluency.things` finds; its support is the share of the descriptions that name it. From each
+    description, items that name a thing again or a thing with too little support are removed, then sentences that are
+    fragments or add nothing. The description with the best support is the correction.
+
+    Args:
+        settings: `min_support` is the least support of a thing that stays.
+    """
+
+    def __init__(self, settings: RefineConfig, **_: Any) -> None:
+        self.min_support = settings.min_support
+
+    def refine(self, sample: str, texts: Sequence[str]) -> Correction:
+        """The cleaned description with the best support; the main one unchanged if nothing of any can be used."""
+        votes = Counter(thing for text in texts for thing in set(things(text)))
+        support = {thing: number / len(texts) for thing, number in votes.items()}
+        cleaned = [clean(text, support, self.min_support) for text in texts]
+        best = max(cleaned, key=lambda item: item.score)  # the first of equals: rather the main description
+        if not best.text:
+            return Correction(texts[0], agreement=0.0)
+        agreement = sum(support[thing] for thing in best.named) / len(best.named) if best.named else 0.0
+        return Correction(best.text, agreement=agreement)
 
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """A description after cleaning.
+    """A cleaned description.
 
     Attributes:
-        text: What is left of it.
-        named: The things it names.
-        score: Of the things named, how many more the picture's descriptions confirm than contradict.
+        text: remaining text; empty: nothing of it can be used.
+        named: things that it names.
+        score: sum over these things of their support minus the share of descriptions without them, less the cost of
+            removed items.
     """
 
     text: str
@@ -33,37 +63,13 @@ class Cleaned:
     score: float
 
 
-@refiners.register("local")
-class LocalRefiner(Refiner):
-    """Sees the descriptions and nothing else.
-
-    A thing is what `fluency.things` finds. Its support is the share of the picture's descriptions that name it. From
-    each description, items that name a thing again or name one with too little support are taken out, then sentences
-    that are fragments or add nothing. The one that is best confirmed stands.
-    """
-
-    def __init__(self, cfg: Config) -> None:
-        self.min_support = cfg.curation.refine.min_support
-
-    def refine(self, sample: str, texts: Sequence[str]) -> Correction:
-        """The best confirmed of the cleaned descriptions; one without anything usable stays as it is."""
-        votes = Counter(thing for text in texts for thing in set(things(text)))
-        support = {thing: number / len(texts) for thing, number in votes.items()}
-        cleaned = [clean(text, support, self.min_support) for text in texts]
-        best = max(cleaned, key=lambda item: item.score)  # of equals the first, the main description
-        if not best.text:
-            return Correction(texts[0], agreement=0.0)
-        agreement = sum(support[thing] for thing in best.named) / len(best.named) if best.named else 0.0
-        return Correction(best.text, agreement=agreement)
-
-
 def clean(text: str, support: Support, min_support: float) -> Cleaned:
-    """Take repeats, fragments and what is not confirmed out of a description.
+    """Remove repeats, fragments and unsupported items from a description.
 
     Args:
-        text: The description.
-        support: Thing -> share of descriptions that name it.
-        min_support: Items that name a thing with less are taken out.
+        text: description.
+        support: support of each thing.
+        min_support: items that name a thing with less are removed.
     """
     kept: list[str] = []
     named: list[frozenset[str]] = []
@@ -85,7 +91,7 @@ def clean(text: str, support: Support, min_support: float) -> Cleaned:
 def _without_items(
     sentence: str, support: Support, min_support: float, named: Sequence[frozenset[str]]
 ) -> tuple[str, int]:
-    """A sentence without the items that repeat or are not confirmed, and how many these were; the first item stays."""
+    """A sentence without repeated and unsupported items, and how many were removed; the first item stays."""
     body, end = sentence[:-1], sentence[-1]
     first, *rest = _BETWEEN_ITEMS.split(body)
     seen = {*named, *things(first)}
@@ -96,8 +102,8 @@ def _without_items(
             dropped += 1
             continue
         if dropped and not found:
-            continue  # "and to the right of it" hangs on what was taken out
-        # A colon leads into a list: whatever comes first after it needs no other link.
+            continue  # "and to the right of it" refers to what was removed
+        # A colon begins a list: its first item needs no other link.
         result += (rest[0] if result is first and rest[0].startswith(":") else link) + item
         seen.update(found)
     return result + end, dropped

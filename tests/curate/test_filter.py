@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from minigpt4.common.schema import Config, CurationConfig, FilterConfig
+from minigpt4.common.schema import FilterConfig
 from minigpt4.curate.filter import apply_rules, broken_rule
-from minigpt4.curate.ledger import Ledger, Tally, cases_of
+from minigpt4.curate.ledger import Ledger, Tally
 from tests.curate.conftest import TEXT, described, fill, refined
 
 GOOD = "The image shows a brown dog on the grass. It looks at a red ball that lies in front of it."
@@ -51,7 +51,7 @@ def test_agreement_counts_where_there_is_one() -> None:
     assert broken_rule(GOOD, 0.6, limits) is None
     assert broken_rule(GOOD, 0.59, limits) == (
         "agreement",
-        "supported by 0.59 of the picture's descriptions, at least 0.60 is expected",
+        "supported by 0.59 of the image's descriptions, should be at least 0.60",
     )
 
 
@@ -61,16 +61,16 @@ def test_other_alphabets_are_not_english() -> None:
 
 
 def judged(ledger: Ledger, **limits: object) -> dict[str, int]:
-    return dict(apply_rules(Config(curation=CurationConfig(filter=FilterConfig(**limits))), ledger))
+    return dict(apply_rules(FilterConfig(**limits), ledger))
 
 
-def test_a_rerun_changes_nothing_and_other_thresholds_judge_anew(ledger: Ledger) -> None:
+def test_a_rerun_changes_nothing_and_other_thresholds_judge_again(ledger: Ledger) -> None:
     fill(ledger, 3, lambda number: described(number, TEXT), lambda number: refined(number, BROKEN["too_short"]))
     ledger.append([refined(1, GOOD)])
     assert judged(ledger) == {"too_short": 2, "kept": 1}
     assert judged(ledger) == {}
-    assert str(Tally.of(cases_of(ledger.events()))).startswith("3 drawn = 0 accepted + 2 rejected + 1 pending")
+    assert str(Tally.of(ledger.states())).startswith("3 drawn = 0 accepted + 2 rejected + 1 pending")
     ledger.append([{"sample": "1", "step": "review", "decision": "accept", "by": "person"}])
-    assert judged(ledger, min_words=2) == {"kept": 2}  # what a person decided on is not asked again
-    tally = Tally.of(cases_of(ledger.events()))
+    assert judged(ledger, min_words=2) == {"kept": 2}  # what a reviewer decided on is not judged again
+    tally = Tally.of(ledger.states())
     assert (tally.accepted, tally.rejected.total(), tally.pending["review"]) == (1, 0, 2)
