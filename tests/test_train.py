@@ -72,7 +72,7 @@ def without_placeholder(project: Project) -> str:
 
 
 def broken_rows(project: Project) -> str:
-    (project.folder / "broken.jsonl").write_text('{"image": "picture_0.png", "answer": "a"}\n{"image": \n')
+    (project.folder / "broken.jsonl").write_text('{"image": "image_0.png", "answer": "a"}\n{"image": \n')
     return "broken.jsonl"
 
 
@@ -82,7 +82,7 @@ def broken_rows(project: Project) -> str:
         ("run.max_epoc=3", None, ["run.max_epoc", "did you mean 'max_epoch'"]),
         ("run.max_epoch=many", None, ["run.max_epoch", "many"]),
         ("model.llama_model=nowhere", None, ["model.llama_model", "nowhere", "MINIGPT4_WEIGHTS"]),
-        ("datasets.pictures.annotations=none.jsonl", None, ["none.jsonl", "MINIGPT4_DATA"]),
+        ("datasets.shapes.annotations=none.jsonl", None, ["none.jsonl", "MINIGPT4_DATA"]),
         ("run.valid_splits=[dev]", None, ["there is no split 'dev'", "train (24)", "val (7)"]),
         ("run.lr_sched=cosine", None, ["unknown learning-rate schedule 'cosine'", "linear_warmup_cosine_lr"]),
         ("run.task=captioning", None, ["unknown task 'captioning'"]),
@@ -92,7 +92,7 @@ def broken_rows(project: Project) -> str:
         ("model.ckpt=", truncated, ["truncated.pth is truncated"]),
         ("model.ckpt=", lambda p: damaged(p, "code.pth", {"model": Payload()}), ["code.pth", "would run code"]),
         ("model.prompt_path=", without_placeholder, ["bad_prompts.txt, line 1", "<ImageHere>"]),
-        ("datasets.pictures.annotations=", broken_rows, ["broken.jsonl, line 2", "broken JSON"]),
+        ("datasets.shapes.annotations=", broken_rows, ["broken.jsonl, line 2", "broken JSON"]),
         ("run.resume_ckpt_path=", truncated, ["truncated.pth is truncated"]),
     ],
 )

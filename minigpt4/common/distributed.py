@@ -26,7 +26,7 @@ TIMEOUT = timedelta(minutes=10)
 ROLL_CALL = timedelta(seconds=5)
 """Time for the remaining ranks to find out which are missing."""
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-"""Environment variable that gives every attempt of a launch a store of its own."""
+"""Environment variable that gives every attempt of a launch a store of its own, with the rendezvous backend c10d."""
 LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|timeout|barrier", re.IGNORECASE)
 
 
@@ -200,12 +200,13 @@ def _check_restart() -> None:
     """Refuse to join a store that outlived its workers.
 
     torchrun's agent keeps one store for all attempts of a launch. After a restart it still holds the addresses of dead
-    workers, and a worker that reads one cannot connect, or waits until the timeout (pytorch/pytorch#135712).
+    workers, and a worker that reads one cannot connect, or waits until the timeout (pytorch/pytorch#135712). The
+    rendezvous backend c10d, which `--standalone` uses too, can be told not to; the default, static, cannot.
     """
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and int(os.environ.get("WORLD_SIZE") or 1) > 1
     if not shared or not restarts_allowed():
         return
-    advice = f"start torchrun with the environment variable {OWN_STORE}=1"
+    advice = f"set the environment variable {OWN_STORE}=1 and start torchrun with --standalone or --rdzv-backend=c10d"
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0:
         raise ConfigError(
             "torchrun restarted the workers with the rendezvous store of the failed attempt, on which they may hang; "

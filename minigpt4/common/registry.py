@@ -20,7 +20,7 @@ class Registry(Generic[T]):
 
     Args:
         kind: What an entry is, as error messages call it ("model").
-        package: The package whose import registers every entry.
+        package: module (or package) whose import registers every entry.
     """
 
     def __init__(self, kind: str, package: str) -> None:
@@ -65,6 +65,6 @@ readers: Registry[Any] = Registry("annotation reader", "minigpt4.datasets.reader
 processors: Registry[Any] = Registry("processor", "minigpt4.processors")
 models: Registry[Any] = Registry("model", "minigpt4.models")
 tasks: Registry[Any] = Registry("task", "minigpt4.tasks")
-runners: Registry[Any] = Registry("runner", "minigpt4.runners")
-schedules: Registry[Any] = Registry("learning-rate schedule", "minigpt4.runners")
+runners: Registry[Any] = Registry("runner", "minigpt4.runners.trainer")
+schedules: Registry[Any] = Registry("learning-rate schedule", "minigpt4.runners.optim")
 refiners: Registry[Any] = Registry("refiner", "minigpt4.curate.refiners")

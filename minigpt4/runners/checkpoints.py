@@ -1,4 +1,4 @@
-"""The files of a run: its folder, its checkpoints, and resuming from them."""
+"""The files of a run: its folder, its checkpoints, and the check that a checkpoint belongs to the run that resumes."""
 
 from __future__ import annotations
 
@@ -17,200 +17,31 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minigpt4.common.checkpoint import read_checkpoint, write_checkpoint
+from minigpt4.common.distributed import restarts_allowed
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.common.files import write_atomically
+from minigpt4.common.files import remove_temporary_files, write_atomically, write_text
+from minigpt4.common.logging import truncate_log
 from minigpt4.common.schema import RunConfig
 from minigpt4.runners.optim import Plan
 
 logger = logging.getLogger(__name__)
 
-
-def seed_all(seed: int) -> None:
-    """Seed python, numpy and torch (all devices)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def rng_state() -> dict[str, Any]:
-    """The generators' states, of types that torch loads with `weights_only=True`."""
-    version, words, gauss = random.getstate()
-    numpy_state: Any = np.random.get_state()
-    name, keys, position, has_gauss, cached = numpy_state
-    state: dict[str, Any] = {
-        "python": [version, list(words), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Put the generators into a state that `rng_state` returned."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def check_run_folder(run: RunConfig, resumed: Path | None = None) -> None:
-    """Refuse a folder that would mix two runs; done before the large files are read.
-
-    Args:
-        run: `run_dir` is looked at, where it is set.
-        resumed: Checkpoint to go on from; its own folder is the run's.
-
-    Raises:
-        ConfigError: `run_dir` holds another run's checkpoints, or is not the resumed checkpoint's folder.
-    """
-    if run.run_dir is None:
-        return
-    folder = Path(run.run_dir)
-    if resumed is not None:
-        if folder.resolve() != resumed.parent.resolve():
-            raise ConfigError(
-                f"run.run_dir is {folder}, but run.resume_ckpt_path lies in {resumed.parent}, where the run goes on; "
-                "leave run.run_dir out"
-            )
-    elif any(folder.glob("checkpoint_*.pth")):
-        raise ConfigError(
-            f"run.run_dir: {folder} holds the checkpoints of another run; go on with it by "
-            "--options run.resume_ckpt_path=auto, or choose another folder"
-        )
-
-
-def make_run_folder(run: RunConfig, resumed: Path | None = None) -> Path:
-    """The run's folder, made where needed; to be called in the main process only.
-
-    Args:
-        run: `run_dir` is taken as it is; else a new folder is made below `output_dir`.
-        resumed: Checkpoint to go on from; its own folder is the run's.
-
-    Raises:
-        ConfigError: It cannot be made.
-    """
-    try:
-        if resumed is not None:
-            return resumed.parent
-        if run.run_dir is not None:
-            Path(run.run_dir).mkdir(parents=True, exist_ok=True)
-            return Path(run.run_dir)
-        return new_folder(Path(run.output_dir) / run.job_name)
-    except OSError as error:
-        raise ConfigError(f"the run folder cannot be made: {error}; set run.output_dir or run.run_dir") from error
-
-
-def new_folder(parent: Path) -> Path:
-    """A folder below `parent` that nobody else has, named by the time."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    parent.mkdir(parents=True, exist_ok=True)
-    for number in range(1, 1000):
-        folder = parent / (stamp if number == 1 else f"{stamp}-{number}")
-        try:
-            folder.mkdir()  # fails where it exists, so that two runs started together never share one
-        except FileExistsError:
-            continue
-        return folder
-    raise ConfigError(f"no free run folder below {parent}")
-
-
-def write_config(folder: Path, resolved: dict[str, Any]) -> None:
-    """Put the resolved configuration into the run folder."""
-    text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
-    write_atomically(folder / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
+AUTO = "auto"
+"""`run.resume_ckpt_path`: resume from the latest valid checkpoint in `run.run_dir`, if there is one."""
 LAST = "checkpoint_last.pth"
+"""Checkpoint within an epoch."""
 BEST = "checkpoint_best.pth"
+"""Copy of the checkpoint with the lowest validation loss."""
 RESUME_KEYS = ("model", "optimizer", "scaler", "epoch", "step", "rng", "progress", "run")
-
-
-def epoch_file(epoch: int) -> str:
-    """Name of the checkpoint at the end of an epoch, counted from 0 as in the published runs."""
-    return f"checkpoint_{epoch}.pth"
-
-
-def save(folder: Path, name: str, content: Mapping[str, Any]) -> Path:
-    """Write a checkpoint whole, and beside it the trained tensors alone as .safetensors with their metadata.
-
-    Args:
-        folder: The run's.
-        name: `epoch_file(...)`, LAST or BEST.
-        content: With "model" (names -> tensors) and "metadata" (names -> strings).
-    """
-    path = folder / name
-    write_checkpoint(path, content)
-    tensors: dict[str, Tensor] = {key: value.contiguous() for key, value in content["model"].items()}
-    metadata: dict[str, str] = content["metadata"]
-    write_atomically(
-        path.with_suffix(".safetensors"), lambda temporary: save_file(tensors, temporary, metadata=metadata)
-    )
-    return path
-
-
-def read_resumable(path: Path) -> dict[str, Any]:
-    """A checkpoint that a run can go on from.
-
-    Raises:
-        CheckpointError: It cannot be read, or holds weights only.
-    """
-    content = read_checkpoint(path)
-    missing = [key for key in RESUME_KEYS if key not in content]
-    if missing:
-        raise CheckpointError(
-            f"{path} holds weights but no state of a run to go on from (missing: {', '.join(missing)}); "
-            f"to start a new run from its weights, set model.ckpt={path} and leave run.resume_ckpt_path out"
-        )
-    return content
-
-
-def latest_valid_checkpoint(folder: Path, after: int = 0) -> Path | None:
-    """The newest checkpoint that can be read; a broken one is passed over with a warning. None: there is none.
-
-    The best one is a copy of another, so it is looked at last.
-
-    Args:
-        folder: The run's.
-        after: Only checkpoints written after this time count (`latest_checkpoint_time`).
-
-    Raises:
-        CheckpointError: There are checkpoints, but none is whole.
-    """
-    times = {path: time for path, time in _written(folder).items() if time > after}
-    files = sorted(times, key=lambda path: (path.name != BEST, times[path]), reverse=True)
-    for path in files:
-        try:
-            read_resumable(path)
-        except CheckpointError as error:
-            logger.warning("%s; trying the checkpoint before it", error)
-            continue
-        return path
-    if files:
-        raise CheckpointError(
-            f"no checkpoint in {folder} is whole ({len(files)} tried); move them away to start from the beginning"
-        )
-    return None
-
-
-def latest_checkpoint_time(folder: Path) -> int:
-    """When the newest checkpoint of a folder was written, whole or not: modification time in ns; 0: there is none."""
-    return max(_written(folder).values(), default=0)
-
-
-def _written(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in folder.glob("checkpoint_*.pth")}
-
-
+"""Entries of a checkpoint without which no run can be resumed."""
 IGNORED_KEYS = (
     "paths.*",
     "evaluation.*",
     "curation.*",
     "model.ckpt",  # the checkpoint's own weights take its place
+    "run.batch_size",  # with accum_grad_iters and the ranks, it makes Plan.global_batch, which is compared
+    "run.accum_grad_iters",
+    "run.eval_batch_size",
     "run.num_workers",
     "run.log_freq",
     "run.save_freq",
@@ -221,19 +52,20 @@ IGNORED_KEYS = (
     "run.output_dir",
     "run.run_dir",
     "run.resume_ckpt_path",
-    "datasets.*.batch_size",  # with these two, the samples of a step count: Plan.global_batch is compared
-    "run.accum_grad_iters",
+    "datasets.*.batch_size",  # until these two moved to `run`
     "datasets.*.eval_batch_size",
+    "datasets.*.reader",  # what it reads is compared by content; for shards, older checkpoints say "none"
     "datasets.*.shard_index",
-    "datasets.*.bad_shards",  # which shards are used is compared by content
+    "datasets.*.bad_shards",  # the shards that are used are compared by content
     "datasets.*.feature_cache",  # changes the numbers by float16 rounding only
 )
+"""Differences between a checkpoint's configuration and the run's that do not matter."""
 WARN_KEYS = (
     "run.max_epoch",  # stretches the cosine
     "run.valid_splits",
     "run.amp",
     "model.precision",
-    "model.vit_weights",  # files may have moved; what is in them is compared by fingerprint
+    "model.vit_weights",  # files may have moved; their content is compared by fingerprint
     "model.q_former_model",
     "model.llama_model",
     "model.prompt_path",
@@ -242,91 +74,148 @@ WARN_KEYS = (
     "datasets.*.shards",
     "datasets.*.prompts",
 )
+"""Differences that may matter; all others are refused."""
 OPEN_ENDED_KEYS = ("model.vit_args.*", "model.q_former_args.*")
 """Only here is a key that the checkpoint lacks a difference; elsewhere it is an option added to the project since."""
 
 
-def find_resume_point(run: RunConfig) -> Path | None:
-    """The checkpoint to go on from; None: start from the beginning. To be called in the main process only.
+def check_restartable(run: RunConfig) -> None:
+    """Refuse a launch whose restarted workers would not find their run.
 
     Raises:
-        ConfigError: `auto` without a run_dir.
-        CheckpointError: The checkpoint named cannot be gone on from.
+        ConfigError: torchrun may restart workers, but `run_dir` and `resume_ckpt_path` do not lead them back.
     """
-    if run.resume_ckpt_path is None:
-        return None
-    if run.resume_ckpt_path != "auto":
-        path = Path(run.resume_ckpt_path)
-        read_resumable(path)
-        return path
-    if run.run_dir is None:
+    if restarts_allowed() and (run.run_dir is None or run.resume_ckpt_path != AUTO):
         raise ConfigError(
-            "run.resume_ckpt_path: auto looks into run.run_dir, which is not set; set it to the run's folder, "
-            "or name a checkpoint"
+            "torchrun --max-restarts: restarted workers find their run only in a fixed folder; set "
+            f"--options run.run_dir=FOLDER run.resume_ckpt_path={AUTO}, or leave --max-restarts out"
         )
-    found = latest_valid_checkpoint(Path(run.run_dir))
-    if found is None:
-        logger.info("%s holds no checkpoint yet: starting from the beginning", run.run_dir)
-    return found
 
 
-def data_identity(datasets: Mapping[str, Any]) -> dict[str, str]:
-    """A digest of what each dataset trains on."""
-    return {name: dataset.identity() for name, dataset in datasets.items()}
+def run_identity(config: Mapping[str, Any], plan: Plan, datasets: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries "config" and "run" of every checkpoint, which say what run it belongs to.
 
-
-def run_identity(plan: Plan, data: Mapping[str, str]) -> dict[str, Any]:
-    """What a checkpoint remembers of its run beyond the configuration."""
-    return {
+    Args:
+        config: resolved configuration in plain form.
+        plan: steps and batch sizes.
+        datasets: training datasets by name.
+    """
+    run = {
         "steps_per_epoch": plan.steps_per_epoch,
         "global_batch": plan.global_batch,
         "world_size": plan.world_size,
-        "data": dict(data),
+        "data": {name: dataset.identity() for name, dataset in datasets.items()},
     }
+    return {"config": dict(config), "run": run}
 
 
-def check_same_run(
-    content: Mapping[str, Any], resolved: Mapping[str, Any], identity: Mapping[str, Any], path: Path
-) -> None:
-    """Refuse to go on where the run would become another one; warn of what may matter.
+def find_resume_point(run: RunConfig, identity: Mapping[str, Any]) -> Path | None:
+    """The checkpoint to resume from; None: start from the beginning. To be called on rank 0 only.
 
     Args:
-        content: Of the checkpoint.
-        resolved: The configuration now.
-        identity: `run_identity` now.
-        path: Of the checkpoint, for messages.
+        run: section `run` of the configuration.
+        identity: `run_identity` of this run.
+
+    Raises:
+        ConfigError: `auto` without a run_dir, a checkpoint of another run, or a run_dir that holds another run.
+        CheckpointError: The checkpoint cannot be resumed from.
+    """
+    found = None if run.resume_ckpt_path in (None, AUTO) else Path(str(run.resume_ckpt_path))
+    if run.resume_ckpt_path == AUTO:
+        if run.run_dir is None:
+            raise ConfigError(
+                f"run.resume_ckpt_path: {AUTO} looks into run.run_dir, which is not set; set it to the run's folder, "
+                "or name a checkpoint"
+            )
+        found = latest_valid_checkpoint(Path(run.run_dir))
+        if found is None:
+            logger.info("%s holds no checkpoint yet: starting from the beginning", run.run_dir)
+    if found is not None:
+        check_same_run(read_resumable(found), identity, found)
+    _check_folder(run, found)
+    return found
+
+
+def latest_valid_checkpoint(folder: Path) -> Path | None:
+    """The latest checkpoint in a run folder that can be read, skipping broken ones with a warning; None: there is none.
+
+    The best one is a copy of another, so it is tried last.
+
+    Raises:
+        CheckpointError: There are checkpoints, but none is valid.
+    """
+    files = sorted(
+        folder.glob("checkpoint_*.pth"), key=lambda path: (path.name != BEST, path.stat().st_mtime_ns), reverse=True
+    )
+    for path in files:
+        try:
+            read_resumable(path)
+        except CheckpointError as error:
+            logger.warning("%s; trying the checkpoint before it", error)
+            continue
+        return path
+    if files:
+        raise CheckpointError(
+            f"no checkpoint in {folder} is valid ({len(files)} tried); move them away to start from the beginning"
+        )
+    return None
+
+
+def read_resumable(path: Path) -> dict[str, Any]:
+    """A checkpoint from which a run can be resumed.
+
+    Raises:
+        CheckpointError: It cannot be read, or holds weights only.
+    """
+    content = read_checkpoint(path)
+    missing = [key for key in RESUME_KEYS if key not in content]
+    if missing:
+        raise CheckpointError(
+            f"{path} holds weights but not the state of a run (missing: {', '.join(missing)}), so it cannot be "
+            f"resumed; to start a new run from its weights, set model.ckpt={path} and leave run.resume_ckpt_path out"
+        )
+    return content
+
+
+def check_same_run(content: Mapping[str, Any], identity: Mapping[str, Any], path: Path) -> None:
+    """Refuse to resume where the run would become another one; warn of differences that may matter.
+
+    Args:
+        content: content of the checkpoint.
+        identity: `run_identity` of this run.
+        path: path of the checkpoint, for messages.
 
     Raises:
         ConfigError: The message names every key that differs, with both values.
     """
-    saved = content["run"]
+    saved, ours = content["run"], identity["run"]
     refused: list[str] = []
     warned: list[str] = []
-    for key, old, new in _differences(content["config"], resolved):
-        if any(fnmatch(key, pattern) for pattern in IGNORED_KEYS):
-            continue
-        told = any(fnmatch(key, pattern) for pattern in WARN_KEYS)
-        (warned if told else refused).append(f"{key}: {old!r} then, {new!r} now")
-    for key in ("steps_per_epoch", "global_batch", "data"):
-        if saved[key] != identity[key]:
-            refused.append(f"{key}: {saved[key]} then, {identity[key]} now")
-    if refused and saved["world_size"] != identity["world_size"]:
-        refused.append(
-            f"processes: {saved['world_size']} then, {identity['world_size']} now; start as many, or set "
-            "datasets.*.batch_size and run.accum_grad_iters so that batch_size x accum_grad_iters x processes stays"
-        )
+    for key, old, new in _differences(content["config"], identity["config"]):
+        if not any(fnmatch(key, pattern) for pattern in IGNORED_KEYS):
+            tolerated = any(fnmatch(key, pattern) for pattern in WARN_KEYS)
+            (warned if tolerated else refused).append(f"{key}: was {old!r}, is {new!r}")
+    refused += [
+        f"{key}: was {saved[key]}, is {ours[key]}"
+        for key in ("steps_per_epoch", "global_batch", "data")
+        if saved[key] != ours[key]
+    ]
+    if saved["world_size"] != ours["world_size"]:
+        processes = f"processes: was {saved['world_size']}, is {ours['world_size']}"
+        if refused:
+            refused.append(
+                f"{processes}; start as many, or set run.batch_size and run.accum_grad_iters so that "
+                "batch_size x accum_grad_iters x processes stays the same"
+            )
+        else:
+            warned.append(f"{processes}: the same samples in each step, but sums are rounded in another order")
     if refused:
         raise ConfigError(
-            f"run.resume_ckpt_path: {path} belongs to another run ({'; '.join(refused)}); set these back to go on "
-            f"with it, or start a new run from its weights with model.ckpt={path}"
-        )
-    if saved["world_size"] != identity["world_size"]:
-        warned.append(
-            f"processes: {saved['world_size']} then, {identity['world_size']} now: the same samples in each step, "
-            "but sums are rounded in another order"
+            f"run.resume_ckpt_path: {path} belongs to another run ({'; '.join(refused)}); set these back to resume it, "
+            f"or start a new run from its weights with model.ckpt={path}"
         )
     for difference in warned:
-        logger.warning("going on with a difference: %s", difference)
+        logger.warning("resuming with a difference: %s", difference)
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -341,16 +230,117 @@ def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, An
             yield from _differences(old.get(name), new.get(name), key)
 
 
-def load_optimizer(updater: Any, content: Mapping[str, Any], path: Path) -> None:
-    """Put back the moments and the loss scale.
+def _check_folder(run: RunConfig, resumed: Path | None) -> None:
+    """Refuse a `run_dir` that would mix two runs, before large files are read."""
+    if run.run_dir is None:
+        return
+    folder = Path(run.run_dir)
+    if resumed is not None and folder.resolve() != resumed.parent.resolve():
+        raise ConfigError(
+            f"run.run_dir is {folder}, but run.resume_ckpt_path is in {resumed.parent}, where the run continues; "
+            "leave run.run_dir out"
+        )
+    if resumed is None and any(folder.glob("checkpoint_*.pth")):
+        raise ConfigError(
+            f"run.run_dir: {folder} holds the checkpoints of another run; resume it by "
+            f"--options run.resume_ckpt_path={AUTO}, or choose another folder"
+        )
+
+
+def open_run_folder(run: RunConfig, config: Mapping[str, Any], resumed: Path | None = None) -> Path:
+    """Make the run's folder where needed, and write config.yaml into it; to be called on rank 0 only.
+
+    Args:
+        run: section `run` of the configuration: `run_dir` is taken as it is; else a new folder is made in `output_dir`.
+        config: resolved configuration in plain form.
+        resumed: checkpoint to resume from, whose folder is the run's; None: start from the beginning.
 
     Raises:
-        CheckpointError: They belong to other parameters.
+        ConfigError: The folder cannot be made.
     """
     try:
-        updater.optimizer.load_state_dict(content["optimizer"])
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: its optimizer state is of other parameters: {error}") from error
-    # A run without a loss scale leaves nothing to put back; one that needs it starts with a fresh one.
-    if updater.scaler.is_enabled() and content["scaler"]:
-        updater.scaler.load_state_dict(content["scaler"])
+        if resumed is not None:
+            folder = resumed.parent
+        elif run.run_dir is not None:
+            folder = Path(run.run_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = new_folder(Path(run.output_dir) / run.job_name)
+    except OSError as error:
+        raise ConfigError(f"the run folder cannot be made: {error}; set run.output_dir or run.run_dir") from error
+    if run.resume_ckpt_path is not None:
+        remove_temporary_files(folder, "checkpoint_*")
+        if resumed is None:  # an attempt that was killed before its first checkpoint may have left a line
+            truncate_log(folder / "log.txt", 0)
+    write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    return folder
+
+
+def new_folder(parent: Path) -> Path:
+    """A new folder in `parent`, named by the time and shared with no other process."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 1000):
+        folder = parent / (stamp if number == 1 else f"{stamp}-{number}")
+        try:
+            folder.mkdir()  # fails where it exists, so that two runs started together never share one
+        except FileExistsError:
+            continue
+        return folder
+    raise ConfigError(f"no free run folder in {parent}")
+
+
+def epoch_file(epoch: int) -> str:
+    """Name of the checkpoint at the end of an epoch, counted from 0 as in the published runs."""
+    return f"checkpoint_{epoch}.pth"
+
+
+def save(folder: Path, name: str, content: Mapping[str, Any]) -> Path:
+    """Write a checkpoint atomically, and beside it the trained tensors alone as .safetensors with their metadata.
+
+    Args:
+        folder: run folder.
+        name: `epoch_file(...)`, LAST or BEST.
+        content: entries of the checkpoint, among them "model" (names -> tensors) and "metadata" (names -> strings).
+    """
+    path = folder / name
+    write_checkpoint(path, content)
+    tensors: dict[str, Tensor] = {key: value.contiguous() for key, value in content["model"].items()}
+    metadata: dict[str, str] = content["metadata"]
+    write_atomically(
+        path.with_suffix(".safetensors"), lambda temporary: save_file(tensors, temporary, metadata=metadata)
+    )
+    return path
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict[str, Any]:
+    """States of the random generators, in types that torch loads with `weights_only=True`."""
+    version, words, gauss = random.getstate()
+    numpy_state: Any = np.random.get_state()
+    name, keys, position, has_gauss, cached = numpy_state
+    state: dict[str, Any] = {
+        "python": [version, list(words), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Restore the random generators from what `rng_state` returned."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,4 +1,4 @@
-"""Numbers of a run: losses, timing, throughput, memory, and the trackers they are sent to."""
+"""Numbers of a run: losses, timing, throughput, memory, and the trackers that they are sent to."""
 
 from __future__ import annotations
 
@@ -19,79 +19,15 @@ from torch import Tensor
 from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError, did_you_mean
 from minigpt4.models.flops import Work
-from minigpt4.tasks import StepLoss
+from minigpt4.tasks.training import StepLoss
 
-REPEATS = 5
-LONG = 0.01
-"""Seconds; a processor that has to imitate the number format would keep the run waiting over a large product."""
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that `work` takes, the device's queue emptied before and after."""
-    synchronize(device)
-    start = time.perf_counter()
-    work()
-    synchronize(device)
-    return time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a square matrix product, the median of five; smaller ones where the device takes long over them."""
-    size, largest = (8192, 8192) if device.type == "cuda" else (256, 1024)
-    while True:
-        a = torch.ones(size, size, dtype=dtype, device=device)
-        a @ a
-        seconds = median(timed(lambda a=a: a @ a, device) for _ in range(REPEATS))  # type: ignore[misc]
-        if size == largest or seconds > LONG:
-            return 2 * size**3 / seconds
-        size *= 2
-
-
-@dataclass(frozen=True, slots=True)
-class Throughput:
-    """Of all processes together.
-
-    Attributes:
-        samples_per_second: Trained on.
-        tokens_per_second: Images included, padding not.
-        padded_tokens_per_second: The same with padding.
-        mfu: Model FLOP utilisation: operations a second over what a large matrix product reaches, measured.
-    """
-
-    samples_per_second: float
-    tokens_per_second: float
-    padded_tokens_per_second: float
-    mfu: float
-
-    @classmethod
-    def of(cls, work: Work, seconds: float, peak: float) -> Throughput:
-        """From work done in so many seconds.
-
-        Args:
-            work: Of all processes.
-            seconds: It took.
-            peak: FLOP/s of all devices.
-        """
-        seconds = max(seconds, 1e-9)
-        return cls(
-            work.samples / seconds, work.tokens / seconds, work.padded_tokens / seconds, work.flops / seconds / peak
-        )
-
-    def __str__(self) -> str:
-        return "  ".join(
-            [
-                f"samples/s: {self.samples_per_second:.2f}",
-                f"tokens/s: {self.tokens_per_second:.0f}",
-                f"padded tokens/s: {self.padded_tokens_per_second:.0f}",
-                f"mfu: {self.mfu:.3f}",
-            ]
-        )
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+"""Trackers and the packages to install for them."""
+PEAK_REPEATS = 5
+"""Matrix products of which the median is taken."""
+PEAK_SECONDS = 0.01
+"""A product that takes longer is not followed by a larger one: a processor that has to emulate the number format would
+delay the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +35,13 @@ class StepRecord:
     """One optimizer step, on the host.
 
     Attributes:
-        step: Global number, from 0.
-        loss: Mean over the target tokens of the global batch.
-        targets: How many there were.
-        grad_norm: Before clipping.
-        skipped: Whether the update was left out because a gradient was not finite.
-        bad_here: Whether this process's own loss was not finite.
-        image_ids: Samples of this process.
+        step: global optimizer step, from 0.
+        loss: mean over the target tokens of the global batch.
+        targets: target tokens of the global batch.
+        grad_norm: gradient norm before clipping.
+        skipped: whether the update was skipped because a gradient was not finite.
+        bad_here: whether the loss of this rank was not finite.
+        image_ids: samples of this rank.
     """
 
     step: int
@@ -118,12 +54,12 @@ class StepRecord:
 
     @property
     def finite(self) -> bool:
-        """Whether the loss is a number in every process."""
+        """Whether the loss is finite on every rank."""
         return math.isfinite(self.loss)
 
 
 class StepWindow:
-    """The steps since the last log point."""
+    """The steps since the last log point, their numbers still on the device."""
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []
@@ -132,16 +68,16 @@ class StepWindow:
         self._work = Work()
 
     def add(self, step: int, loss: StepLoss, norm: Tensor, skipped: Tensor, image_ids: list[str], work: Work) -> None:
-        """Keep a step's scalars, on the device, and what this process did in it."""
+        """Keep the scalars of a step, on the device, and the work of this rank in it."""
         self._local.append(loss.local_sum)
         self._rows.append(torch.stack([loss.targets.double(), norm.double(), skipped.double()]))
         self._steps.append((step, image_ids))
         self._work += work
 
     def flush(self, processes: Processes) -> tuple[list[StepRecord], Work]:
-        """All steps kept, in order, and the work of all processes in them.
+        """All steps kept, in order, and the work of all ranks in them.
 
-        Waits for the device; every process must call it at the same step.
+        Waits for the device; every rank must call it at the same step.
         """
         if not self._steps:
             return [], Work()
@@ -171,16 +107,16 @@ class EpochMeter:
     """Running sums of an epoch, on the host; part of a checkpoint, so that a resumed epoch reports the same.
 
     Attributes:
-        loss_sum: Over target tokens of all processes.
-        targets: Target tokens.
-        steps: Optimizer steps counted.
-        skipped_steps: Steps left out because a gradient was not finite.
-        skipped_images: Pictures of this process that could not be read.
-        seconds: Spent training.
-        samples: That all processes trained on.
-        tokens: Of these.
-        padded_tokens: The same with the padding that went through the language model.
-        flops: Operations that all this took.
+        loss_sum: sum of the loss over the target tokens of all ranks.
+        targets: target tokens.
+        steps: optimizer steps.
+        skipped_steps: optimizer steps skipped because a gradient was not finite.
+        skipped_images: images of this rank that could not be read.
+        seconds: time spent training.
+        samples: samples of all ranks.
+        tokens: tokens of these samples.
+        padded_tokens: the same with the padding that went through the language model.
+        flops: floating-point operations.
     """
 
     loss_sum: float = 0.0
@@ -195,7 +131,7 @@ class EpochMeter:
     flops: float = 0.0
 
     def add(self, records: Sequence[StepRecord], work: Work) -> None:
-        """Count steps, one after the other, so that the sums do not depend on where the log points are."""
+        """Count steps one by one, so that the sums do not depend on where the log points are."""
         for name, amount in asdict(work).items():
             setattr(self, name, getattr(self, name) + amount)
         for record in records:
@@ -213,35 +149,27 @@ class EpochMeter:
 
     @property
     def work(self) -> Work:
-        """What all processes did in the epoch."""
+        """Work of all ranks in the epoch."""
         return Work(self.samples, self.tokens, self.padded_tokens, self.flops)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Plain values for a checkpoint."""
         return asdict(self)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From a checkpoint."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the sums from a checkpoint."""
         for field in fields(self):
             setattr(self, field.name, state.get(field.name, field.default))
 
 
-def peak_memory(device: torch.device) -> float:
-    """Peak memory in MiB: of the GPU, or of this process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB elsewhere
-
-
 class StepClock:
-    """Seconds a step takes, as the host sees them: exact over a stretch between two waits for the device."""
+    """Seconds of a step, measured on the host: exact between two waits for the device."""
 
     def __init__(self) -> None:
         self.start()
 
     def start(self) -> None:
-        """Begin a stretch of steps, leaving out what came before (a validation)."""
+        """Start again, leaving out what came before (a validation)."""
         self._began = time.perf_counter()
         self._steps = 0
         self._seconds = 0.0
@@ -252,7 +180,7 @@ class StepClock:
         self._data += seconds
 
     def stop(self, steps: int) -> float:
-        """Seconds since the last call, in which so many steps were done."""
+        """Count steps done since the last call; returns the seconds they took."""
         now = time.perf_counter()
         passed, self._began = now - self._began, now
         self._steps += steps
@@ -260,42 +188,116 @@ class StepClock:
         return passed
 
     def lap(self) -> tuple[int, float, float]:
-        """Steps since the last lap, seconds of one, and of these waiting for data."""
+        """Steps since the last lap, seconds of one step, and the part of them spent waiting for data."""
         steps = max(1, self._steps)
         lap = self._steps, self._seconds / steps, self._data / steps
         self._steps, self._seconds, self._data = 0, 0.0, 0.0
         return lap
 
 
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Speed of all ranks together.
+
+    Attributes:
+        samples_per_second: samples.
+        tokens_per_second: tokens, image tokens included, padding not.
+        padded_tokens_per_second: the same with padding.
+        mfu: model FLOP utilisation: FLOP/s over those that a large matrix product reaches, measured.
+    """
+
+    samples_per_second: float
+    tokens_per_second: float
+    padded_tokens_per_second: float
+    mfu: float
+
+    @classmethod
+    def of(cls, work: Work, seconds: float, peak_flops: float) -> Throughput:
+        """The throughput of some work.
+
+        Args:
+            work: work of all ranks.
+            seconds: duration.
+            peak_flops: FLOP/s that the devices of all ranks reach together.
+        """
+        seconds = max(seconds, 1e-9)
+        return cls(
+            work.samples / seconds,
+            work.tokens / seconds,
+            work.padded_tokens / seconds,
+            work.flops / seconds / peak_flops,
+        )
+
+    def __str__(self) -> str:
+        return "  ".join(
+            [
+                f"samples/s: {self.samples_per_second:.2f}",
+                f"tokens/s: {self.tokens_per_second:.0f}",
+                f"padded tokens/s: {self.padded_tokens_per_second:.0f}",
+                f"mfu: {self.mfu:.3f}",
+            ]
+        )
+
+
+def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of a large square matrix product, the median of five; of a smaller one where the device is slow."""
+    size, largest = (8192, 8192) if device.type == "cuda" else (256, 1024)
+    while True:
+        a = torch.ones(size, size, dtype=dtype, device=device)
+        a @ a
+        seconds = median(timed(lambda a=a: a @ a, device) for _ in range(PEAK_REPEATS))  # type: ignore[misc]
+        if size == largest or seconds > PEAK_SECONDS:
+            return 2 * size**3 / seconds
+        size *= 2
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that `work` takes, with the device's queue empty before and after."""
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda device: None
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory in MiB: of the GPU, or of this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB elsewhere
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise a ConfigError for a tracker that is unknown or not installed."""
+    """Refuse trackers that are unknown or not installed.
+
+    Raises:
+        ConfigError: The message names the tracker.
+    """
     for name in names:
-        if name not in PACKAGES:
-            raise ConfigError(f"run.trackers: unknown tracker '{name}'; {did_you_mean(name, PACKAGES)}")
-        if importlib.util.find_spec(PACKAGES[name]) is None:
+        if name not in TRACKERS:
+            raise ConfigError(f"run.trackers: unknown tracker '{name}'; {did_you_mean(name, TRACKERS)}")
+        if importlib.util.find_spec(TRACKERS[name]) is None:
             raise ConfigError(
-                f"run.trackers: {name} is not installed; run: pip install {PACKAGES[name]}, or take it off the list"
+                f"run.trackers: {name} is not installed; run: pip install {TRACKERS[name]}, or remove it from the list"
             )
 
 
 class Trackers:
-    """The trackers of a run; in other processes than the main one nothing is sent.
+    """The trackers of a run; only rank 0 sends anything.
 
     Args:
-        names: Of `PACKAGES`.
-        project: What the runs are grouped under.
-        folder: The run folder; its name is the run's.
-        config: Resolved configuration, shown beside the curves.
-        active: Whether this is the main process.
+        names: keys of `TRACKERS`, checked by `check_trackers`.
+        project: name that groups runs.
+        folder: run folder; its name is the run's.
+        config: resolved configuration, shown beside the curves.
+        active: whether this is rank 0.
     """
 
     def __init__(
-        self, names: Sequence[str], project: str, folder: Path, config: Mapping[str, Any], active: bool
+        self, names: Sequence[str], project: str, folder: Path, config: Mapping[str, Any], *, active: bool
     ) -> None:
-        check_trackers(names)
         self._names = names if active else ()
         self._project = project
         self._folder = folder
@@ -303,18 +305,18 @@ class Trackers:
         self._trackers: list[Any] = []
 
     def start(self, step: int) -> None:
-        """Open them, before optimizer step `step`; what TensorBoard has of later ones, in a run gone on with, goes."""
+        """Open the trackers before optimizer step `step`; TensorBoard drops later steps of a run that is resumed."""
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         for name in self._names:
             tracker_class = LOGGER_TYPE_TO_CLASS[name]
             if tracker_class.requires_logging_directory:
-                # One step more: the epoch that ends at a step is logged under the same number as the step that follows.
+                # One step more: an epoch that ends at a step is logged under the same number as the step that follows.
                 tracker = tracker_class("tensorboard", logging_dir=str(self._folder), purge_step=step + 1)
             else:
                 tracker = tracker_class(self._project, name=self._folder.name)
             tracker.start()
-            if name != "tensorboard":  # its writer would make a run of its own of them; config.yaml lies beside it
+            if name != "tensorboard":  # its writer would make another run of them; config.yaml is in the folder
                 tracker.store_init_configuration(dict(self._config))
             self._trackers.append(tracker)
 

@@ -1,33 +1,40 @@
-"""The plan of a run, its learning-rate schedules and its optimizer."""
+"""Steps of a run, its learning rate at each of them, and its optimizer."""
 
 from __future__ import annotations
 
 import logging
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.registry import schedules
 from minigpt4.common.schema import RunConfig
 
 logger = logging.getLogger(__name__)
 
+BETA1 = 0.9
+"""AdamW's first moment, as in the published runs."""
+NOT_DECAYED = re.compile(r"(^|\.)(bias|ln|norm|layernorm|ln_\w+)(\.|$)", re.IGNORECASE)
+"""Names of parameters without weight decay."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The sizes of a run.
+    """Steps and batch sizes of a run.
 
     Attributes:
-        max_epoch: Epochs.
-        steps_per_epoch: Optimizer steps of each.
-        batch_size: Samples a process and micro-batch.
-        accumulation: Micro-batches an optimizer step.
-        world_size: Processes.
+        max_epoch: epochs.
+        steps_per_epoch: optimizer steps of an epoch.
+        batch_size: samples of a micro-batch on each rank.
+        accumulation: micro-batches of an optimizer step.
+        world_size: number of ranks.
     """
 
     max_epoch: int
@@ -43,12 +50,25 @@ class Plan:
 
     @property
     def global_batch(self) -> int:
-        """Samples an optimizer step."""
+        """Samples of an optimizer step."""
         return self.batch_size * self.accumulation * self.world_size
 
 
-def warn_of_long_warmup(plan: Plan, run: RunConfig) -> None:
-    """Say so where the learning rate never reaches its peak."""
+def make_plan(run: RunConfig, steps_per_epoch: int, world_size: int) -> Plan:
+    """The plan of a run; warns where the learning rate never reaches its peak.
+
+    Args:
+        run: section `run` of the configuration.
+        steps_per_epoch: optimizer steps of an epoch.
+        world_size: number of ranks.
+    """
+    plan = Plan(
+        max_epoch=run.max_epoch,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=run.batch_size,
+        accumulation=run.accum_grad_iters,
+        world_size=world_size,
+    )
     if run.warmup_steps >= plan.total_steps:
         logger.warning(
             "the run has %d steps, all of them warm-up (run.warmup_steps: %d): the learning rate never reaches %g",
@@ -56,20 +76,21 @@ def warn_of_long_warmup(plan: Plan, run: RunConfig) -> None:
             run.warmup_steps,
             run.init_lr,
         )
+    return plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LrSettings:
-    """What a schedule depends on.
+    """Parameters of a learning-rate schedule.
 
     Attributes:
-        init_lr: The peak.
-        min_lr: The floor.
-        warmup_lr: Where warm-up starts; negative: there is none below the peak.
-        warmup_steps: Optimizer steps of warm-up, counted over the whole run.
-        total_steps: Optimizer steps of the run.
-        steps_per_epoch: Optimizer steps of an epoch.
-        decay_rate: Factor an epoch (step schedule).
+        init_lr: peak.
+        min_lr: floor.
+        warmup_lr: learning rate at step 0.
+        warmup_steps: optimizer steps of warm-up, counted from the beginning of the run.
+        total_steps: optimizer steps of the run.
+        steps_per_epoch: optimizer steps of an epoch.
+        decay_rate: factor of each epoch (step schedule).
     """
 
     init_lr: float
@@ -82,7 +103,7 @@ class LrSettings:
 
     @classmethod
     def of(cls, run: RunConfig, steps_per_epoch: int) -> LrSettings:
-        """The settings of a configuration."""
+        """Settings from the section `run` of a configuration."""
         return cls(
             init_lr=run.init_lr,
             min_lr=run.min_lr,
@@ -94,21 +115,16 @@ class LrSettings:
         )
 
 
-def _warmup(step: int, settings: LrSettings) -> float:
-    start = settings.warmup_lr if settings.warmup_lr >= 0 else settings.init_lr
-    return start + (settings.init_lr - start) * step / settings.warmup_steps
-
-
 @schedules.register("linear_warmup_cosine_lr")
 def linear_warmup_cosine_lr(step: int, settings: LrSettings) -> float:
     """Linear warm-up, then half a cosine down to the floor.
 
-    The cosine runs over the whole training, warm-up included, so it is met a little below its start
+    The cosine runs over all steps, warm-up included, so it is met a little below its start
     (LAVIS, `lavis/common/optims.py`, `LinearWarmupCosineLRScheduler`).
 
     Args:
-        step: Optimizer steps done before this one.
-        settings: Of the run.
+        step: optimizer steps done before this one.
+        settings: settings of the run.
     """
     if step < settings.warmup_steps:
         return _warmup(step, settings)
@@ -128,19 +144,19 @@ def linear_warmup_step_lr(step: int, settings: LrSettings) -> float:
     return max(settings.min_lr, settings.init_lr * settings.decay_rate**epoch)
 
 
-BETA1 = 0.9
-NOT_DECAYED = re.compile(r"(^|\.)(bias|ln|norm|layernorm|ln_\w+)(\.|$)", re.IGNORECASE)
+def _warmup(step: int, settings: LrSettings) -> float:
+    return settings.warmup_lr + (settings.init_lr - settings.warmup_lr) * step / settings.warmup_steps
 
 
 def trainable_parameters(model: nn.Module, declared: Iterable[str]) -> dict[str, nn.Parameter]:
-    """The parameters that learn, logged by name and shape, and checked against what the model says of itself.
+    """The trainable parameters of a model, logged by name and shape and compared with what the model declares.
 
     Args:
-        model: Not yet wrapped.
-        declared: Names that must be trainable, and nothing else.
+        model: model, not yet wrapped.
+        declared: names of all parameters that must be trainable.
 
     Raises:
-        ConfigError: Something else would be trained, or a part would not.
+        ConfigError: Another parameter is trainable, or a declared one is not.
     """
     found = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     expected = set(declared)
@@ -157,8 +173,29 @@ def trainable_parameters(model: nn.Module, declared: Iterable[str]) -> dict[str,
     return found
 
 
-def parameter_groups(parameters: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """Two groups: matrices, which decay, and biases and norms, which do not (empty ones are left out)."""
+def build_optimizer_step(
+    parameters: Mapping[str, nn.Parameter], run: RunConfig, device: torch.device, *, scale_loss: bool
+) -> OptimizerStep:
+    """Optimizer, loss scale and clipping of a run.
+
+    Args:
+        parameters: names -> trainable parameters.
+        run: section `run` of the configuration.
+        device: device of this rank.
+        scale_loss: use a loss scale, because gradients pass through float16.
+    """
+    scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
+    return OptimizerStep(build_optimizer(parameters, run), scaler, run.max_grad_norm)
+
+
+def build_optimizer(parameters: Mapping[str, nn.Parameter], run: RunConfig) -> torch.optim.AdamW:
+    """AdamW as the published runs used it; fused, because only that skips an update without waiting for the device."""
+    groups = parameter_groups(parameters, run.weight_decay)
+    return torch.optim.AdamW(groups, lr=run.init_lr, betas=(BETA1, run.beta2), fused=True)
+
+
+def parameter_groups(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices, which decay, and biases and norms, which do not; empty groups are left out."""
     plain = [name for name, p in parameters.items() if p.ndim < 2 or NOT_DECAYED.search(name)]
     decayed = [name for name in parameters if name not in plain]
     groups = [
@@ -168,19 +205,13 @@ def parameter_groups(parameters: dict[str, nn.Parameter], weight_decay: float) -
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(parameters: dict[str, nn.Parameter], run: RunConfig) -> torch.optim.AdamW:
-    """AdamW as the published runs used it; fused, because only that skips an update without asking the device."""
-    groups = parameter_groups(parameters, run.weight_decay)
-    return torch.optim.AdamW(groups, lr=run.init_lr, betas=(BETA1, run.beta2), fused=True)
-
-
 class OptimizerStep:
     """One optimizer step from accumulated gradients, without waiting for the device.
 
     Args:
         optimizer: AdamW, fused.
-        scaler: Loss scale; disabled where gradients do not pass through float16.
-        max_grad_norm: Gradients are clipped to this norm; None: not at all.
+        scaler: loss scale; disabled where gradients do not pass through float16.
+        max_grad_norm: gradients are clipped to this norm; None: not clipped.
     """
 
     def __init__(self, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, max_grad_norm: float | None) -> None:
@@ -195,7 +226,7 @@ class OptimizerStep:
         Where a gradient is not finite, weights and moments stay as they are.
 
         Args:
-            lr: Learning rate of this step.
+            lr: learning rate of this step.
 
         Returns:
             The gradient's norm before clipping, and whether the update was skipped: scalars on the device.
@@ -217,10 +248,27 @@ class OptimizerStep:
         self.optimizer.zero_grad(set_to_none=True)
         return norm, skipped
 
+    def state(self) -> dict[str, Any]:
+        """The entries "optimizer" and "scaler" of a checkpoint; the second is None without a loss scale."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
+        }
 
-def build_optimizer_step(
-    parameters: dict[str, nn.Parameter], run: RunConfig, device: torch.device, scale_loss: bool
-) -> OptimizerStep:
-    """The updater of a run; `scale_loss`: gradients pass through float16."""
-    scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
-    return OptimizerStep(build_optimizer(parameters, run), scaler, run.max_grad_norm)
+    def restore(self, content: Mapping[str, Any], path: Path) -> None:
+        """Restore the moments and the loss scale from a checkpoint.
+
+        Args:
+            content: content of the checkpoint.
+            path: path of the checkpoint, for messages.
+
+        Raises:
+            CheckpointError: They belong to other parameters.
+        """
+        try:
+            self.optimizer.load_state_dict(content["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{path}: its optimizer state is of other parameters: {error}") from error
+        # A run without a loss scale leaves nothing to restore; one that needs it starts with a fresh one.
+        if self.scaler.is_enabled() and content["scaler"]:
+            self.scaler.load_state_dict(content["scaler"])

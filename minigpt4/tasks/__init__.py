@@ -1,5 +1,3 @@
-"""What one training step and one validation mean."""
+"""What one training step, one validation and one evaluation mean."""
 
-from minigpt4.tasks.training import ImageTextPretrain, StepLoss, Task, Validation
-
-__all__ = ["ImageTextPretrain", "StepLoss", "Task", "Validation"]
+from minigpt4.tasks import training  # noqa: F401 - registers its task

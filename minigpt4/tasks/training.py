@@ -20,8 +20,8 @@ class StepLoss:
     """The loss of one optimizer step, on the device.
 
     Attributes:
-        local_sum: Sum over this process's target tokens, float64 scalar.
-        targets: Target tokens of all processes and micro-batches, float32 scalar.
+        local_sum: sum over the target tokens of this rank, float64 scalar.
+        targets: target tokens of all ranks and micro-batches, float32 scalar.
     """
 
     local_sum: Tensor
@@ -33,9 +33,9 @@ class Validation:
     """The result of a validation.
 
     Attributes:
-        loss: Mean over all target tokens of the split.
-        targets: How many there are.
-        samples: Samples seen, all processes together.
+        loss: mean over all target tokens of the split.
+        targets: target tokens.
+        samples: samples, all ranks together.
     """
 
     loss: float
@@ -44,7 +44,7 @@ class Validation:
 
 
 class Task(ABC):
-    """A training objective; subclasses say what the loss of a batch is."""
+    """A training objective; subclasses define the loss of a batch."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -54,31 +54,31 @@ class Task(ABC):
         self,
         model: nn.Module,
         batches: Sequence[Batch],
-        shared: SharedGradients,
+        gradients: SharedGradients,
         processes: Processes,
         scaler: torch.amp.GradScaler,
     ) -> StepLoss:
-        """Gradients of the mean loss over the target tokens of the whole global batch.
+        """Compute gradients of the mean loss over the target tokens of the global batch.
 
-        However the samples are divided among processes and micro-batches, each target token weighs the same.
+        Each target token weighs the same, however the samples are divided among ranks and micro-batches.
         Nothing here waits for the device.
 
         Args:
-            model: In training mode.
-            batches: This process's micro-batches of the step, on the CPU.
-            shared: Adds up the gradients of the processes.
-            processes: Of the run.
-            scaler: Scales the loss before backward.
+            model: model in training mode.
+            batches: micro-batches of this rank, on the CPU.
+            gradients: sums the gradients of the ranks.
+            processes: ranks of the run.
+            scaler: scales the loss before the backward pass.
         """
         device = processes.device
         # Filled on the device, because copying a number there from pageable memory would wait for it.
         targets = torch.full((), float(sum(batch.num_targets for batch in batches)), device=device)
         targets = processes.sum(targets)
-        # DDP averages the gradients of the processes where their sum is wanted.
+        # DDP averages the gradients of the ranks where their sum is wanted.
         weight = processes.world_size / targets.clamp(min=1.0)
         local_sum = torch.zeros((), dtype=torch.float64, device=device)
         for number, batch in enumerate(batches, 1):
-            with nullcontext() if number == len(batches) else shared.no_sync():
+            with nullcontext() if number == len(batches) else gradients.no_sync():
                 loss = self.loss(model, batch.to(device))
                 scaler.scale(loss * weight).backward()
             local_sum += loss.detach()
@@ -86,12 +86,12 @@ class Task(ABC):
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batches: Collection[Batch], processes: Processes) -> Validation:
-        """Mean loss over the target tokens of all batches of all processes; shares may be unequal, or empty.
+        """Mean loss over the target tokens of all batches of all ranks; shares may be unequal, or empty.
 
         Args:
-            model: Without DDP's wrappers; left in eval mode.
-            batches: This process's share.
-            processes: Of the run.
+            model: model without DDP's wrappers; it is left in eval mode.
+            batches: share of this rank.
+            processes: ranks of the run.
         """
         model.eval()
         total = torch.zeros(3, dtype=torch.float64, device=processes.device)
@@ -102,7 +102,7 @@ class Task(ABC):
             total[1] += batch.num_targets
             total[2] += len(batch.image_ids)
             spare = batch
-        # A language model divided among the processes computes only where all of them do.
+        # A language model that is sharded among the ranks computes only where all of them do.
         for _ in range(max(shares) - len(batches)):
             assert spare is not None
             self.loss(model, spare.to(processes.device))
@@ -112,7 +112,7 @@ class Task(ABC):
 
 @tasks.register("image_text_pretrain")
 class ImageTextPretrain(Task):
-    """Next-token loss on the answer; for both stages and for fine-tuning."""
+    """Next-token loss on the answer, for both stages and for fine-tuning."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Sum of the negative log-likelihood of the batch's target tokens."""

@@ -1,4 +1,4 @@
-"""Training runs that several tests look at."""
+"""Training runs that several tests share."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from tests.runners.project import Project
 
 LONG = ("run.iters_per_epoch=40", "run.max_epoch=2", "run.warmup_steps=10", "run.trackers=[tensorboard]")
-"""Long enough to be killed on the way."""
-PAIR = (*LONG, "datasets.pictures.batch_size=2", "run.save_freq=7")
+"""Long enough to be killed before the end."""
+PAIR = (*LONG, "run.batch_size=2", "run.save_freq=7")
 """The same for two processes."""
 
 
@@ -22,23 +22,21 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(project: Project) -> str:
-    """What the LONG run prints in one go, by itself; it lies in `long`."""
-    status, output = project.train("run.run_dir=long", *LONG)
-    assert status == 0, output
-    return output
+def uninterrupted(project: Project) -> Path:
+    """The folder of an uninterrupted LONG run of one process."""
+    return project.train_here("run.run_dir=long", *LONG)
 
 
 @pytest.fixture(scope="session")
 def pair(project: Project) -> Path:
-    """The folder of a PAIR run that nobody disturbs."""
-    status, output = project.train(*PAIR, "run.run_dir=undisturbed", processes=2)
+    """The folder of an uninterrupted PAIR run."""
+    status, output = project.train(*PAIR, "run.run_dir=pair", processes=2)
     assert status == 0, output
-    return project.folder / "undisturbed"
+    return project.folder / "pair"
 
 
 @pytest.fixture
 def train_here(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Train in this process with options, the project's folder being the current one; returns the run folder."""
+    """Trains in this process with options, in the project's folder; returns the run folder."""
     monkeypatch.chdir(project.folder)
     return project.train_here

@@ -1,4 +1,4 @@
-"""The three kinds of data of `train_configs/minigpt4_tasks_joint.yaml`, a few pictures of each."""
+"""The three kinds of data of `train_configs/minigpt4_tasks_joint.yaml`, a few images of each."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from PIL import Image
 
 COLOURS = ("red", "blue", "green", "orange", "purple", "gray")
 RATIOS = {"cc_sbu_align": 2, "detection": 3, "tables": 1}
-"""What the recipe says: samples of each in six."""
+"""Samples of each kind in six, as in the recipe."""
 
 
 def write_joint(folder: Path) -> Path:
-    """A folder for `paths.data_root`, with as many pictures of each kind as there are colours."""
+    """A folder for `paths.data_root`, with one image of each kind per colour."""
     _write_descriptions(folder / "cc_sbu_align")
     _write_boxes(folder / "detection")
     _write_tables(folder / "tables")
@@ -26,7 +26,7 @@ def _write_descriptions(folder: Path) -> None:
     annotations = []
     for number, colour in enumerate(COLOURS):
         Image.new("RGB", (48, 40), colour).save(folder / "image" / f"{number}.jpg")
-        annotations.append({"image_id": str(number), "caption": f"The whole picture is {colour}."})
+        annotations.append({"image_id": str(number), "caption": f"The image is {colour}."})
     (folder / "filter_cap.json").write_text(json.dumps({"annotations": annotations}))
 
 
@@ -35,9 +35,9 @@ def _write_boxes(folder: Path) -> None:
     images: list[dict[str, Any]] = []
     annotations = []
     for number, colour in enumerate(COLOURS):
-        picture = Image.new("RGB", (100, 50), "white")
-        picture.paste(colour, (10 * number, 10, 10 * number + 40, 40))
-        picture.save(folder / "images" / f"{number}.png")
+        image = Image.new("RGB", (100, 50), "white")
+        image.paste(colour, (10 * number, 10, 10 * number + 40, 40))
+        image.save(folder / "images" / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "width": 100, "height": 50})
         annotations.append({"image_id": number, "category_id": 1, "bbox": [10 * number, 10, 40, 30]})
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}

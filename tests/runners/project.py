@@ -1,4 +1,4 @@
-"""A complete tiny project for training tests: pictures, annotations and a configuration on the parity weights."""
+"""A complete tiny project for training tests: images, annotations and a configuration on the parity weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from PIL import Image
@@ -25,6 +27,8 @@ from tests.models.parity import model_config
 
 REPOSITORY = Path(__file__).parents[2]
 PARITY_A = REPOSITORY / "tests" / "fixtures" / "parity_a"
+TIMED = {"seconds", "samples_per_second", "tokens_per_second", "padded_tokens_per_second", "mfu"}
+"""Values of log.txt that depend on the machine's speed."""
 WORDS = "a red green blue dog man tree house stands near the old wide river bridge and two"
 LOG_LINE = re.compile(
     r"Train: data epoch: \[(?P<epoch>\d+)\]  \[ *(?P<iteration>\d+)/(?P<iterations>\d+)\]  "
@@ -41,14 +45,9 @@ def model_card(**changes: Any) -> dict[str, Any]:
     return values | changes
 
 
-def read_epochs(file: Path) -> list[dict[str, Any]]:
-    """The objects of log.txt."""
-    return [values for _, values in read_appended(file)]
-
-
 @contextmanager
 def logging_restored() -> Iterator[None]:
-    """Undo what a run does to logging, so that later tests do not write to its streams and files."""
+    """Undo what a run does to logging, so that later tests do not log to its streams and files."""
     root, package = logging.getLogger(), logging.getLogger("minigpt4")
     handlers, level, package_level = root.handlers[:], root.level, package.level
     try:
@@ -65,21 +64,21 @@ def logging_restored() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Project:
-    """A folder with a configuration, pictures and annotations of which each run is a variation."""
+    """A folder with images, annotations and a configuration; the tests' runs override some of its values."""
 
     folder: Path
 
     @classmethod
     def make(cls, folder: Path, train: int = 24, val: int = 7) -> Project:
-        """Draw the pictures and write everything."""
+        """Draw the images and write everything."""
         draw = random.Random(0)
         rows = []
         for number in range(train + val):
-            name = f"picture_{number}.png"
+            name = f"image_{number}.png"
             colour = tuple(draw.randrange(256) for _ in range(3))
-            picture = Image.new("RGB", (32, 24), colour)
-            picture.paste((255, 255, 255), (number % 20, 5, number % 20 + 8, 12))
-            picture.save(folder / name)
+            image = Image.new("RGB", (32, 24), colour)
+            image.paste((255, 255, 255), (number % 20, 5, number % 20 + 8, 12))
+            image.save(folder / name)
             answer = " ".join(draw.choices(WORDS.split(), k=draw.randint(3, 14)))
             rows.append({"image": name, "answer": answer, "split": "train" if number < train else "val"})
         (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -87,10 +86,10 @@ class Project:
         (folder / "card.yaml").write_text(yaml.safe_dump(model_card()))
         config = {
             "model": {"model_type": "card.yaml"},
-            "datasets": {
-                "pictures": {"reader": "jsonl", "annotations": "data.jsonl", "batch_size": 4, "eval_batch_size": 3}
-            },
+            "datasets": {"shapes": {"reader": "jsonl", "annotations": "data.jsonl"}},
             "run": {
+                "batch_size": 4,
+                "eval_batch_size": 3,
                 "device": "cpu",
                 "output_dir": "output",
                 "job_name": "test",
@@ -112,32 +111,35 @@ class Project:
         arguments: Sequence[str] = (),
         torchrun: Sequence[str] = ("--standalone",),
     ) -> list[str]:
-        """The training command; `processes` above 0: under torchrun, with its arguments."""
+        """The training command; with `processes`, under torchrun with its arguments."""
         launcher = [sys.executable]
         if processes:
             launcher += ["-m", "torch.distributed.run", *torchrun, f"--nproc-per-node={processes}"]
         script = [str(REPOSITORY / "train.py"), "--cfg-path", "config.yaml", *arguments]
         return [*launcher, *script, *(["--options", *options] if options else [])]
 
-    def start(self, *options: str, **launch: Any) -> subprocess.Popen[str]:
-        """Start training in the project's folder, as `command` says; stdout and stderr come together."""
+    def start(
+        self, *options: str, environment: Mapping[str, str] = MappingProxyType({}), **launch: Any
+    ) -> subprocess.Popen[str]:
+        """Start the training command in the project's folder; stdout and stderr come together."""
+        plain = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "160"}
         return subprocess.Popen(
             self.command(*options, **launch),
             cwd=self.folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "160"},
+            env=os.environ | plain | dict(environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
     def train(self, *options: str, **launch: Any) -> tuple[int, str]:
-        """Run training to its end, as `command` says: (exit status, what it printed)."""
+        """Run the training command to its end: (exit status, output)."""
         process = self.start(*options, **launch)
         output, _ = process.communicate(timeout=240)
         return process.returncode, output
 
     def train_here(self, *options: str, dry_run: bool = False) -> Path:
-        """Train in this process, which is quicker to start; returns the folder that `run.run_dir` names.
+        """Train in this process, which starts faster; returns `run.run_dir`.
 
         One thread, as in the other processes, so that sums are rounded in the same order.
         """
@@ -161,9 +163,52 @@ class Project:
         return read_checkpoint(self.folder / run / name)
 
 
-def losses(output: str) -> dict[int, str]:
-    """Printed losses by global step."""
+def printed_losses(output: str) -> dict[int, str]:
+    """Losses in log lines, by global step."""
     found = {}
     for match in LOG_LINE.finditer(output):
         found[int(match["epoch"]) * int(match["iterations"]) + int(match["iteration"])] = match["loss"]
     return found
+
+
+def read_epochs(folder: Path) -> list[dict[str, Any]]:
+    """The objects of a run's log.txt."""
+    return [values for _, values in read_appended(folder / "log.txt")]
+
+
+def untimed_epochs(folder: Path) -> list[dict[str, Any]]:
+    """The objects of a run's log.txt without what depends on the machine's speed."""
+    return [{key: value for key, value in line.items() if key not in TIMED} for line in read_epochs(folder)]
+
+
+def tensorboard_scalars(folder: Path, name: str = "train/loss") -> list[tuple[int, float]]:
+    """(step, unrounded value) of every point of a TensorBoard curve."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def assert_same(one: Any, two: Any, where: str = "") -> None:
+    """Nested values are equal to the last bit."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            assert_same(one[key], two[key], f"{where}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(two), where
+        for number, (a, b) in enumerate(zip(one, two, strict=True)):
+            assert_same(a, b, f"{where}[{number}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), where
+    else:
+        assert one == two, where
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Two checkpoints agree in everything but their paths and durations."""
+    first, second = read_checkpoint(one), read_checkpoint(two)
+    for key in ("model", "optimizer", "scaler", "epoch", "step", "rng", "metadata", "run"):
+        assert_same(first[key], second[key], key)
+    for key in ("best_val_loss", "best_epoch", "skipped_in_a_row"):
+        assert first["progress"][key] == second["progress"][key]

@@ -1,4 +1,4 @@
-"""Several processes do what one does, and none is left waiting."""
+"""Several ranks train as one does, and none is left waiting."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigpt4.common.checkpoint import read_checkpoint
 from tests.runners.conftest import LONG
-from tests.runners.project import LOG_LINE, REPOSITORY, Project, read_epochs
+from tests.runners.project import LOG_LINE, REPOSITORY, Project, read_epochs, tensorboard_scalars
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -24,7 +25,7 @@ from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import ConfigError
 
 def fail():
-    raise ConfigError("only the main process can know")
+    raise ConfigError("only rank 0 can know")
 
 dist.TIMEOUT, dist.ROLL_CALL = timedelta(seconds=6), timedelta(seconds=2)
 processes = dist.start_processes("cpu")
@@ -43,65 +44,49 @@ with exit_on_error():
 
 
 @pytest.fixture(scope="module")
-def stopped_pair(project: Project) -> str:
-    """Two processes, micro-batches of one and two of them a step; stopped at step 20, finished by one process."""
-    options = ("run.run_dir=pair", *LONG)
-    process = project.start(
-        *options, "datasets.pictures.batch_size=1", "run.accum_grad_iters=2", "run.num_workers=1", processes=2
-    )
+def stopped(project: Project) -> tuple[Path, str]:
+    """Two ranks with two micro-batches of one sample each, stopped at step 20; finished by one rank.
+
+    The run folder, and the output until the stop.
+    """
+    options = ("run.run_dir=stopped", *LONG)
+    process = project.start(*options, "run.batch_size=1", "run.accum_grad_iters=2", "run.num_workers=1", processes=2)
     printed = ""
     assert process.stdout is not None
     for line in process.stdout:
         printed += line
         match = LOG_LINE.search(line)
         if match and int(match["iteration"]) == 17:
-            process.send_signal(signal.SIGTERM)  # torchrun passes it on to both, and to their loader workers
+            process.send_signal(signal.SIGTERM)  # torchrun passes it on to both ranks and their loader workers
             break
     printed += process.stdout.read()
     process.wait(timeout=60)
     assert process.returncode != 0
-    assert "told to stop: step" in printed
-    project.train_here(*options, "run.resume_ckpt_path=auto")
-    return printed
+    assert "stopped by signal at step" in printed
+    return project.train_here(*options, "run.resume_ckpt_path=auto"), printed
 
 
-def logged_losses(folder: Path) -> list[tuple[int, float]]:
-    """Step and unrounded loss of every point that TensorBoard shows."""
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = accumulator.EventAccumulator(str(folder / "tensorboard"))
-    events.Reload()
-    return [(event.step, event.value) for event in events.Scalars("train/loss")]
-
-
-def curve(folder: Path) -> dict[int, float]:
-    """Loss by step, unrounded."""
-    return dict(logged_losses(folder))
-
-
-def test_two_processes_have_the_loss_curve_of_one(project: Project, uninterrupted: str, stopped_pair: str) -> None:
-    one, two = curve(project.folder / "long"), curve(project.folder / "pair")
+def test_two_ranks_have_the_loss_curve_of_one(uninterrupted: Path, stopped: tuple[Path, str]) -> None:
+    one, two = (dict(tensorboard_scalars(folder)) for folder in (uninterrupted, stopped[0]))
     assert list(one) == list(two) == list(range(80))
     assert max(abs(one[step] - two[step]) for step in one) < 1e-5
-    alone, pair = (read_epochs(project.folder / run / "log.txt") for run in ("long", "pair"))
-    for epoch in (0, 1):
+    for expected, found in zip(read_epochs(uninterrupted), read_epochs(stopped[0]), strict=True):
         for key in ("train_loss", "val_loss"):
-            assert pair[epoch][key] == pytest.approx(alone[epoch][key], abs=1e-5)
-        assert pair[epoch]["samples_seen"] == alone[epoch]["samples_seen"]
-    log = (project.folder / "pair" / "train.log").read_text()
-    assert "processes: 2 then, 1 now" in log
+            assert found[key] == pytest.approx(expected[key], abs=1e-5)
+        assert found["samples_seen"] == expected["samples_seen"]
+    assert "processes: was 2, is 1" in (stopped[0] / "train.log").read_text()
 
 
-def test_the_weights_agree(project: Project, uninterrupted: str, stopped_pair: str) -> None:
-    alone, pair = (project.checkpoint(run, "checkpoint_1.pth")["model"] for run in ("long", "pair"))
-    for name in alone:
-        torch.testing.assert_close(pair[name], alone[name], rtol=0, atol=1e-5)
+def test_the_weights_agree(uninterrupted: Path, stopped: tuple[Path, str]) -> None:
+    one, two = (read_checkpoint(folder / "checkpoint_1.pth")["model"] for folder in (uninterrupted, stopped[0]))
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
 
 
-def test_both_leave_at_the_same_step(stopped_pair: str) -> None:
-    assert stopped_pair.count("told to stop: step 20 is saved in pair/checkpoint_last.pth") == 1
+def test_both_ranks_stop_at_the_same_step(stopped: tuple[Path, str]) -> None:
+    assert stopped[1].count("stopped by signal at step 20, saved stopped/checkpoint_last.pth") == 1
 
 
-def test_agreeing_and_a_process_that_hangs(tmp_path: Path) -> None:
+def test_agreement_and_a_rank_that_hangs(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     done = subprocess.run(

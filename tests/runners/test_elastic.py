@@ -1,12 +1,11 @@
-"""Several machines train as one, and a run whose workers are killed goes on by itself."""
+"""Several machines train as one, and torchrun restarts a run whose workers were killed."""
 
 from __future__ import annotations
 
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,105 +15,114 @@ import pytest
 import torch
 
 from minigpt4.common.checkpoint import read_checkpoint
+from minigpt4.common.distributed import OWN_STORE
 from tests.runners.conftest import LONG, PAIR
-from tests.runners.project import LOG_LINE, Project, losses, read_epochs
-from tests.runners.test_distributed import curve, logged_losses
-from tests.runners.test_resume import assert_same_run, epochs
+from tests.runners.project import (
+    LOG_LINE,
+    Project,
+    assert_same_run,
+    printed_losses,
+    read_epochs,
+    tensorboard_scalars,
+    untimed_epochs,
+)
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
-PATIENCE = 120
-"""Seconds for the processes to start, on a machine that is doing something else too."""
-Agents = Sequence["subprocess.Popen[str]"]
-
-
-def machines(name: str) -> tuple[str, ...]:
-    """torchrun's arguments on each of two machines, both of which are this one."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        endpoint = f"localhost:{free.getsockname()[1]}"
-    return ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", f"--rdzv-id={name}")
+Agent = subprocess.Popen[str]
 
 
 @contextmanager
-def started(agents: Agents) -> Iterator[Agents]:
+def running(*agents: Agent) -> Iterator[None]:
     """torchrun's agents; none of them outlives a test that fails."""
     try:
-        yield agents
+        yield
     finally:
         for agent in agents:
             agent.terminate()  # does nothing to one that has ended
 
 
-def finish(agents: Agents) -> list[str]:
-    """Wait for the end of all; what each printed."""
-    with ThreadPoolExecutor(len(agents)) as threads:
-        printed = list(threads.map(lambda agent: agent.communicate(timeout=2 * PATIENCE)[0], agents))
-    assert [agent.returncode for agent in agents] == [0] * len(agents), "\n".join(printed)
+def kill_worker(agent: Agent, rank: int, iteration: int) -> str:
+    """Kill the worker of a rank when that step of an epoch has been logged; returns the output until then."""
+    assert agent.stdout is not None
+    printed = ""
+    for line in agent.stdout:
+        printed += line
+        match = LOG_LINE.search(line)
+        if match and int(match["iteration"]) == iteration:
+            break
+    else:
+        raise AssertionError(f"step {iteration} was not reached: {printed}")
+    workers = psutil.Process(agent.pid).children()
+    (found,) = (worker for worker in workers if worker.environ().get("RANK") == str(rank))
+    found.send_signal(signal.SIGKILL)
     return printed
 
 
-def wait_for_step(log: Callable[[], str], iteration: int) -> None:
-    """Until that step of the first epoch has been logged."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if any(int(match["iteration"]) == iteration for match in LOG_LINE.finditer(log())):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"step {iteration} was not reached in {PATIENCE} s; the log says: {log()}")
-
-
-def kill(agents: Agents, rank: int) -> None:
-    """The worker of that rank ends without a word."""
-    workers = [worker for agent in agents for worker in psutil.Process(agent.pid).children()]
-    (found,) = (worker for worker in workers if worker.environ().get("RANK") == str(rank))
-    found.send_signal(signal.SIGKILL)
-
-
-def test_killed_workers_are_replaced_and_the_run_goes_on(project: Project, pair: Path) -> None:
-    parent = project.folder / "output" / "killed"
-
-    def log() -> str:
-        return "".join(file.read_text() for file in parent.glob("*/train.log"))
-
+def test_killed_workers_are_restarted_and_resume(project: Project, pair: Path) -> None:
+    options = (*PAIR, "run.run_dir=killed", "run.resume_ckpt_path=auto")
     torchrun = ("--standalone", "--max-restarts=2")
-    with started([project.start(*PAIR, "run.job_name=killed", processes=2, torchrun=torchrun)]) as agents:
-        wait_for_step(log, 3)  # the first checkpoint comes after step 6
-        kill(agents, rank=1)
-        wait_for_step(log, 17)
-        kill(agents, rank=0)
-        finish(agents)
+    agent = project.start(*options, processes=2, torchrun=torchrun, environment={OWN_STORE: "1"})
+    with running(agent):
+        first = kill_worker(agent, rank=1, iteration=3)  # the first checkpoint comes after step 6
+        second = kill_worker(agent, rank=0, iteration=17)
+        third, _ = agent.communicate(timeout=240)
+    assert agent.returncode == 0, first + second + third
 
-    (folder,) = parent.iterdir()
-    where = folder.relative_to(project.folder)
-    assert f"restarted by torchrun: the run goes on in {where}, from the beginning" in log()
-    assert f"restarted by torchrun: the run goes on in {where}, from {where}/checkpoint_last.pth" in log()
-    assert "told to stop" not in log()
-    assert_same_run(*(read_checkpoint(run / "checkpoint_1.pth") for run in (folder, pair)))
-    assert losses(log()) == losses((pair / "train.log").read_text())
-    assert epochs(folder) == epochs(pair)
-    assert curve(folder) == curve(pair)
-    assert len(logged_losses(folder)) <= 80 + 2, "steps that were done again are shown twice"
+    assert "killed holds no checkpoint yet: starting from the beginning" in second
+    assert "resumed from killed/checkpoint_last.pth" in third
+    folder = project.folder / "killed"
+    log = (folder / "train.log").read_text()
+    assert "stopped by signal" not in log
+    assert_same_run(folder / "checkpoint_1.pth", pair / "checkpoint_1.pth")
+    assert printed_losses(log) == printed_losses((pair / "train.log").read_text())
+    assert untimed_epochs(folder) == untimed_epochs(pair)
+    curve = tensorboard_scalars(folder)
+    assert dict(curve) == dict(tensorboard_scalars(pair))
+    assert len(curve) <= 80 + 2, "steps that were done again are shown twice"
     assert {file.name for file in folder.iterdir()} == {file.name for file in pair.iterdir()}
 
 
-def test_two_machines_of_two_processes_train_as_one_process(project: Project, uninterrupted: str) -> None:
-    options = (*LONG, "datasets.pictures.batch_size=1", "run.run_dir=machines")
-    torchrun = machines("together")
-    with started([project.start(*options, processes=2, torchrun=torchrun) for _ in range(2)]) as agents:
-        printed = "".join(finish(agents))
+def test_restarts_without_a_run_folder_are_refused(project: Project) -> None:
+    status, output = project.train(processes=1, torchrun=("--standalone", "--max-restarts=1"))
+    assert status != 0
+    assert "set --options run.run_dir=FOLDER run.resume_ckpt_path=auto" in output
+    assert not (project.folder / "output").exists()
 
-    alone, together = project.folder / "long", project.folder / "machines"
-    one, four = curve(alone), curve(together)
+
+def test_a_restart_on_the_store_of_the_failed_attempt_is_refused(project: Project) -> None:
+    options = (*PAIR, "run.run_dir=shared_store", "run.resume_ckpt_path=auto")
+    torchrun = ("--standalone", "--max-restarts=1")
+    agent = project.start(*options, processes=2, torchrun=torchrun, environment={OWN_STORE: "0"})
+    with running(agent):
+        first = kill_worker(agent, rank=1, iteration=3)
+        second, _ = agent.communicate(timeout=240)
+    assert f"will be refused here: set the environment variable {OWN_STORE}=1" in first
+    assert agent.returncode != 0
+    assert "error: torchrun restarted the workers with the rendezvous store of the failed attempt" in second
+    assert not (project.folder / "shared_store" / "checkpoint_1.pth").exists()
+
+
+def test_two_machines_of_two_ranks_train_as_one_rank(project: Project, uninterrupted: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    torchrun = ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=together")
+    options = (*LONG, "run.batch_size=1", "run.run_dir=machines")
+    agents = [project.start(*options, processes=2, torchrun=torchrun) for _ in range(2)]
+    with running(*agents), ThreadPoolExecutor(len(agents)) as threads:
+        printed = "".join(threads.map(lambda agent: agent.communicate(timeout=240)[0], agents))
+    assert [agent.returncode for agent in agents] == [0, 0], printed
+
+    folder = project.folder / "machines"
+    one, four = (dict(tensorboard_scalars(run)) for run in (uninterrupted, folder))
     assert list(one) == list(four) == list(range(80))
     assert max(abs(one[step] - four[step]) for step in one) < 1e-5
-    for expected, found in zip(*(read_epochs(folder / "log.txt") for folder in (alone, together)), strict=True):
+    for expected, found in zip(read_epochs(uninterrupted), read_epochs(folder), strict=True):
         for key in ("train_loss", "val_loss", "samples_seen"):
             assert found[key] == pytest.approx(expected[key], abs=1e-5)
-    weights, expected_weights = (project.checkpoint(run, "checkpoint_1.pth")["model"] for run in ("machines", "long"))
-    for name in expected_weights:
-        torch.testing.assert_close(weights[name], expected_weights[name], rtol=0, atol=1e-5)
-    content = project.checkpoint("machines", "checkpoint_1.pth")
+    expected_content, content = (read_checkpoint(run / "checkpoint_1.pth") for run in (uninterrupted, folder))
+    torch.testing.assert_close(content["model"], expected_content["model"], rtol=0, atol=1e-5)
     assert content["run"]["world_size"] == 4
-    for log in (printed, (together / "train.log").read_text()):  # the main process alone speaks and writes
+    for log in (printed, (folder / "train.log").read_text()):  # rank 0 alone logs and writes
         assert len(LOG_LINE.findall(log)) == 80
         assert log.count("run folder: machines") == 1

@@ -109,7 +109,7 @@ def test_two_processes_predict_the_same_as_one(written: Path, project: Project) 
 
 
 def test_unreadable_pictures_are_counted_and_named(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    name = "picture_25.png"
+    name = "image_25.png"
     good = (project.folder / name).read_bytes()
     try:
         (project.folder / name).write_bytes(good[:40])
@@ -125,7 +125,7 @@ def test_unreadable_pictures_are_counted_and_named(project: Project, capsys: pyt
 
 def test_nothing_readable_is_an_error(project: Project, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none of the 7 pictures can be read"):
-        run(project, f"datasets.pictures.images={tmp_path}")
+        run(project, f"datasets.shapes.images={tmp_path}")
 
 
 def test_predictions_are_kept_when_scoring_fails(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

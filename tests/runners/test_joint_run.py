@@ -17,8 +17,7 @@ from minigpt4.datasets.loaders import train_loader
 from minigpt4.models.loading import build_prompt_encoder
 from minigpt4.runners.train import train
 from tests.runners.joint_data import COLOURS, RATIOS, write_joint
-from tests.runners.project import REPOSITORY, logging_restored
-from tests.runners.test_resume import epochs
+from tests.runners.project import REPOSITORY, logging_restored, read_epochs
 
 RECIPE = REPOSITORY / "train_configs" / "minigpt4_tasks_joint.yaml"
 
@@ -39,16 +38,16 @@ def joint(data: Path, *options: str) -> LoadedConfig:
 
 
 def answer_of(name: str, number: int) -> str:
-    """What is to be learnt of a dataset's picture by its number, worked out by hand from how it was drawn."""
+    """The target of an image of a dataset by its number, worked out by hand from how the image was drawn."""
     if name == "cc_sbu_align":
-        return f"The whole picture is {COLOURS[number]}."
+        return f"The image is {COLOURS[number]}."
     if name == "detection":
         return f'{{"square1": [{number / 10:.3f}, 0.200, {number / 10 + 0.4:.3f}, 0.800]}}'
     return f'[["{COLOURS[number]}", "age", "{number}"]]'
 
 
-def test_long_stretches_follow_the_ratio(data: Path) -> None:
-    """Counted over what the run's own loader hands out, 6,000 samples in 1,500 steps of four."""
+def test_samples_follow_the_ratio(data: Path) -> None:
+    """Counted over what the run's own loader yields, 6,000 samples in 1,500 steps of four."""
     cfg = joint(data, "run.max_epoch=3", "run.iters_per_epoch=500").config
     datasets = build_datasets(
         cfg.datasets, cfg.model, build_prompt_encoder(cfg.model), cfg.run.train_splits, seed=cfg.run.seed, train=True
@@ -66,10 +65,10 @@ def test_long_stretches_follow_the_ratio(data: Path) -> None:
         assert all(abs(part[name] - 400 * ratio / 6) <= 4 for name, ratio in RATIOS.items())
 
 
-def test_all_three_are_learnt_together(data: Path) -> None:
+def test_all_three_are_trained_on_together(data: Path) -> None:
     with logging_restored():
         train(joint(data))
-    first, last = epochs(data / "run")
+    first, last = read_epochs(data / "run")
     assert first["samples_seen"] == 12 * 4
     assert last["train_loss"] < 0.9 * first["train_loss"]
     saved = read_checkpoint(data / "run" / "checkpoint_1.pth")
@@ -78,7 +77,7 @@ def test_all_three_are_learnt_together(data: Path) -> None:
     assert saved["run"]["data"].keys() == RATIOS.keys()
 
 
-def test_a_dry_run_shows_a_sample_of_each_with_what_is_learnt(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_shows_a_sample_of_each_with_its_target(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with logging_restored():
         train(joint(data, f"run.run_dir={data}/none"), dry_run=True)
     panels = re.findall(r"dataset (\w+):\n\W*Sample (\d)(.*?)╰", capsys.readouterr().out, re.DOTALL)

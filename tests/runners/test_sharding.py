@@ -1,4 +1,4 @@
-"""A language model divided among processes trains the projection as whole ones do."""
+"""A language model sharded among ranks trains the projection as complete copies do."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import LlmSharding, LowResource
 from minigpt4.models.llm import build_llm, shards_llm
 from tests.runners.conftest import PAIR
-from tests.runners.project import PARITY_A, REPOSITORY, Project, read_epochs
-from tests.runners.test_distributed import curve
+from tests.runners.project import PARITY_A, REPOSITORY, Project, read_epochs, tensorboard_scalars
 
 PROGRAM = """
 import os
@@ -48,13 +47,13 @@ for sharding in (None, LlmSharding.node, LlmSharding.all):
         kinds = {b.dtype for b in model.llama_model.buffers() if b.is_floating_point()}
         print(f"<{sharding.value}: {processes.rank} holds {held / size:.2f}, buffers in {kinds}>", flush=True)
     shared = SharedGradients(model, processes)
-    loss = model(batch)  # without pictures: the projection must take part all the same
+    loss = model(batch)  # without images: the projection must take part all the same
     loss.backward()
     results.append((sharding, loss.detach(), model.get_parameter("llama_proj.module.weight").grad))
-_, whole, whole_gradient = results[0]
+_, expected, expected_gradient = results[0]
 for sharding, loss, gradient in results[1:]:
-    torch.testing.assert_close(loss, whole, rtol=1e-6, atol=0)
-    torch.testing.assert_close(gradient, whole_gradient)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient, expected_gradient)
     print(f"<{sharding.value}: {processes.rank} agrees>", flush=True)
 processes.shutdown()
 """
@@ -62,18 +61,18 @@ processes.shutdown()
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_the_same_curve_weights_and_files_as_with_whole_models(project: Project, pair: Path) -> None:
-    status, output = project.train(*PAIR, "run.run_dir=divided", "run.shard_llm=all", processes=2)
+def test_the_same_curve_weights_and_files_as_with_complete_copies(project: Project, pair: Path) -> None:
+    status, output = project.train(*PAIR, "run.run_dir=sharded", "run.shard_llm=all", processes=2)
     assert status == 0, output
     assert "each process holds 1/2 of the language model's weights" in output
-    divided = project.folder / "divided"
-    expected, found = curve(pair), curve(divided)
+    sharded = project.folder / "sharded"
+    expected, found = (dict(tensorboard_scalars(run)) for run in (pair, sharded))
     assert list(found) == list(expected) == list(range(80))
     assert max(abs(found[step] - expected[step]) for step in expected) < 1e-4
-    for one, other in zip(*(read_epochs(folder / "log.txt") for folder in (pair, divided)), strict=True):
+    for one, other in zip(*(read_epochs(folder) for folder in (pair, sharded)), strict=True):
         assert other["val_loss"] == pytest.approx(one["val_loss"], abs=1e-5)
-    assert {file.name for file in divided.iterdir()} == {file.name for file in pair.iterdir()}
-    first, second = (read_checkpoint(folder / "checkpoint_1.pth") for folder in (pair, divided))
+    assert {file.name for file in sharded.iterdir()} == {file.name for file in pair.iterdir()}
+    first, second = (read_checkpoint(folder / "checkpoint_1.pth") for folder in (pair, sharded))
     assert list(first) == list(second) and list(first["model"]) == list(second["model"])
     torch.testing.assert_close(second["model"], first["model"], rtol=0, atol=1e-5)
     torch.testing.assert_close(second["optimizer"], first["optimizer"], rtol=1e-3, atol=1e-5)
@@ -81,16 +80,15 @@ def test_the_same_curve_weights_and_files_as_with_whole_models(project: Project,
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_a_run_goes_on_without_dividing_and_validates_less_than_there_are_processes(tmp_path: Path) -> None:
-    """One picture to validate on: the second process has none, and computes along all the same."""
+def test_a_run_resumes_without_sharding_and_validates_fewer_images_than_ranks(tmp_path: Path) -> None:
+    """One image to validate on: the second rank has none, and computes all the same."""
     project = Project.make(tmp_path, train=8, val=1)
-    options = ("run.run_dir=run", "datasets.pictures.batch_size=2")
+    options = ("run.run_dir=run", "run.batch_size=2")
     status, output = project.train(*options, "run.shard_llm=node", "run.max_epoch=1", processes=2)
     assert status == 0, output
-    (epoch,) = read_epochs(tmp_path / "run" / "log.txt")
-    going_on = (*options, "datasets.pictures.batch_size=4", "run.max_epoch=2", "run.resume_ckpt_path=auto")
-    project.train_here(*going_on)
-    again = read_epochs(tmp_path / "run" / "log.txt")
+    (epoch,) = read_epochs(tmp_path / "run")
+    project.train_here(*options, "run.batch_size=4", "run.max_epoch=2", "run.resume_ckpt_path=auto")
+    again = read_epochs(tmp_path / "run")
     assert again[0] == epoch and len(again) == 2
     assert 0 < again[1]["val_loss"] < 2 * epoch["val_loss"]
 
@@ -132,7 +130,7 @@ def test_a_single_process_holds_all_weights(caplog: pytest.LogCaptureFixture, mo
     assert shards_llm(LlmSharding.node, LowResource.off, pair())
 
 
-def test_weights_to_be_divided_come_in_their_files_number_format(tmp_path: Path) -> None:
+def test_weights_to_be_sharded_come_in_their_files_number_format(tmp_path: Path) -> None:
     folder = shutil.copytree(PARITY_A / "llama", tmp_path / "llama")
     described = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(described | {"torch_dtype": "bfloat16"}))

@@ -17,12 +17,11 @@ from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.models.loading import build_model, build_prompt_encoder
-from minigpt4.runners import precompute as feature_cache
-from minigpt4.runners.train import train
-from tests.runners.project import Project, losses
+from minigpt4.runners import precompute
+from tests.runners.project import Project, printed_losses
 
 CPU = torch.device("cpu")
-CACHE = "datasets.pictures.feature_cache=cache"
+CACHE = "datasets.shapes.feature_cache=cache"
 
 
 @pytest.fixture
@@ -38,27 +37,27 @@ def use(*options: str) -> tuple[bool, list[dict[str, InstructionDataset]]]:
         build_datasets(cfg.datasets, cfg.model, encoder, [split], seed=cfg.run.seed, train=split == "train")
         for split in ("train", "val")
     ]
-    return feature_cache.attach_feature_caches(cfg, groups, torch.float32, Processes(device=CPU)), groups
+    return precompute.attach_feature_caches(
+        groups, cfg.datasets, cfg.model, cfg.run, torch.float32, Processes(device=CPU)
+    ), groups
 
 
-def run(capfd: pytest.CaptureFixture[str], *options: str) -> dict[int, float]:
-    capfd.readouterr()
-    train(load_config("config.yaml", [*options, "run.max_epoch=1"]))
-    return {step: float(loss) for step, loss in losses(capfd.readouterr().err).items()}
+def losses(project: Project, name: str, *options: str) -> dict[int, float]:
+    """Losses of a run of one epoch by step."""
+    folder = project.train_here(f"run.run_dir={name}", "run.max_epoch=1", *options)
+    return {step: float(loss) for step, loss in printed_losses((folder / "train.log").read_text()).items()}
 
 
-def test_the_same_losses_without_the_encoders(
-    project: Project, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = run(capfd, "run.run_dir=plain")
-    first = run(capfd, "run.run_dir=first", CACHE)
+def test_the_same_losses_without_the_encoders(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = losses(project, "plain")
+    first = losses(project, "first", CACHE)
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("the encoders were loaded")
 
     monkeypatch.setattr("minigpt4.models.loading.build_image_encoders", never)
-    monkeypatch.setattr(feature_cache, "build_image_encoders", never)
-    second = run(capfd, "run.run_dir=second", CACHE)
+    monkeypatch.setattr(precompute, "build_image_encoders", never)
+    second = losses(project, "second", CACHE)
     assert len(plain) == 6
     assert second == first
     assert first == pytest.approx(plain, rel=1e-3)
@@ -67,10 +66,10 @@ def test_the_same_losses_without_the_encoders(
 def test_cached_features_are_those_of_the_model(project: Project) -> None:
     complete, (group, _) = use()
     assert complete
-    cached = group["pictures"]
+    cached = group["shapes"]
     cfg = load_config("config.yaml").config
     model = build_model(cfg.model, CPU, torch.float32)
-    plain = build_datasets(cfg.datasets, cfg.model, model.encoder, ["train"], seed=cfg.run.seed, train=True)["pictures"]
+    plain = build_datasets(cfg.datasets, cfg.model, model.encoder, ["train"], seed=cfg.run.seed, train=True)["shapes"]
     for index in (0, 5, 23):
         expected = model.encode_queries(plain.open(index)[None])[0]
         assert cached.open(index).dtype == torch.float16
@@ -79,15 +78,15 @@ def test_cached_features_are_those_of_the_model(project: Project) -> None:
 
 
 def test_only_what_is_missing_is_computed(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_cache, "SHARD_PICTURES", 10)
+    monkeypatch.setattr(precompute, "SHARD_IMAGES", 10)
     use()
     shards = sorted(Path("cache").glob("*.safetensors"))
-    assert len(shards) == 4  # 24 training pictures in three, 7 of validation in one
+    assert len(shards) == 4  # 24 training images in three, 7 of validation in one
     times = {shard: shard.stat().st_mtime_ns for shard in shards}
     shards[1].unlink()
-    complete, (group, _) = use()
+    complete, (_, group) = use()
     assert complete
-    assert len(group["pictures"].feature_cache or ()) == 31
+    assert len(group["shapes"].feature_cache or ()) == 31  # validation's is opened last, so it holds both splits
     kept = {shard for shard, time in times.items() if shard.exists() and shard.stat().st_mtime_ns == time}
     assert kept >= set(shards) - {shards[1]}
 
@@ -114,20 +113,18 @@ def test_a_broken_shard_is_named(project: Project) -> None:
         use()
 
 
-def test_an_unreadable_picture_is_replaced_as_without_a_cache(
-    project: Project, capfd: pytest.CaptureFixture[str]
-) -> None:
-    Path("picture_3.png").write_bytes(b"no picture")
+def test_an_unreadable_image_is_replaced_as_without_a_cache(project: Project) -> None:
+    Path("image_3.png").write_bytes(b"no image")
     complete, (group, _) = use()
     assert complete
-    sample = group["pictures"].sample(3, epoch=0)
-    assert sample.image_id != "picture_3"
-    assert "picture_3.png" in sample.skipped[0]
+    sample = group["shapes"].sample(3, epoch=0)
+    assert sample.image_id != "image_3"
+    assert "image_3.png" in sample.skipped[0]
 
 
-def test_pictures_of_another_size_are_refused(project: Project) -> None:
+def test_images_of_another_size_are_refused(project: Project) -> None:
     with pytest.raises(ConfigError, match="prepared with side 70, the model takes 56"):
-        use("datasets.pictures.vis_processor.train.image_size=70")
+        use("datasets.shapes.vis_processor.train.image_size=70")
 
 
 @pytest.mark.distributed
@@ -153,5 +150,5 @@ def _names(shard: Path) -> list[str]:
 
 def test_the_command_without_a_cache_configured(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        feature_cache.main(["--cfg-path", "config.yaml"])
+        precompute.main(["--cfg-path", "config.yaml"])
     assert "no dataset has a feature_cache" in capsys.readouterr().err
