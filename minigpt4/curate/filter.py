@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from minigpt4.common.schema import FilterConfig
 from minigpt4.curate.ledger import Event, Ledger
-from minigpt4.evaluation.fluency import english, fragments, repetition, strange, words
+from minigpt4.evaluation.fluency import common_word_ratio, fragments, odd_character_ratio, repetition, words
 
 
 def broken_rule(text: str, agreement: float | None, limits: FilterConfig) -> tuple[str, str] | None:
@@ -31,14 +31,14 @@ def broken_rule(text: str, agreement: float | None, limits: FilterConfig) -> tup
             f"supported by {agreement:.2f} of the image's descriptions, should be at least {limits.min_agreement:.2f}",
         )
     shares = (
-        ("meaningless", strange(text), limits.max_strange, "of the characters are odd or repeated"),
+        ("meaningless", odd_character_ratio(text), limits.max_strange, "of the characters are odd or repeated"),
         ("repetition", repetition(text), limits.max_repetition, "of the word trigrams occurred before"),
         ("fragment", fragments(text), limits.max_fragments, "of the sentences have no beginning or no end"),
     )
     for rule, share, limit, what in shares:
         if limit is not None and share > limit:
             return rule, f"{share:.2f} {what}, should be at most {limit:.2f}"
-    common = english(text)
+    common = common_word_ratio(text)
     if limits.min_english and common < limits.min_english:
         return (
             "not_english",

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from minigpt4.evaluation import java as ptb
+from minigpt4.evaluation.java import TOKENIZER
 
 
 def references_sha256(references: Mapping[str, Sequence[str]]) -> str:
@@ -25,19 +25,19 @@ class Protocol:
 
     Attributes:
         dataset: name of the dataset or path of the references.
-        split: the split scored, None where the references know of none.
+        split: the split scored, None where the references name none.
         images: number of images scored.
-        references: number of reference captions of all images together.
+        references: number of reference captions of all images.
         references_per_image: fewest and most references of one image.
-        references_sha256: hash of ids and references, the same only where the same images were scored against the
-            same captions.
-        metrics: the metrics asked for.
-        tokenizer: what made words of captions.
+        references_sha256: hash of ids and references; equal only where the same images were scored against the same
+            captions.
+        metrics: names of the metrics.
+        tokenizer: tokenizer of the captions.
         scorer: package and version of the metrics.
         prompt: the instruction as the model saw it, None where unknown.
-        generation: decoding settings, e.g. num_beams and max_new_tokens.
+        generation: generation settings, e.g. num_beams and max_new_tokens.
         selection: which part of the split was scored, e.g. {"limit": 100}; empty for all of it.
-        notes: anything else a reader of the scores must know, by key.
+        notes: anything else that a reader of the scores must know.
     """
 
     dataset: str
@@ -47,7 +47,7 @@ class Protocol:
     references_per_image: tuple[int, int]
     references_sha256: str
     metrics: tuple[str, ...]
-    tokenizer: str = ptb.NAME
+    tokenizer: str = TOKENIZER
     scorer: str = ""
     prompt: str | None = None
     generation: dict[str, Any] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Protocol:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data for JSON; what is empty or unknown is left out."""
+        """As plain data for JSON; empty and unknown values are left out."""
         plain = asdict(self)
         return {key: value for key, value in plain.items() if value not in (None, {}, "")}
 

@@ -1,4 +1,4 @@
-"""report.html: one page, with nothing to load, on which to look at what the checkpoints said."""
+"""report.html: one self-contained page that shows the images, their references and every checkpoint's captions."""
 
 from __future__ import annotations
 
@@ -6,90 +6,45 @@ import base64
 import io
 import logging
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any, Literal
-from urllib.parse import quote
+from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from minigpt4.common.files import write_atomically
+from minigpt4.common.errors import DataError
+from minigpt4.common.files import write_text
 from minigpt4.evaluation.protocol import Protocol
-from minigpt4.evaluation.table import best_rows, column, columns_of
+from minigpt4.evaluation.statistics import Intervals
+from minigpt4.evaluation.table import Row, best_rows, column, columns_of
+
+LONGER_SIDE = 360
+"""Pixels of a thumbnail's longer side; a smaller image keeps its size."""
+JPEG_QUALITY = 82
+SHOWN = ("CIDEr", "METEOR", "ROUGE_L", "Bleu_4", "SPICE")
+"""Metrics shown beside a caption; the first of them that was measured ranks the images."""
+
+OpenImage = Callable[[Path], Image.Image]
+"""Opens an image as RGB, or raises a DataError."""
 
 logger = logging.getLogger(__name__)
-LONGER_SIDE = 360
-"""Pixels of a thumbnail's longer side."""
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    """`content` as a URI that a page can carry, e.g. for `image/png`."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def thumbnail(path: Path, longer_side: int = LONGER_SIDE) -> str | None:
-    """The picture as a JPEG data URI, None where it cannot be read.
-
-    Args:
-        path: any picture that Pillow reads.
-        longer_side: pixels at most; a smaller picture keeps its size.
-    """
-    try:
-        with Image.open(path) as image:
-            small = ImageOps.exif_transpose(image)
-            small.thumbnail((longer_side, longer_side))
-            buffer = io.BytesIO()
-            _on_white(small).save(buffer, format="JPEG", quality=82)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        logger.debug("no thumbnail of %s: %s", path, error)
-        return None
-    return data_uri(buffer.getvalue(), "image/jpeg")
-
-
-def relative_link(path: Path, page: Path) -> str | None:
-    """The picture's address as seen from the page, None where there is no picture."""
-    if not path.is_file():
-        return None
-    try:
-        return quote(Path(os.path.relpath(path.resolve(), page.resolve().parent)).as_posix())
-    except ValueError:
-        # On Windows another drive cannot be reached by a relative path.
-        return path.resolve().as_uri()
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """JPEG has no transparency."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("RGB")
-
-
-RANKED_BY = ("CIDEr", "METEOR", "ROUGE_L", "Bleu_4", "SPICE")
-"""The first of these that was measured ranks the images."""
-_SHOWN = ("CIDEr", "METEOR", "ROUGE_L", "Bleu_4", "SPICE")
-
-Pictures = Literal["embed", "link"]
-Intervals = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One image and what was said of it.
+class ImageResult:
+    """One image and what every checkpoint said about it.
 
     Attributes:
-        image_id: the image.
-        references: its reference captions.
+        image_id: id of the image.
+        references: reference captions.
         predictions: checkpoint -> caption.
         scores: checkpoint -> metric -> score of this image.
-        filename: the picture's file name, shown as the card's title; empty where unknown.
-        image: where the picture lies, None where unknown.
+        filename: file name of the image, shown as the card's title; empty where unknown.
+        path: path of the image, None where unknown.
     """
 
     image_id: str
@@ -97,59 +52,53 @@ class Sample:
     predictions: Mapping[str, str]
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     filename: str = ""
-    image: Path | None = None
-
-
-@dataclass(frozen=True)
-class ReportCounts:
-    """What a report holds.
-
-    Attributes:
-        samples: images scored.
-        cards: images shown.
-        missing_pictures: cards whose picture could not be read.
-    """
-
-    samples: int
-    cards: int
-    missing_pictures: int
+    path: Path | None = None
 
 
 def write_report(
     path: str | Path,
     protocol: Protocol,
-    rows: Sequence[Mapping[str, Any]],
-    samples: Sequence[Sample],
+    rows: Sequence[Row],
+    images: Sequence[ImageResult],
     *,
     title: str = "Evaluation",
-    trends: str | Path | None = None,
+    trends: Path | None = None,
     intervals: Intervals | None = None,
     max_cards: int = 200,
-    pictures: Pictures = "embed",
-) -> ReportCounts:
+    open_image: OpenImage | None = None,
+) -> None:
     """Write the page.
 
     Args:
-        path: the HTML file.
+        path: path of the HTML file.
         protocol: how the scores were made.
-        rows: {"checkpoint": label, metric: value}, in the order of training.
-        samples: the images, in the dataset's order.
-        title: the page's heading.
-        trends: a PNG to show, which is put into the page.
+        rows: one row per checkpoint, in the order of training.
+        images: the images, in the dataset's order.
+        title: heading of the page.
+        trends: PNG to embed.
         intervals: checkpoint -> metric -> (lower, upper).
-        max_cards: images shown at most: one half the best, the other the worst, of the last checkpoint.
-        pictures: `embed` puts thumbnails into the page; `link` points to the files, for many cards.
-
-    Returns:
-        The counts, which the page states as well.
+        max_cards: maximum number of images shown: half of them the best, half the worst, of the last checkpoint.
+        open_image: opens an image for its thumbnail; None: no thumbnails.
     """
-    path = Path(path)
     labels = [str(row["checkpoint"]) for row in rows]
-    metric = next((name for name in RANKED_BY if any(name in row for row in rows)), RANKED_BY[0])
-    chosen = select_samples(samples, labels[-1] if labels else "", metric, max_cards)
-    sources = {index: _source(sample, path, pictures) for index, sample in chosen}
-    cards = [_card(index, sample, labels, metric, sources[index]) for index, sample in chosen]
-    counts = ReportCounts(len(samples), len(chosen), sum(source is None for source in sources.values()))
+    last = labels[-1] if labels else ""
+    metric = next((name for name in SHOWN if any(name in row for row in rows)), SHOWN[0])
+    shown = select_images(images, last, metric, max_cards)
+    thumbnails = [thumbnail(image.path, open_image) for _, image in shown]
+    missing = sum(source is None for source in thumbnails)
+    if missing and open_image is not None:
+        logger.warning("report: %d of %d images could not be read", missing, len(shown))
+    name = column(metric).label
+    note = f"All {len(shown):,} images."
+    if len(shown) < len(images):
+        worst = max_cards // 2
+        note = (
+            f"{len(shown):,} of {len(images):,} images: the {max_cards - worst:,} best and the {worst:,} worst of "
+            f"{last or 'the last checkpoint'}, by {name}. The scores above are those of all images."
+        )
+    if missing:
+        note += f" {missing:,} of them could not be read."
+    note += f" Cards are ordered by the {name} of each image."
     folder = resources.files("minigpt4") / "assets" / "report"
     css, js, page = ((folder / name).read_text("utf-8") for name in ("report.css", "report.js", "report.html"))
     text = Template(page).substitute(
@@ -160,72 +109,76 @@ def write_report(
         table=_table(rows),
         intervals=_intervals(intervals or {}),
         protocol=_definitions(protocol.to_dict()),
-        trends=_trends(trends),
-        selection=escape(_selection(counts, labels, metric, max_cards)),
+        trends=_trends(trends) if trends else "",
+        selection=escape(note),
         options="".join(
             f'<option value="{i}"{" selected" if i == len(labels) - 1 else ""}>{escape(label)}</option>'
             for i, label in enumerate(labels)
         ),
         first=escape(labels[0] if labels else ""),
-        cards="\n".join(cards),
+        cards="\n".join(
+            _card(index, image, labels, metric, source)
+            for (index, image), source in zip(shown, thumbnails, strict=True)
+        ),
     )
-    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", errors="replace")))
-    return counts
+    write_text(Path(path), text)
 
 
-def select_samples(samples: Sequence[Sample], label: str, metric: str, most: int) -> list[tuple[int, Sample]]:
-    """The samples to show with their places in the dataset, best first.
+def select_images(
+    images: Sequence[ImageResult], label: str, metric: str, most: int
+) -> list[tuple[int, ImageResult]]:
+    """The images to show with their indices in the dataset, best first.
 
     Args:
-        samples: all of them.
-        label: the checkpoint whose scores rank them.
-        metric: the score that ranks them.
-        most: how many; where there are more, half of it are the best and the rest the worst.
+        images: all images.
+        label: checkpoint whose scores rank them.
+        metric: score that ranks them.
+        most: maximum number; where there are more images, half of it are the best and the rest the worst.
     """
-
-    def rank(entry: tuple[int, Sample]) -> float:
-        return -_score(entry[1], label, metric)
-
-    ranked = sorted(enumerate(samples), key=rank)
+    ranked = sorted(enumerate(images), key=lambda entry: -_score(entry[1], label, metric))
     if len(ranked) <= most:
         return ranked
     worst = most // 2
     return ranked[: most - worst] + (ranked[-worst:] if worst else [])
 
 
-def _score(sample: Sample, label: str, metric: str) -> float:
-    value = sample.scores.get(label, {}).get(metric, 0.0)
+def thumbnail(path: Path | None, open_image: OpenImage | None) -> str | None:
+    """The image as a JPEG data URI, None where it cannot be read.
+
+    Args:
+        path: path of the image.
+        open_image: the model's own decoder, so that the report shows the pixels that the model saw.
+    """
+    if path is None or open_image is None:
+        return None
+    try:
+        image = open_image(path)
+    except DataError as error:
+        logger.debug("no thumbnail: %s", error)
+        return None
+    image.thumbnail((LONGER_SIDE, LONGER_SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    return _data_uri(buffer.getvalue(), "image/jpeg")
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _score(image: ImageResult, label: str, metric: str) -> float:
+    value = image.scores.get(label, {}).get(metric, 0.0)
     return value if math.isfinite(value) else 0.0
 
 
-def _source(sample: Sample, page: Path, pictures: Pictures) -> str | None:
-    if sample.image is None:
-        return None
-    return relative_link(sample.image, page) if pictures == "link" else thumbnail(sample.image)
-
-
-def _selection(counts: ReportCounts, labels: Sequence[str], metric: str, most: int) -> str:
-    name = column(metric).label
-    said = f"All {counts.cards:,} images."
-    if counts.cards < counts.samples:
-        worst = most // 2
-        said = (
-            f"{counts.cards:,} of {counts.samples:,} images: the {most - worst:,} best and the {worst:,} worst of "
-            f"{labels[-1] if labels else 'the last checkpoint'}, by {name}. The scores above are those of all images."
-        )
-    if counts.missing_pictures:
-        said += f" {counts.missing_pictures:,} of their pictures could not be read."
-    return f"{said} Cards are ordered by the {name} of each image."
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(rows: Sequence[Row]) -> str:
     columns = columns_of(rows)
     head = "".join(f'<th scope="col">{escape(item.label)}</th>' for item in columns)
-    best = {item.key: best_rows(list(rows), item) for item in columns}
+    best = {item.key: best_rows(rows, item) for item in columns}
     lines = []
     for index, row in enumerate(rows):
         cells = "".join(
-            ('<td class="best">' if index in best[item.key] else "<td>") + f"{item.show(row.get(item.key))}</td>"
+            ('<td class="best">' if index in best[item.key] else "<td>") + f"{item.format(row.get(item.key))}</td>"
             for item in columns
         )
         lines.append(f"<tr><td>{escape(str(row['checkpoint']))}</td>{cells}</tr>")
@@ -237,7 +190,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _intervals(intervals: Intervals) -> str:
-    """95 % intervals as a list under the table."""
+    """95 % intervals as a list below the table."""
     lines = [
         (label, ", ".join(f"{column(key).label} {low:.3f} to {high:.3f}" for key, (low, high) in found.items()))
         for label, found in intervals.items()
@@ -249,43 +202,41 @@ def _intervals(intervals: Intervals) -> str:
 
 
 def _definitions(content: Mapping[str, Any]) -> str:
-    def show(value: Any) -> str:
+    def plain(value: Any) -> str:
         if isinstance(value, Mapping):
-            return "; ".join(f"{key}: {show(item)}" for key, item in value.items())
+            return "; ".join(f"{key}: {plain(item)}" for key, item in value.items())
         if isinstance(value, (list, tuple)):
-            return ", ".join(map(show, value))
+            return ", ".join(map(plain, value))
         return str(value)
 
-    items = (f"<dt>{escape(str(key).replace('_', ' '))}</dt><dd>{escape(show(v))}</dd>" for key, v in content.items())
+    items = (f"<dt>{escape(str(key).replace('_', ' '))}</dt><dd>{escape(plain(v))}</dd>" for key, v in content.items())
     return f"<dl>{''.join(items)}</dl>"
 
 
-def _trends(trends: str | Path | None) -> str:
-    if trends is None:
-        return ""
-    source = data_uri(Path(trends).read_bytes(), "image/png")
+def _trends(path: Path) -> str:
+    source = _data_uri(path.read_bytes(), "image/png")
     return f'<section><h2>From checkpoint to checkpoint</h2><img class="trends" alt="Metrics" src="{source}"></section>'
 
 
-def _card(index: int, sample: Sample, labels: Sequence[str], metric: str, source: str | None) -> str:
-    title = escape(sample.filename or sample.image_id)
-    picture = "no picture" if source is None else f'<img loading="lazy" alt="{title}" src="{escape(source)}">'
-    number = f" <span>{escape(sample.image_id)}</span>" if sample.filename else ""
-    references = "".join(f"<li>{escape(text)}</li>" for text in sample.references)
-    answers = "".join(_answer(sample, label) for label in labels)
-    scores = ",".join(f"{_score(sample, label, metric):.6g}" for label in labels)
+def _card(index: int, image: ImageResult, labels: Sequence[str], metric: str, source: str | None) -> str:
+    title = escape(image.filename or image.image_id)
+    shown = "no image" if source is None else f'<img loading="lazy" alt="{title}" src="{escape(source)}">'
+    number = f" <span>{escape(image.image_id)}</span>" if image.filename else ""
+    references = "".join(f"<li>{escape(text)}</li>" for text in image.references)
+    answers = "".join(_answer(image, label) for label in labels)
+    scores = ",".join(f"{_score(image, label, metric):.6g}" for label in labels)
     return (
         f'<article class="card" data-index="{index}" data-scores="{scores}">'
-        f'<div class="picture">{picture}</div><div class="body"><h3>{title}{number}</h3>'
+        f'<div class="image">{shown}</div><div class="body"><h3>{title}{number}</h3>'
         f'<h4>References</h4><ol class="refs">{references}</ol>'
         f'<h4>Predictions</h4><ul class="preds">{answers}</ul></div></article>'
     )
 
 
-def _answer(sample: Sample, label: str) -> str:
-    found = sample.scores.get(label, {})
-    scores = " · ".join(f"{column(key).label} {found[key]:.2f}" for key in _SHOWN if key in found)
-    caption = sample.predictions.get(label, "")
+def _answer(image: ImageResult, label: str) -> str:
+    found = image.scores.get(label, {})
+    scores = " · ".join(f"{column(key).label} {found[key]:.2f}" for key in SHOWN if key in found)
+    caption = image.predictions.get(label, "")
     text = f"<p>{escape(caption)}</p>" if caption.strip() else '<p class="empty">(nothing)</p>'
     line = (
         f'<div class="line"><span class="label">{escape(label)}</span><span class="score">{escape(scores)}</span></div>'

@@ -8,13 +8,17 @@ from random import Random
 import numpy as np
 
 AVERAGED = ("ROUGE_L", "CIDEr")
-"""Metrics whose corpus score is the mean of the images' scores. BLEU and METEOR are not: the mean of
-their images' scores is another number, around which an interval would mislead."""
+"""Metrics whose corpus score is the mean of the images' scores. BLEU and METEOR are not: the mean of their images'
+scores is another number, and an interval around it would mislead."""
 
 NOTE = (
     "95 % percentile bootstrap over the images (1,000 draws); only for metrics that are means over the images; "
     "CIDEr's word weights are kept fixed"
 )
+"""How results describe the intervals."""
+
+Intervals = Mapping[str, Mapping[str, Sequence[float]]]
+"""Checkpoint -> metric -> (lower, upper)."""
 
 
 def bootstrap_intervals(
@@ -27,9 +31,9 @@ def bootstrap_intervals(
 
     Args:
         per_image: image id -> metric -> score.
-        metrics: which of them to take, where they are there.
+        metrics: metrics to use; those without a score for every image are left out.
         draws: number of resampled sets of images.
-        seed: of the resampling; the same images are drawn for every metric and every checkpoint.
+        seed: seed of the resampling; every metric and checkpoint uses the same resampled sets.
 
     Returns:
         Metric -> (lower, upper); empty for fewer than two images.
@@ -41,7 +45,7 @@ def bootstrap_intervals(
         scores = np.array([values[metric] for values in per_image.values() if metric in values])
         if len(scores) != len(per_image):
             continue
-        # Drawn one by one: all at once would take gigabytes for a big test set.
+        # One draw at a time: all at once would take gigabytes for a large test set.
         generator = np.random.default_rng(seed)
         means = [scores[generator.integers(0, len(scores), len(scores))].mean() for _ in range(draws)]
         low, high = np.percentile(means, [2.5, 97.5])
@@ -49,18 +53,18 @@ def bootstrap_intervals(
     return found
 
 
-def swap_pictures(captions: Mapping[str, str], seed: int) -> dict[str, str]:
-    """Give each picture's place another picture, and so that one's caption.
+def swap_images(captions: Mapping[str, str], seed: int) -> dict[str, str]:
+    """The captions as if each image had been replaced by another one of the set.
 
-    With one prompt for all and no sampling, what a model says of a picture does not depend on the place the picture is
-    shown in; so the captions of swapped pictures are the captions, swapped, and need no second generation.
+    With the same prompt for all images and no sampling, a caption depends on nothing but its image. The captions of
+    shuffled images are therefore the shuffled captions, and need no second generation.
 
     Args:
-        captions: Image -> caption, two at least for a swap to be possible.
-        seed: Fixes the swap.
+        captions: image id -> caption, for at least two images.
+        seed: seed of the permutation.
 
     Returns:
-        Image -> the caption of the picture shown instead; no picture stands for itself.
+        Image id -> caption of the image shown instead; no image keeps its own caption.
     """
     shuffled = list(captions)
     Random(f"{seed}-swap").shuffle(shuffled)

@@ -10,16 +10,19 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+Row = Mapping[str, Any]
+"""{"checkpoint": label, metric: value, ...}, as in metrics.json."""
+
 
 @dataclass(frozen=True)
 class Column:
     """One measured quantity.
 
     Attributes:
-        key: its key in a row of metrics.json.
-        label: its name for people.
-        percent: a share, shown in per cent.
-        compared: larger is better, so that the best may be marked. Not so for a control, where it would mislead.
+        key: key in a row of metrics.json.
+        label: name shown to people.
+        percent: the value is a share, shown in per cent.
+        compared: larger is better, so the best value is marked. False for controls, where a mark would mislead.
     """
 
     key: str
@@ -27,7 +30,7 @@ class Column:
     percent: bool = False
     compared: bool = True
 
-    def show(self, value: Any) -> str:
+    def format(self, value: Any) -> str:
         """The value as text, a dash where there is none."""
         if not isinstance(value, (int, float)) or value != value:
             return "–"
@@ -49,45 +52,42 @@ KNOWN = (
     Column("repetition", "Repetition", percent=True, compared=False),
     Column("fragments", "Fragments", percent=True, compared=False),
 )
+"""Columns in the order of the table."""
 _BY_KEY = {column.key: column for column in KNOWN}
 
 
 def column(key: str) -> Column:
-    """The column of a key, made up from the key where it is not a known one."""
+    """The column of a key; an unknown key gets one labelled by the key itself."""
     return _BY_KEY.get(key) or Column(key, key.replace("_", " "), compared=False)
 
 
-def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[Column]:
-    """The columns that any row has: the known ones in their order, then the others as they come."""
+def columns_of(rows: Iterable[Row]) -> list[Column]:
+    """The columns present in any row: the known ones in their order, then the others in order of appearance."""
     keys = list(dict.fromkeys(key for row in rows for key in row if key != "checkpoint"))
     known = [item for item in KNOWN if item.key in keys]
     return known + [column(key) for key in keys if key not in _BY_KEY]
 
 
-def best_rows(rows: list[Mapping[str, Any]], item: Column) -> set[int]:
-    """Indices of the rows with the best value of a column; none where there is nothing to compare.
+def best_rows(rows: Sequence[Row], item: Column) -> set[int]:
+    """Indices of the rows with the best value of a column; empty where there is nothing to compare.
 
-    Values that look alike in the table are equally good; where all do, none is the best.
+    Values that look the same in the table are equally good; where all do, none is the best.
     """
     values = {i: row[item.key] for i, row in enumerate(rows) if isinstance(row.get(item.key), (int, float))}
     if not item.compared or len(values) < 2:
         return set()
-    top = item.show(max(values.values()))
-    best = {i for i, value in values.items() if item.show(value) == top}
+    top = item.format(max(values.values()))
+    best = {i for i, value in values.items() if item.format(value) == top}
     return best if len(best) < len(values) else set()
-
-
-Row = Mapping[str, Any]
-"""{"checkpoint": label, metric: value, ...}"""
 
 
 def build_table(rows: Sequence[Row], title: str | None = None, caption: str | None = None) -> Table:
     """The rows as a rich table, the best value of every column in bold green.
 
     Args:
-        rows: one a checkpoint.
-        title: printed above the table.
-        caption: printed below it.
+        rows: one row per checkpoint.
+        title: text above the table.
+        caption: text below the table.
     """
     columns = columns_of(rows)
     table = Table(
@@ -100,24 +100,11 @@ def build_table(rows: Sequence[Row], title: str | None = None, caption: str | No
     table.add_column("Checkpoint", overflow="fold", min_width=10)
     for item in columns:
         table.add_column(item.label, justify="right", no_wrap=not item.percent)
-    best = {item.key: best_rows(list(rows), item) for item in columns}
+    best = {item.key: best_rows(rows, item) for item in columns}
     for index, row in enumerate(rows):
         cells = [Text(str(row.get("checkpoint", "")))]
         for item in columns:
             style = "bold green" if index in best[item.key] else ""
-            cells.append(Text(item.show(row.get(item.key)), style=style))
+            cells.append(Text(item.format(row.get(item.key)), style=style))
         table.add_row(*cells)
     return table
-
-
-def markdown_table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table, the best value of every column in bold."""
-    columns = columns_of(rows)
-    best = {item.key: best_rows(list(rows), item) for item in columns}
-    lines = [["Checkpoint", *(item.label for item in columns)]]
-    for index, row in enumerate(rows):
-        shown = [(item.show(row.get(item.key)), index in best[item.key]) for item in columns]
-        label = str(row.get("checkpoint", "")).replace("|", "\\|")
-        lines.append([label, *(f"**{value}**" if top else value for value, top in shown)])
-    lines.insert(1, ["---", *("---:" for _ in columns)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

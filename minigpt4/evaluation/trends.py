@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from minigpt4.common.files import write_atomically
-from minigpt4.evaluation.table import column
+from minigpt4.evaluation.statistics import Intervals
+from minigpt4.evaluation.table import Row, column
 
-# One colour a metric in every plot; the first five are told apart by colour-blind readers as well (Okabe-Ito).
 COLOURS = {
     "Bleu_1": "#74b3dc",
     "Bleu_2": "#3f8fc9",
@@ -29,39 +29,36 @@ COLOURS = {
     "all_objects_accuracy": "#b15928",
     "object_accuracy_shuffled": "#888888",
 }
-GROUPS = (
+"""One colour per metric in every plot; the first five can be told apart by colour-blind readers as well (Okabe-Ito)."""
+PANELS = (
     ("BLEU", ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")),
     ("ROUGE-L, METEOR, SPICE", ("ROUGE_L", "METEOR", "SPICE")),
     ("CIDEr", ("CIDEr",)),
     ("Objects named rightly", ("object_accuracy", "all_objects_accuracy", "object_accuracy_shuffled")),
 )
+"""(title, metrics) of each panel."""
 _INK, _GREY, _GRID = "#222222", "#666666", "#e6e6e6"
-_LONGEST = 18
-"""Letters of a checkpoint's name under an axis."""
-
-Intervals = Mapping[str, Mapping[str, Sequence[float]]]
+_MAX_LABEL = 18
+"""Characters of a checkpoint's name under an axis."""
 
 
 def plot_trends(
-    path: str | Path,
-    rows: Sequence[Mapping[str, Any]],
+    path: Path,
+    rows: Sequence[Row],
     intervals: Intervals | None = None,
     title: str = "",
     subtitle: str = "",
-) -> Path:
-    """Draw one small panel a group of metrics, the checkpoints from left to right.
+) -> None:
+    """Draw one small panel per group of metrics, the checkpoints from left to right.
 
     Args:
-        path: the PNG to write.
-        rows: {"checkpoint": label, metric: value}, in the order of training.
+        path: path of the PNG.
+        rows: one row per checkpoint, in the order of training.
         intervals: checkpoint -> metric -> (lower, upper), drawn as a band.
-        title: above the panels.
-        subtitle: below the title, e.g. the protocol.
-
-    Returns:
-        The path.
+        title: text above the panels.
+        subtitle: text below the title, e.g. the protocol.
     """
-    groups = [(name, present) for name, keys in GROUPS if (present := [k for k in keys if _has(rows, k)])]
+    groups = [(name, present) for name, keys in PANELS if (present := [k for k in keys if _has(rows, k)])]
     labels = _tick_labels([str(row.get("checkpoint", "")) for row in rows])
     across = min(len(groups), 4) or 1
     # Many checkpoints need wider panels, so that four of them no longer fit side by side.
@@ -91,21 +88,20 @@ def plot_trends(
         figure.text(0.12 / size[0], 1 - 0.44 / size[1], subtitle, va="top", fontsize=8.5, color=_GREY, parse_math=False)
     for index, (name, keys) in enumerate(groups):
         _draw_panel(figure.add_subplot(down, across, index + 1), name, keys, rows, labels, intervals or {})
-    write_atomically(Path(path), lambda temporary: figure.savefig(temporary, format="png"))
-    return Path(path)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
 def _draw_panel(
     axes: Axes,
     name: str,
     keys: Sequence[str],
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     labels: Sequence[str],
     intervals: Intervals,
 ) -> None:
     for key in keys:
         _draw_line(axes, key, rows, intervals)
-    _dress(axes, labels)
+    _style_axes(axes, labels)
     low, high = axes.get_ylim()
     if column(keys[0]).percent:
         axes.set_ylim(0, 1.08)
@@ -129,8 +125,8 @@ def _draw_panel(
         )
 
 
-def _draw_line(axes: Axes, key: str, rows: Sequence[Mapping[str, Any]], intervals: Intervals) -> None:
-    """One metric: a line with a marker a checkpoint, and a band where an interval is known."""
+def _draw_line(axes: Axes, key: str, rows: Sequence[Row], intervals: Intervals) -> None:
+    """One metric: a line with a marker per checkpoint, and a band where intervals are known."""
     points = [(i, float(row[key])) for i, row in enumerate(rows) if _number(row.get(key))]
     item = column(key)
     axes.plot(
@@ -157,8 +153,8 @@ def _draw_line(axes: Axes, key: str, rows: Sequence[Mapping[str, Any]], interval
         axes.vlines(x, low, high, color=COLOURS.get(key, _INK), alpha=0.35, linewidth=3, zorder=1)
 
 
-def _dress(axes: Axes, labels: Sequence[str]) -> None:
-    """Axes without ornament: faint horizontal lines, and names that never overlap."""
+def _style_axes(axes: Axes, labels: Sequence[str]) -> None:
+    """Plain axes: faint horizontal lines, and names that never overlap."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color("#bbbbbb")
@@ -176,18 +172,18 @@ def _dress(axes: Axes, labels: Sequence[str]) -> None:
     axes.set_xlim(-0.35, len(labels) - 1 + 0.35)
 
 
-def _label_ends(axes: Axes, keys: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write every line's last value beside it, apart from one another where lines end close together."""
+def _label_ends(axes: Axes, keys: Sequence[str], rows: Sequence[Row]) -> None:
+    """Write every line's last value beside it; values that would overlap are spread."""
     ends = []
     for key in keys:
         points = [(i, float(row[key])) for i, row in enumerate(rows) if _number(row.get(key))]
         ends.append((points[-1][1], points[-1][0], key))
     low, high = axes.get_ylim()
     ends.sort()
-    levels = _apart([value for value, _, _ in ends], gap=0.07 * (high - low))
+    levels = _spread([value for value, _, _ in ends], gap=0.07 * (high - low))
     for (value, x, key), level in zip(ends, levels, strict=True):
         axes.annotate(
-            column(key).show(value),
+            column(key).format(value),
             (x, level),
             xytext=(7, 0),
             textcoords="offset points",
@@ -199,8 +195,8 @@ def _label_ends(axes: Axes, keys: Sequence[str], rows: Sequence[Mapping[str, Any
         )
 
 
-def _apart(values: Sequence[float], gap: float) -> list[float]:
-    """Rising values moved as little as need be to lie at least `gap` apart: neighbours yield by equal parts."""
+def _spread(values: Sequence[float], gap: float) -> list[float]:
+    """Rising values, moved as little as possible to lie at least `gap` apart: neighbours move equally far."""
     # Each cluster is a run of values stacked at equal distances around its mean.
     clusters: list[tuple[float, int]] = []
     for value in values:
@@ -212,7 +208,7 @@ def _apart(values: Sequence[float], gap: float) -> list[float]:
     return [mean + gap * (place - (size - 1) / 2) for mean, size in clusters for place in range(size)]
 
 
-def _has(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
+def _has(rows: Sequence[Row], key: str) -> bool:
     return any(_number(row.get(key)) for row in rows)
 
 
@@ -221,15 +217,15 @@ def _number(value: Any) -> bool:
 
 
 def _tick_labels(names: Sequence[str]) -> list[str]:
-    """The names without the folder that all of them share, short enough to stand under an axis."""
+    """The names without the folder that all of them share, short enough to fit under an axis."""
     folder = names[0].rpartition("/")[0] if names else ""
     if folder and all(name.startswith(f"{folder}/") for name in names):
         names = [name[len(folder) + 1 :] for name in names]
     return [_shorten(name) for name in names]
 
 
-def _shorten(name: str, longest: int = _LONGEST) -> str:
-    """The name with its middle left out where it is too long: both its ends tell checkpoints apart."""
+def _shorten(name: str, longest: int = _MAX_LABEL) -> str:
+    """The name without its middle where it is too long: both ends tell checkpoints apart."""
     if len(name) <= longest:
         return name
     half = (longest - 1) // 2

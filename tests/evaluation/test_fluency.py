@@ -1,19 +1,19 @@
-"""What a text's form is worth, each rule by a case counted by hand."""
+"""Measures of a text's form, each by cases counted by hand."""
 
 from __future__ import annotations
 
 import pytest
 
 from minigpt4.evaluation.fluency import (
-    COMMON,
-    english,
+    COMMON_WORDS,
+    common_word_ratio,
     fluency_scores,
     fragments,
     is_fragment,
+    named_things,
+    odd_character_ratio,
     repetition,
     sentences,
-    strange,
-    things,
     words,
 )
 
@@ -54,14 +54,14 @@ def test_sentences(text: str, expected: list[str]) -> None:
 def test_repetition_is_a_share_of_trigrams() -> None:
     # "the red dog", "red dog the", "dog the red", and "the red dog" again: one in four.
     assert repetition("The red dog, the RED dog") == pytest.approx(1 / 4)
-    # Of the trigrams of one word six times over, four, all but the first said it before.
+    # Of the four trigrams of one word six times over, all but the first occurred before.
     assert repetition("dog dog dog dog dog dog") == pytest.approx(3 / 4)
-    assert repetition("it's the dog, it’s the dog") == pytest.approx(1 / 4)  # whichever way the apostrophe is written
+    assert repetition("it's the dog, it’s the dog") == pytest.approx(1 / 4)  # either apostrophe
     assert repetition("a red dog beside the blue car") == 0
 
 
 @pytest.mark.parametrize("text", ["", "dog dog", "red dog"])
-def test_what_is_shorter_than_a_trigram_repeats_nothing(text: str) -> None:
+def test_text_shorter_than_a_trigram_repeats_nothing(text: str) -> None:
     assert repetition(text) == 0
 
 
@@ -79,7 +79,7 @@ def test_what_is_shorter_than_a_trigram_repeats_nothing(text: str) -> None:
         "Élan is there.",
     ],
 )
-def test_a_whole_sentence_is_no_fragment(sentence: str) -> None:
+def test_a_complete_sentence_is_no_fragment(sentence: str) -> None:
     assert not is_fragment(sentence)
 
 
@@ -96,7 +96,7 @@ def test_a_whole_sentence_is_no_fragment(sentence: str) -> None:
         "",
     ],
 )
-def test_without_capital_stop_or_third_word_it_is_one(sentence: str) -> None:
+def test_a_sentence_without_capital_stop_or_third_word_is_a_fragment(sentence: str) -> None:
     assert is_fragment(sentence)
 
 
@@ -106,12 +106,12 @@ def test_fragments_are_a_share_of_sentences() -> None:
     assert fragments("") == fragments("  ") == 1
 
 
-def test_english_is_a_share_of_words() -> None:
-    assert english("The dog is near a car") == pytest.approx(4 / 6)  # the, is, near, a
-    assert english("Ein Hund steht hier") == 0
-    assert english("THE AND") == 1
-    assert english("") == english("...") == 0
-    assert "the" in COMMON and "dog" not in COMMON
+def test_common_words_are_a_share_of_words() -> None:
+    assert common_word_ratio("The dog is near a car") == pytest.approx(4 / 6)  # the, is, near, a
+    assert common_word_ratio("Ein Hund steht hier") == 0
+    assert common_word_ratio("THE AND") == 1
+    assert common_word_ratio("") == common_word_ratio("...") == 0
+    assert "the" in COMMON_WORDS and "dog" not in COMMON_WORDS
 
 
 @pytest.mark.parametrize(
@@ -123,17 +123,17 @@ def test_english_is_a_share_of_words() -> None:
         ("under_score", 1),
         ("broken \ufffd", 1),
         ("wow!!!!!", 5),
-        ("wow!!!!", 0),  # four are not many enough
+        ("wow!!!!", 0),  # four are too few
         ("          ", 0),  # spaces do not count as a run
     ],
 )
-def test_strange_characters(text: str, odd: int) -> None:
-    assert strange(text) == pytest.approx(odd / len(text))
+def test_odd_characters(text: str, odd: int) -> None:
+    assert odd_character_ratio(text) == pytest.approx(odd / len(text))
 
 
-def test_strange_is_a_share() -> None:
-    assert strange("") == 0
-    assert strange("#####") == 1  # strange and a run, counted twice, and still all there is
+def test_odd_characters_are_a_share_of_characters() -> None:
+    assert odd_character_ratio("") == 0
+    assert odd_character_ratio("#####") == 1  # odd and a run, counted twice, and still at most 1
 
 
 @pytest.mark.parametrize(
@@ -144,12 +144,12 @@ def test_strange_is_a_share() -> None:
         ("A blue star and a blue star", [{"blue", "star"}, {"blue", "star"}]),
         ("Star blue", [{"blue", "star"}]),
         ("the dog dog", []),  # one word twice is one word
-        ("Red dogs. Blue cars", [{"blue", "cars"}]),  # only a common word ends a stretch
+        ("Red dogs. Blue cars", [{"blue", "cars"}]),  # only a common word ends a run
         ("", []),
     ],
 )
-def test_things(text: str, expected: list[set[str]]) -> None:
-    assert things(text) == [frozenset(thing) for thing in expected]
+def test_named_things(text: str, expected: list[set[str]]) -> None:
+    assert named_things(text) == [frozenset(thing) for thing in expected]
 
 
 def test_scores_are_shares_of_answers() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from minigpt4.common.registry import refiners
 from minigpt4.common.schema import RefineConfig
 from minigpt4.curate.refiners.base import Correction, Refiner
-from minigpt4.evaluation.fluency import is_fragment, sentences, things, words
+from minigpt4.evaluation.fluency import is_fragment, named_things, sentences, words
 
 Support = Mapping[frozenset[str], float]
 """Thing -> share of the image's descriptions that name it."""
@@ -24,7 +24,7 @@ _BETWEEN_ITEMS = re.compile(r"(,?\s+(?:together with|and|with|while|which is)\s+
 class LocalRefiner(Refiner):
     """Compares an image's descriptions, and sees nothing else.
 
-    A thing is what `fluency.things` finds; its support is the share of the descriptions that name it. From each
+    A thing is what `fluency.named_things` finds; its support is the share of the descriptions that name it. From each
     description, items that name a thing again or a thing with too little support are removed, then sentences that are
     fragments or add nothing. The description with the best support is the correction.
 
@@ -37,7 +37,7 @@ class LocalRefiner(Refiner):
 
     def refine(self, sample: str, texts: Sequence[str]) -> Correction:
         """The cleaned description with the best support; the main one unchanged if nothing of any can be used."""
-        votes = Counter(thing for text in texts for thing in set(things(text)))
+        votes = Counter(thing for text in texts for thing in set(named_things(text)))
         support = {thing: number / len(texts) for thing, number in votes.items()}
         cleaned = [clean(text, support, self.min_support) for text in texts]
         best = max(cleaned, key=lambda item: item.score)  # the first of equals: rather the main description
@@ -78,7 +78,7 @@ def clean(text: str, support: Support, min_support: float) -> Cleaned:
         if is_fragment(sentence) or any(words(sentence) == words(other) for other in kept):
             continue
         shorter, dropped = _without_items(sentence, support, min_support, named)
-        new = [thing for thing in dict.fromkeys(things(shorter)) if thing not in named]
+        new = [thing for thing in dict.fromkeys(named_things(shorter)) if thing not in named]
         worth = sum(2 * support.get(thing, 0.0) - 1 for thing in new)
         if kept and (not new or worth <= 0):
             continue
@@ -94,10 +94,10 @@ def _without_items(
     """A sentence without repeated and unsupported items, and how many were removed; the first item stays."""
     body, end = sentence[:-1], sentence[-1]
     first, *rest = _BETWEEN_ITEMS.split(body)
-    seen = {*named, *things(first)}
+    seen = {*named, *named_things(first)}
     result, dropped = first, 0
     for link, item in zip(rest[::2], rest[1::2], strict=True):
-        found = things(item)
+        found = named_things(item)
         if found and (found[0] in seen or support.get(found[0], 0.0) < min_support):
             dropped += 1
             continue
