@@ -16,7 +16,7 @@ from minigpt4.common.schema import GenerationConfig
 from minigpt4.common.types import IMAGE_POSITION
 from minigpt4.models.generation import Generator
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.tasks.captioning import SHARING
+from minigpt4.tasks.captioning import GROUP_BATCHES
 
 Texts = list[list[int]]
 MAX_NEW_TOKENS = 120
@@ -87,7 +87,7 @@ def main() -> None:
     peer = build_peer(preset, ours, DTYPES[theirs])
     images = torch.randn(args.images, 3, IMAGE_SIZE, IMAGE_SIZE)
     queries, size = encoded(ours, images, args.batch_size), args.batch_size
-    rows = SHARING * size  # as evaluation does
+    rows = GROUP_BATCHES * size  # as evaluation does
     name = f"ours, {args.dtype}"
     works = {
         f"peer, {theirs}, {size} at a time": as_torch_is(lambda: their_answers(peer, prompts, images, size)),

@@ -1,4 +1,4 @@
-"""Captions and scores of one or several checkpoints, alone or under torchrun."""
+"""Captions and scores of one or several checkpoints, in one process or under torchrun."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ def parse_arguments() -> argparse.Namespace:
     add_config_arguments(parser)
     parser.add_argument("--ckpt", nargs="+", default=[], metavar="FILE", help="checkpoints to compare, in order")
     parser.add_argument("--split", help="train, val or test (default: evaluation.split)")
-    parser.add_argument("--limit", type=int, help="at most so many pictures, the first of the split")
-    parser.add_argument("--fraction", type=float, help="a fixed random share of the split, by --seed")
-    parser.add_argument("--seed", type=int, help="of --fraction and of swapped pictures")
-    parser.add_argument("--metrics", help="of bleu,rouge,cider,meteor,spice")
+    parser.add_argument("--limit", type=int, help="evaluate only the first LIMIT images of the split")
+    parser.add_argument("--fraction", type=float, help="evaluate only a random share of the split, fixed by --seed")
+    parser.add_argument("--seed", type=int, help="seed of --fraction, of sampling and of the shuffled images")
+    parser.add_argument(
+        "--metrics", help="comma-separated, any of bleu,rouge,cider,meteor,spice"
+    )
     parser.add_argument("--out", help="folder of the results (default: evaluation.output_dir)")
     return parser.parse_args()
 
 
 def evaluation_options(args: argparse.Namespace) -> list[str]:
-    """The command line's own switches as configuration values; they win over --options."""
+    """The script's own arguments as configuration values, which win over --options."""
     values = {key: getattr(args, key) for key in ("split", "limit", "fraction", "seed")}
     values["metrics"] = f"[{args.metrics}]" if args.metrics else None
     values["output_dir"] = args.out

@@ -124,9 +124,7 @@ def write_report(
     write_text(Path(path), text)
 
 
-def select_images(
-    images: Sequence[ImageResult], label: str, metric: str, most: int
-) -> list[tuple[int, ImageResult]]:
+def select_images(images: Sequence[ImageResult], label: str, metric: str, most: int) -> list[tuple[int, ImageResult]]:
     """The images to show with their indices in the dataset, best first.
 
     Args:

@@ -1,11 +1,11 @@
-"""Evaluation by describing: pictures of a split -> one caption each."""
+"""Evaluation by captioning: the images of a split -> one caption each."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,71 +18,63 @@ from minigpt4.common.schema import EvaluationConfig
 from minigpt4.common.types import Record
 from minigpt4.conversation.template import check_placeholders, with_image_tag
 from minigpt4.datasets.instruction import InstructionDataset
+from minigpt4.evaluation.predictions import Prediction
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image import stack_images
 
+GROUP_BATCHES = 4
+"""Batches of images whose captions are generated together: one decode step of many captions costs little more than one
+of few."""
+
 logger = logging.getLogger(__name__)
-SHARING = 4
-"""Batches of pictures whose answers are generated together: a token of many answers costs little more than of few."""
+
+
+def select_images(records: Sequence[Record], limit: int | None, fraction: float | None, seed: int) -> list[int]:
+    """Indices of the records to describe.
+
+    Args:
+        records: records of the split.
+        limit: take the first ones, at most this many.
+        fraction: take this random share, which depends only on `seed` and the image ids.
+        seed: seed of the random share.
+    """
+    if limit is not None:
+        return list(range(min(limit, len(records))))
+    if fraction is None:
+        return list(range(len(records)))
+
+    def rank(index: int) -> str:
+        return hashlib.sha256(f"{seed}-{records[index].image_id}".encode()).hexdigest()
+
+    return sorted(sorted(range(len(records)), key=rank)[: math.ceil(fraction * len(records))])
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedPictures:
-    """A group of pictures as the frozen encoders see them.
+class EncodedImages:
+    """A group of images as the frozen encoders see them.
 
     Attributes:
-        indices: Their records in the dataset.
-        queries: (N, Q, width of the Q-Former), on the CPU.
+        indices: indices of their records in the dataset.
+        queries: output of the Q-Former, (N, Q, width), on the CPU.
     """
 
     indices: tuple[int, ...]
     queries: Tensor
 
 
-class _Pictures(Dataset[tuple[int, Tensor | str]]):
-    """Record index -> (index, picture), or the message that says why it cannot be read."""
-
-    def __init__(self, dataset: InstructionDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
-        try:
-            return index, self.dataset.open(index)
-        except DataError as error:
-            return index, str(error)
-
-
-def select_pictures(records: Sequence[Record], cfg: EvaluationConfig) -> list[int]:
-    """Indices of the records to describe: all, the first `limit`, or a share fixed by `seed` and the names.
-
-    Raises:
-        ConfigError: limit and fraction are both set, or out of range.
-    """
-    if cfg.limit is not None:
-        return list(range(min(cfg.limit, len(records))))
-    if cfg.fraction is None:
-        return list(range(len(records)))
-
-    def lot(index: int) -> str:
-        return hashlib.sha256(f"{cfg.seed}-{records[index].image_id}".encode()).hexdigest()
-
-    drawn = sorted(range(len(records)), key=lot)[: math.ceil(cfg.fraction * len(records))]
-    return sorted(drawn)
-
-
 class Captioning:
-    """Describes this process's share of the pictures.
+    """Describes this process's share of the images.
 
-    Groups are formed over the whole selection and dealt out to the processes, so that a picture shares its group with
-    the same others, whatever the number of processes, and gets the same caption to the last bit.
+    Groups are formed over the complete selection and distributed over the processes. An image therefore shares its
+    group with the same others whatever the number of processes, and gets the same caption to the last bit.
 
     Args:
-        model: Its projection may be exchanged between calls of `describe`; the encoders run once.
-        dataset: Of the split, with the processors for evaluation.
-        selection: Indices of the records to describe.
-        cfg: Prompt, batch size, generation.
-        rank: Of this process.
-        world_size: Processes.
+        model: the model; its projection may change between calls of `describe`.
+        dataset: dataset of the split, with the processors of evaluation.
+        selection: indices of the records to describe.
+        cfg: prompt, batch size and generation.
+        rank: rank of this process.
+        world_size: number of processes.
 
     Raises:
         DataError: evaluation.prompt has no image placeholder.
@@ -99,51 +91,69 @@ class Captioning:
     ) -> None:
         self.model = model
         self.dataset = dataset
-        self.selection = selection
         self.cfg = cfg
         self.prompt = cfg.prompt or dataset.prompts[0]
         check_placeholders(self.prompt, 1, "evaluation.prompt")
-        size = SHARING * cfg.batch_size
+        size = GROUP_BATCHES * cfg.batch_size
         groups = [list(selection[start : start + size]) for start in range(0, len(selection), size)]
         self.groups = groups[rank::world_size]
-        self.show_progress = None if rank == 0 else True
-        self.skipped: list[str] = []
-        self.skipped_everywhere: list[str] = []
-        self._encoded: list[EncodedPictures] | None = None
+        self.encoded: list[EncodedImages] = []
+        # For tqdm: None shows progress on a terminal only.
+        self.hide_progress = None if rank == 0 else True
 
-    def describe(self, label: str) -> list[tuple[int, str]]:
-        """(record index, caption) of this process's readable pictures."""
-        captions: list[tuple[int, str]] = []
-        for group in tqdm(self.encoded(), desc=f"captions of {label}", unit="group", disable=self.show_progress):
-            prompts = [self._prompt_ids(index) for index in group.indices]
-            answers = self.model.generate(prompts, self.cfg.generation, queries=group.queries)
-            captions += zip(group.indices, (answer.text for answer in answers), strict=True)
-        return captions
+    def encode_images(self) -> dict[int, str]:
+        """Run the images of this process through the frozen encoders, once for all checkpoints.
 
-    def encoded(self) -> list[EncodedPictures]:
-        """All pictures through the frozen encoders, computed on the first call."""
-        if self._encoded is None:
-            self._encoded = list(self._encode())
-        return self._encoded
-
-    def _prompt_ids(self, index: int) -> list[int]:
-        record = self.dataset.records[index]
-        instruction = self.prompt if record.question is None else with_image_tag(record.question)
-        return self.model.encoder.prompt(instruction, source=record.source)
-
-    def _encode(self) -> Iterator[EncodedPictures]:
+        Returns:
+            Record index -> error message, of the images that cannot be read; they are left out.
+        """
         loader: DataLoader[list[tuple[int, Tensor | str]]] = DataLoader(
-            _Pictures(self.dataset),  # type: ignore[arg-type]
+            _Images(self.dataset),  # type: ignore[arg-type]
             batch_sampler=self.groups,
             num_workers=self.cfg.num_workers,
             collate_fn=list,
         )
-        for group in tqdm(loader, desc="pictures", unit="group", disable=self.show_progress):
-            self.skipped += [item for _, item in group if isinstance(item, str)]
-            readable = [(index, item) for index, item in group if isinstance(item, Tensor)]
+        unreadable: dict[int, str] = {}
+        for group in tqdm(loader, desc="images", unit="group", disable=self.hide_progress):
+            unreadable |= {index: item for index, item in group if isinstance(item, str)}
+            readable = {index: item for index, item in group if isinstance(item, Tensor)}
             if readable:
-                batches = stack_images([picture for _, picture in readable]).split(self.cfg.batch_size)
-                queries = [self.model.encode_queries(pixels.to(self.model.device)).cpu() for pixels in batches]
-                yield EncodedPictures(indices=tuple(index for index, _ in readable), queries=torch.cat(queries))
-        if self.skipped:
-            logger.warning("%d pictures cannot be read and are left out: %s", len(self.skipped), self.skipped[0])
+                batches = stack_images(list(readable.values())).split(self.cfg.batch_size)
+                queries = [self.model.encode_queries(images.to(self.model.device)).cpu() for images in batches]
+                self.encoded.append(EncodedImages(tuple(readable), torch.cat(queries)))
+        if unreadable:
+            first = next(iter(unreadable.values()))
+            logger.warning("left out %d images that cannot be read; the first: %s", len(unreadable), first)
+        return unreadable
+
+    def describe(self, label: str) -> list[Prediction]:
+        """Captions of the images of `encode_images`.
+
+        Args:
+            label: name of the checkpoint, for the progress bar.
+        """
+        predictions = []
+        for group in tqdm(self.encoded, desc=f"captions of {label}", unit="group", disable=self.hide_progress):
+            records = [self.dataset.records[index] for index in group.indices]
+            prompts = [self._prompt_ids(record) for record in records]
+            answers = self.model.generate(prompts, self.cfg.generation, queries=group.queries)
+            for record, answer in zip(records, answers, strict=True):
+                predictions.append(Prediction(record.image_id, answer.text, record.image, record.answers))
+        return predictions
+
+    def _prompt_ids(self, record: Record) -> list[int]:
+        instruction = self.prompt if record.question is None else with_image_tag(record.question)
+        return self.model.encoder.prompt(instruction, source=record.source)
+
+
+class _Images(Dataset[tuple[int, Tensor | str]]):
+    """Record index -> (index, image), or (index, error message) where it cannot be read."""
+
+    def __init__(self, dataset: InstructionDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        try:
+            return index, self.dataset.open(index)
+        except DataError as error:
+            return index, str(error)

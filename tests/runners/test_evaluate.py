@@ -1,4 +1,4 @@
-"""Evaluation of several checkpoints: what is written, shared out, left out and refused."""
+"""Evaluation of several checkpoints: files, distribution over processes, unreadable images and errors."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from minigpt4.common.errors import CheckpointError, ConfigError, DataError, Metr
 from minigpt4.common.schema import EvaluationConfig
 from minigpt4.common.types import Record
 from minigpt4.evaluation.predictions import load_predictions
-from minigpt4.evaluation.statistics import swap_pictures
 from minigpt4.runners.evaluate import checkpoint_labels, evaluate
-from minigpt4.tasks.captioning import Captioning, select_pictures
+from minigpt4.tasks.captioning import Captioning, select_images
 from tests.models.parity import Case
 from tests.runners.project import PARITY_A, REPOSITORY, Project
 
@@ -73,15 +72,15 @@ def test_a_row_for_each_checkpoint(written: Path) -> None:
         assert (written / name).stat().st_size > 100
 
 
-def test_predictions_are_of_the_right_checkpoint_and_picture(written: Path, project: Project) -> None:
-    said = [load_predictions(written / f"predictions_epoch_{epoch}.json") for epoch in range(2)]
-    assert said[0].captions() != said[1].captions()
+def test_predictions_are_of_the_right_checkpoint_and_image(written: Path, project: Project) -> None:
+    files = [load_predictions(written / f"predictions_epoch_{epoch}.json") for epoch in range(2)]
+    assert files[0].captions() != files[1].captions()
     rows = [json.loads(line) for line in (project.folder / "data.jsonl").read_text().splitlines()]
     references = {Path(row["image"]).stem: [row["answer"]] for row in rows if row["split"] == "val"}
-    assert {Path(item.filename).stem: list(item.references) for item in said[0].predictions} == references
+    assert {Path(item.filename).stem: list(item.references) for item in files[0].predictions} == references
 
 
-def test_one_picture_alone_gets_the_same_caption(written: Path, project: Project) -> None:
+def test_an_image_alone_gets_the_same_caption(written: Path, project: Project) -> None:
     alone = load_predictions(run(project, "evaluation.limit=1", out="alone") / "predictions_epoch_0.json")
     (image_id,) = alone.captions()
     together = load_predictions(written / "predictions_epoch_0.json").captions()
@@ -105,10 +104,10 @@ def test_two_processes_predict_the_same_as_one(written: Path, project: Project) 
     for name in ("predictions_epoch_0.json", "predictions_epoch_1.json", "metrics.json"):
         one, two = (json.loads((folder / name).read_text()) for folder in (written, project.folder / "two"))
         assert one == two, name
-    assert done.stdout.count("Report:") == 1  # one process prints the table
+    assert done.stdout.count("Report:") == 1  # only rank 0 prints the table
 
 
-def test_unreadable_pictures_are_counted_and_named(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_images_are_counted_and_named(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     name = "image_25.png"
     good = (project.folder / name).read_bytes()
     try:
@@ -124,7 +123,7 @@ def test_unreadable_pictures_are_counted_and_named(project: Project, capsys: pyt
 
 
 def test_nothing_readable_is_an_error(project: Project, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="none of the 7 pictures can be read"):
+    with pytest.raises(DataError, match="none of the 7 images can be read"):
         run(project, f"datasets.shapes.images={tmp_path}")
 
 
@@ -138,8 +137,8 @@ def test_predictions_are_kept_when_scoring_fails(project: Project, monkeypatch: 
     assert len(load_predictions(project.folder / "unscored" / "predictions_epoch_0.json").predictions) == 7
 
 
-def never(*_: Any, **__: Any) -> None:
-    raise AssertionError("generation began before everything was checked")
+def fail_if_called(*_: Any, **__: Any) -> None:
+    raise AssertionError("encoding began before everything was checked")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +165,7 @@ def test_everything_that_can_fail_does_so_before_generation(
     error: type[Exception],
     words: str,
 ) -> None:
-    monkeypatch.setattr(Captioning, "describe", never)
+    monkeypatch.setattr(Captioning, "encode_images", fail_if_called)
     with pytest.raises(error, match=words.replace(".", r"\.")):
         run(project, *options, ckpt=tuple(ckpt))
 
@@ -177,19 +176,20 @@ def records(count: int) -> list[Record]:
 
 def test_selection() -> None:
     rows = records(200)
-    assert select_pictures(rows, EvaluationConfig()) == list(range(200))
-    assert select_pictures(rows, EvaluationConfig(limit=3)) == [0, 1, 2]
-    some = select_pictures(rows, EvaluationConfig(fraction=0.05, seed=1))
+    assert select_images(rows, None, None, 1) == list(range(200))
+    assert select_images(rows, 3, None, 1) == [0, 1, 2]
+    assert select_images(rows, 300, None, 1) == list(range(200))
+    some = select_images(rows, None, 0.05, 1)
     assert len(some) == 10
     assert some == sorted(some)
-    assert some == select_pictures(rows, EvaluationConfig(fraction=0.05, seed=1))
-    assert some != select_pictures(rows, EvaluationConfig(fraction=0.05, seed=2))
-    # A picture is drawn by its name: the same ones, wherever they stand in the file.
-    reordered = select_pictures(rows[::-1], EvaluationConfig(fraction=0.05, seed=1))
+    assert some == select_images(rows, None, 0.05, 1)
+    assert some != select_images(rows, None, 0.05, 2)
+    # Images are selected by their ids, whatever their order in the file.
+    reordered = select_images(rows[::-1], None, 0.05, 1)
     assert {rows[i].image_id for i in some} == {rows[::-1][i].image_id for i in reordered}
 
 
-def test_groups_are_dealt_out_whole(parity_a: Case) -> None:
+def test_groups_are_distributed_complete(parity_a: Case) -> None:
     class Rows:
         prompts = ("<Img><ImageHere></Img> What is it?",)
         records = records(27)
@@ -205,12 +205,4 @@ def test_groups_are_dealt_out_whole(parity_a: Case) -> None:
 def test_labels() -> None:
     assert checkpoint_labels(["stage_1.pth", "a/checkpoint_0.pth"]) == ["stage 1", "epoch 0"]
     assert checkpoint_labels(["a/checkpoint_0.pth", "b/checkpoint_0.pth"]) == ["a epoch 0", "b epoch 0"]
-
-
-def test_swapped_pictures() -> None:
-    captions = {f"i{n}": f"caption {n}" for n in range(20)}
-    swapped = swap_pictures(captions, seed=3)
-    assert sorted(swapped.values()) == sorted(captions.values())
-    assert all(swapped[image] != captions[image] for image in captions)
-    assert swapped == swap_pictures(captions, seed=3)
-    assert swapped != swap_pictures(captions, seed=4)
+    assert checkpoint_labels(["a/x.pth", "b/a/x.pth"]) == ["a/x.pth", "b/a/x.pth"]

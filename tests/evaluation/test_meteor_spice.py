@@ -1,4 +1,4 @@
-"""METEOR and SPICE: never a hang, never a silent failure, from any folder."""
+"""METEOR and SPICE: no hang and no silent failure, in any folder."""
 
 from __future__ import annotations
 
@@ -6,121 +6,116 @@ import gc
 import json
 import os
 import tempfile
-import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from minigpt4.common.errors import MetricError
-from minigpt4.evaluation import meteor_spice as java_scorers
-from minigpt4.evaluation import meteor_spice as java_worker
+from minigpt4.evaluation import meteor_spice
 from minigpt4.evaluation.meteor_spice import check_java_scorer, score_with_java
-from tests.evaluation.conftest import FakeJava
+from tests.evaluation.conftest import FakeJava, MoveFolder
 
-GOLD = {"1": ["a dog runs fast", "the dog is running"], "2": ["two cats sleep on a bed"]}
-SAID = {"1": "a dog runs fast", "2": "one bird"}
-Move = Callable[[str, Path], Path]
+REFERENCES = {"1": ["a dog runs fast", "the dog is running"], "2": ["two cats sleep on a bed"]}
+CAPTIONS = {"1": "a dog runs fast", "2": "one bird"}
 
 
 @pytest.mark.slow
-def test_meteor_of_the_same_and_of_other_words() -> None:
+def test_meteor_of_equal_and_of_different_captions() -> None:
     # Three bars separate METEOR's captions: left in, the rest would be one more reference.
-    gold = {**GOLD, "3": ["a dog ||| a cat"], "4": ["two birds"]}
-    score, per_image = score_with_java("meteor", gold, {**SAID, "3": "a dog ||| a cat", "4": ""})
+    gold = {**REFERENCES, "3": ["a dog ||| a cat"], "4": ["two birds"]}
+    score, per_image = score_with_java("meteor", gold, {**CAPTIONS, "3": "a dog ||| a cat", "4": ""})
     assert per_image == {"1": 1.0, "2": 0.0, "3": 1.0, "4": 0.0}
     assert 0 < score < 1
 
 
 @pytest.mark.slow
-def test_meteor_from_a_path_with_a_space(tmp_path: Path, moved_folder: Move, monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = score_with_java("meteor", GOLD, SAID)
-    folder = moved_folder("meteor", tmp_path / "a folder" / "pycocoevalcap" / "meteor")
-    # So that the child would import the moved METEOR as well, as it would an installed one.
+def test_meteor_from_a_path_with_a_space(
+    tmp_path: Path, move_folder: MoveFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = score_with_java("meteor", REFERENCES, CAPTIONS)
+    folder = move_folder("meteor", tmp_path / "a folder" / "pycocoevalcap" / "meteor")
+    # The child too would import the moved METEOR, as it would an installed one.
     monkeypatch.syspath_prepend(tmp_path / "a folder")
     folder.chmod(0o555)
     before = folder.stat().st_mtime_ns
-    assert score_with_java("meteor", GOLD, SAID) == usual
+    assert score_with_java("meteor", REFERENCES, CAPTIONS) == usual
     assert folder.stat().st_mtime_ns == before
 
 
-def test_no_place_without_a_space(tmp_path: Path, moved_folder: Move, monkeypatch: pytest.MonkeyPatch) -> None:
-    moved_folder("meteor", tmp_path / "a folder" / "meteor")
+def test_no_folder_without_a_space(tmp_path: Path, move_folder: MoveFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    move_folder("meteor", tmp_path / "a folder" / "meteor")
     temporary = tmp_path / "temporary files"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     with pytest.raises(MetricError, match="set TMPDIR"):
-        score_with_java("meteor", GOLD, SAID)
+        score_with_java("meteor", REFERENCES, CAPTIONS)
 
 
-def test_a_java_that_fails_is_reported_at_once(fake_java: FakeJava) -> None:
+def test_a_java_that_fails_is_reported(fake_java: FakeJava) -> None:
     fake_java("echo 'Error: out of memory' >&2; exit 1")
-    began = time.monotonic()
     with pytest.raises(MetricError, match=r"METEOR failed.*out of memory"):
-        score_with_java("meteor", GOLD, SAID)
-    assert time.monotonic() - began < 30
+        score_with_java("meteor", REFERENCES, CAPTIONS, timeout=60)
 
 
-def test_a_number_that_is_none_is_reported_at_once(fake_java: FakeJava) -> None:
+def test_output_that_is_no_number_is_reported(fake_java: FakeJava) -> None:
     fake_java("while read line; do echo 0,5; done")
     with pytest.raises(MetricError, match=r"METEOR failed.*ValueError"):
-        score_with_java("meteor", GOLD, SAID)
+        score_with_java("meteor", REFERENCES, CAPTIONS)
 
 
 def test_a_meteor_that_hangs_is_stopped_with_its_java(fake_java: FakeJava, tmp_path: Path) -> None:
     number = tmp_path / "pid"
-    fake_java(f"echo $$ > '{number}'; exec sleep 60")
-    began = time.monotonic()
+    fake_java(f"echo $$ > '{number}'; exec sleep 600")
     with pytest.raises(MetricError, match="METEOR gave no answer within 3 s"):
-        score_with_java("meteor", GOLD, SAID, timeout=3)
-    assert time.monotonic() - began < 30
+        score_with_java("meteor", REFERENCES, CAPTIONS, timeout=3)
     assert not _runs(int(number.read_text()))
 
 
 def test_a_child_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(java_scorers.sys, "executable", "/bin/false")
+    monkeypatch.setattr(meteor_spice.sys, "executable", "/bin/false")
     with pytest.raises(MetricError, match="METEOR died without an answer"):
-        score_with_java("meteor", GOLD, SAID)
+        score_with_java("meteor", REFERENCES, CAPTIONS)
 
 
 def test_spice_names_the_jars_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(java_scorers, "metric_folder", lambda name: tmp_path)
+    monkeypatch.setattr(meteor_spice, "metric_folder", lambda name: tmp_path)
     with pytest.raises(MetricError, match=r"SPICE needs .*stanford-corenlp-3\.6\.0-models\.jar"):
         check_java_scorer("spice")
 
 
 def test_spice_from_a_folder_that_cannot_be_written(
-    tmp_path: Path, moved_folder: Move, fake_java: FakeJava, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, move_folder: MoveFolder, fake_java: FakeJava, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The jars that SPICE needs are not at hand, so its Java is played by a script that knows the answer."""
-    folder = moved_folder("spice", tmp_path / "spice")
+    """SPICE's jars are not installed, so a script that knows the answer stands in for its Java."""
+    folder = move_folder("spice", tmp_path / "spice")
     for name in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
         (folder / "lib" / name).touch()
     answer = tmp_path / "answer.json"
     # Images come back in the order of their sorted ids, whatever the order of the references.
     answer.write_text(json.dumps([{"image_id": k, "scores": {"All": {"f": f}}} for k, f in (("1", 0.25), ("2", 0.5))]))
     fake_java(f'while [ "$1" != "-out" ]; do shift; done; cp "{answer}" "$2"')
-    monkeypatch.setattr(java_scorers, "_writable", lambda folder: False)
+    monkeypatch.setattr(meteor_spice, "_writable", lambda folder: False)
     folder.chmod(0o555)
     before = folder.stat().st_mtime_ns
-    score, per_image = score_with_java("spice", {k: GOLD[k] for k in ("2", "1")}, SAID)
+    score, per_image = score_with_java("spice", {k: REFERENCES[k] for k in ("2", "1")}, CAPTIONS)
     assert (score, per_image) == (0.375, {"1": 0.25, "2": 0.5})
     assert folder.stat().st_mtime_ns == before
-    java_scorers._place_scorer("spice", tmp_path / "copy")
+    meteor_spice._copy_if_unusable("spice", tmp_path / "copy")
     assert (tmp_path / "copy" / "pycocoevalcap" / "spice").stat().st_mode & 0o200
 
 
-def test_what_spice_says_when_it_fails(
-    tmp_path: Path, moved_folder: Move, fake_java: FakeJava, monkeypatch: pytest.MonkeyPatch
+def test_the_output_of_a_failed_spice_is_reported(
+    tmp_path: Path, move_folder: MoveFolder, fake_java: FakeJava, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(java_scorers, "_writable", lambda folder: False)
-    folder = moved_folder("spice", tmp_path / "spice")
+    monkeypatch.setattr(meteor_spice, "_writable", lambda folder: False)
+    folder = move_folder("spice", tmp_path / "spice")
     for name in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
         (folder / "lib" / name).touch()
     fake_java("echo 'Error: no lmdb here' >&2; echo ' at Spice.main' >&2; exit 1")
-    with pytest.raises(MetricError, match=r"SPICE failed.*exit status 1.*it said: Error: no lmdb here$"):
-        score_with_java("spice", GOLD, SAID)
+    with pytest.raises(MetricError, match=r"SPICE failed.*exit status 1.*it printed: Error: no lmdb here$"):
+        score_with_java("spice", REFERENCES, CAPTIONS)
 
 
 def _runs(process: int) -> bool:
@@ -141,12 +136,13 @@ class Broken:
         raise ValueError("no number")
 
     def __del__(self) -> None:
-        self.destroyed.append("now METEOR would wait for ever")
+        self.destroyed.append("METEOR would hang here")
 
 
 def test_a_scorer_that_failed_is_not_destroyed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(java_worker.SCORERS, "meteor", (__name__, "Broken"))
-    monkeypatch.setattr(java_worker, "_KEPT", [])
-    assert java_worker._score("meteor", {}, {}) == {"error": "ValueError: no number"}
+    broken = replace(meteor_spice.SCORERS["meteor"], module=__name__, name="Broken")
+    monkeypatch.setitem(meteor_spice.SCORERS, "meteor", broken)
+    monkeypatch.setattr(meteor_spice, "_ALIVE", [])
+    assert meteor_spice._score("meteor", {}, {}) == {"error": "ValueError: no number"}
     gc.collect()
     assert Broken.destroyed == []
