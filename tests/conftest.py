@@ -67,3 +67,10 @@ def new_window(browser_program: tuple[str, str]) -> Iterator[Any]:
     yield window
     for driver in opened:
         driver.quit()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files of slow tests where several processes share the files, so that all end at about one time."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)

@@ -35,8 +35,8 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = ("--train", "0", "--val", "0", "--test", "100", "--seed", "7")
     run(output, "dataset/make_scenes.py", "--out", str(scenes), *sizes)
     annotations = ("--annotations", str(scenes / "flickr_annotations_30k.csv"))
-    pictures = ("--images", str(scenes / "images"), "--out", str(scenes / "flickr30k.json"))
-    run(output, "prepare_flickr30k.py", *annotations, *pictures)
+    images = ("--images", str(scenes / "images"), "--out", str(scenes / "flickr30k.json"))
+    run(output, "prepare_flickr30k.py", *annotations, *images)
     both = ("--ckpt", str(folder / "stage1.pth"), str(folder / "stage2.pth"))
     run(output, "eval_scripts/eval_flickr30k.py", "--cfg-path", "eval_configs/scenes_stages.yaml", *both)
     return folder

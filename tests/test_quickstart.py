@@ -37,8 +37,8 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     sizes = ("--train", "400", "--val", "20", "--test", "60", "--seed", "1")
     run(output, "dataset/make_scenes.py", "--out", str(scenes), *sizes)
     annotations = str(scenes / "flickr_annotations_30k.csv")
-    pictures = ("--images", str(scenes / "images"), "--out", str(scenes / "flickr30k.json"))
-    run(output, "prepare_flickr30k.py", "--annotations", annotations, *pictures)
+    images = ("--images", str(scenes / "images"), "--out", str(scenes / "flickr30k.json"))
+    run(output, "prepare_flickr30k.py", "--annotations", annotations, *images)
     run(output, "train.py", "--cfg-path", "train_configs/quickstart.yaml", "--options", "run.max_epoch=5")
     ckpt = (STAGE1, str(folder / "train" / "checkpoint_4.pth"))
     shown = run(output, "eval_scripts/eval_flickr30k.py", "--cfg-path", "eval_configs/quickstart.yaml", "--ckpt", *ckpt)
@@ -46,7 +46,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.mark.slow
-def test_training_teaches_the_projection_to_show_the_picture(quickstart: tuple[Path, str]) -> None:
+def test_training_teaches_the_projection_to_show_the_image(quickstart: tuple[Path, str]) -> None:
     rows: list[dict[str, Any]] = json.loads((quickstart[0] / "metrics.json").read_text())["rows"]
     before, after = rows
     assert after["CIDEr"] > before["CIDEr"] + 1
