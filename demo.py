@@ -1,4 +1,4 @@
-"""A chat page about pictures, on this machine."""
+"""A chat page about images, on this machine."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--ckpt", nargs="+", default=[], metavar="FILE", help="checkpoint with the projection; two: side by side"
     )
     parser.add_argument("--gpu-id", type=int, metavar="N", help="which GPU (default: the first, or the CPU)")
-    parser.add_argument("--port", type=int, metavar="N", help="of the page (default: the first free one from 7860 on)")
-    parser.add_argument("--share", action="store_true", help="also make a public link, which anybody can open")
+    parser.add_argument(
+        "--port", type=int, metavar="N", help="port of the page (default: the first free one from 7860)"
+    )
+    parser.add_argument("--share", action="store_true", help="also make a public link that anyone can open")
     return parser.parse_args(arguments)
 
 
 def load_models(cfg: Config, checkpoints: Sequence[str], gpu_id: int | None) -> tuple[list[LoadedModel], list[str]]:
-    """The models with their labels; the frozen parts are loaded once."""
+    """The models and their labels; the frozen parts are loaded once."""
     from minigpt4.api import from_config
 
     if len(checkpoints) > 2:
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise ConfigError("the page needs gradio; pip install 'minigpt4[demo]'") from error
+        raise ConfigError("the page needs gradio: pip install gradio, or make install in a clone") from error
     models, labels = load_models(loaded.config, args.ckpt, args.gpu_id)
     serve(build_page(models, labels), args.port, args.share)
 

@@ -14,7 +14,6 @@ from PIL import Image
 from benchmarks.machine import describe_machine, interleaved
 from minigpt4.api import DESCRIBE, LoadedModel, from_config
 from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
-from minigpt4.processors.image import ImageProcessor
 
 ROUNDS = 30
 
@@ -36,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     model = from_config(read_config(args).config, args.ckpt)
     image = Image.effect_noise((640, 480), 80).convert("RGB")
-    pixels = ImageProcessor(model.cfg.model.image_size)(image)[None]
+    pixels = model.image_processor(image)[None]
     ids = model.model.encoder.prompt(f"<Img><ImageHere></Img> {DESCRIBE}")
 
     def first_token() -> None:
@@ -45,7 +44,7 @@ def main() -> None:
         stream.close()  # type: ignore[attr-defined]
 
     works = {
-        "image": lambda: ImageProcessor(model.cfg.model.image_size)(image),
+        "image": lambda: model.image_processor(image),
         "prefill": lambda: prefill(model, pixels, ids),
         "first": first_token,
         "answer": lambda: model.describe(image),

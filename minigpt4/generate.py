@@ -1,191 +1,26 @@
-"""Answers about many pictures: `python -m minigpt4.generate --images FOLDER --out answers.jsonl`.
+"""Answers about many images: `python -m minigpt4.generate --images FOLDER --out answers.jsonl`.
 
-Also under torchrun. Started again after it was interrupted, it goes on where it was.
+Also runs under torchrun. After an interruption, the same command resumes.
 """
 
 from __future__ import annotations
 
 import argparse
+import glob
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.cli import add_config_arguments, console, exit_on_error, read_config
-from minigpt4.common.config import LoadedConfig
 from minigpt4.common.errors import ConfigError, DataError
-from minigpt4.common.files import IMAGE_SUFFIXES, replace_lone_surrogates, write_atomically
+from minigpt4.common.files import IMAGE_SUFFIXES, read_appended, read_text, replace_lone_surrogates, write_text
 
 if TYPE_CHECKING:
     from minigpt4.api import LoadedModel
-    from minigpt4.common.distributed import Processes
 
 _TEXT_FIELDS = ("image", "question", "prompt", "id")
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked about one picture.
-
-    Attributes:
-        id: Names it in the output.
-        image: Path of the picture.
-        prompt: The question.
-    """
-
-    id: str
-    image: str
-    prompt: str
-
-
-def questions_of_files(paths: Sequence[str], prompt: str) -> list[Question]:
-    """One question about each picture, folders searched through in the order of names.
-
-    Raises:
-        DataError: A path that does not exist, or a folder without a picture.
-    """
-    asked = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
-                raise DataError(f"--images: the folder {path} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
-            asked += [Question(str(file), str(file), prompt) for file in found]
-        elif path.exists():
-            asked.append(Question(str(path), str(path), prompt))
-        else:
-            raise DataError(f"--images: {path} does not exist")
-    return _named(asked, "--images")
-
-
-def questions_of_jsonl(path: str | Path, prompt: str) -> list[Question]:
-    """The rows of a JSONL file: `image`, relative to the file, and optionally `question` (or `prompt`) and `id`.
-
-    Raises:
-        DataError: The file does not exist, or a row is no such object, or an id comes twice.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"--jsonl: {file} does not exist")
-    asked, named = [], set()
-    for number, line in enumerate(_text(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        row = _object(line, f"{file}, line {number}")
-        if "image" not in row:
-            raise DataError(f'{file}, line {number}: no \'image\'; write {{"image": PATH, "question": TEXT}}')
-        wrong = [key for key in _TEXT_FIELDS if key in row and not isinstance(row[key], str | int)]
-        if wrong:
-            raise DataError(f"{file}, line {number}: '{wrong[0]}' is {row[wrong[0]]!r}, should be text")
-        if "id" in row and str(row["id"]) in named:
-            raise DataError(f"{file}, line {number}: the id '{row['id']}' comes twice")
-        named.add(str(row.get("id", "")))
-        image = str(row["image"])
-        question = replace_lone_surrogates(str(row.get("question", row.get("prompt", prompt))))
-        asked.append(Question(str(row.get("id", image)), str(file.parent / image), question))
-    return _named(asked, f"--jsonl: {file}")
-
-
-def _named(asked: Sequence[Question], source: str) -> list[Question]:
-    """The questions under names that differ: the second about `a.png` is `a.png#2`."""
-    if not asked:
-        raise DataError(f"{source}: nothing to answer")
-    seen: dict[str, int] = {}
-    named = []
-    for item in asked:
-        seen[item.id] = seen.get(item.id, 0) + 1
-        again = f"#{seen[item.id]}" if seen[item.id] > 1 else ""
-        named.append(Question(item.id + again, item.image, item.prompt))
-    return named
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read as UTF-8 text: {error}") from error
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: no JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: an object is expected, found {line[:60]!r}")
-    return row
-
-
-class AnswerFile:
-    """The output, whole after each run; while processes work, each appends to a part beside it.
-
-    Args:
-        path: The file.
-        asked: All questions, in the order of the output.
-    """
-
-    def __init__(self, path: str | Path, asked: Sequence[Question]) -> None:
-        self.path = Path(path)
-        self.asked = asked
-
-    def part(self, rank: int) -> Path:
-        """Where a process writes."""
-        return self.path.with_name(f"{self.path.name}.part{rank}")
-
-    def gather(self) -> set[str]:
-        """Bring what is there into one file, in the order of the questions, and say what is there.
-
-        A last line that was only half written is left out, so that its question is asked again.
-
-        Returns:
-            Ids of the questions that have an answer or an error.
-
-        Raises:
-            DataError: A damaged line in the middle, or rows that answer other questions.
-        """
-        parts = sorted(self.path.parent.glob(f"{self.path.name}.part[0-9]*"))
-        files = [file for file in (self.path, *parts) if file.is_file()]
-        rows = {row["id"]: row for file in files for row in _rows(file)}
-        expected = {item.id: item for item in self.asked}
-        for name, row in rows.items():
-            item = expected.get(name)
-            if item is None or (item.image, item.prompt) != (row.get("image"), row.get("prompt")):
-                raise DataError(
-                    f"{self.path} holds a row of other questions ('{name}'); choose another --out, or delete the file"
-                )
-        if files:
-            ordered = [rows[item.id] for item in self.asked if item.id in rows]
-            write_atomically(self.path, lambda temporary: _write(temporary, ordered))
-        for file in parts:
-            file.unlink()
-        return set(rows)
-
-    def append(self, rank: int, rows: Iterable[dict[str, str]]) -> None:
-        """Add rows to a process's part."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.part(rank).open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def row_of(item: Question, **outcome: str) -> dict[str, str]:
-    """A row of the output: the question with `answer` or `error`."""
-    return asdict(item) | outcome
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    lines = file.read_bytes().split(b"\n")
-    # Each row ends in a line's end: what stands behind the last one was being written when the process ended.
-    whole = [(number, line) for number, line in enumerate(lines[:-1], 1) if line.strip()]
-    rows = [_object(line.decode("utf-8", "replace"), f"{file}, line {number}") for number, line in whole]
-    for (number, _), row in zip(whole, rows, strict=True):
-        if "id" not in row:
-            raise DataError(f"{file}, line {number}: no 'id'; this is no file of answers, choose another --out")
-    return rows
-
-
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -196,86 +31,224 @@ def build_parser() -> argparse.ArgumentParser:
     add_config_arguments(parser, required=False)
     parser.add_argument("--ckpt", metavar="FILE", help="checkpoint with the projection (default: model.ckpt)")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", nargs="+", metavar="PATH", help="pictures, or folders of them")
+    source.add_argument("--images", nargs="+", metavar="PATH", help="images, or folders of them")
     source.add_argument("--jsonl", metavar="FILE", help='rows of {"image": ..., "question": ..., "id": ...}')
     parser.add_argument("--prompt", metavar="TEXT", help="question where a row has none (default: evaluation.prompt)")
     parser.add_argument("--out", required=True, metavar="FILE", help="JSONL file of the answers")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at a time (default: 8)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
     return parser
 
 
 @exit_on_error()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Answer what has no answer yet, and say how many there are."""
+    """Answer every question that has no answer yet, and print how many were answered and how many failed."""
     args = build_parser().parse_args(arguments)
     loaded = read_config(args)
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size: {args.batch_size} should be at least 1")
-    from minigpt4.api import DESCRIBE
-    from minigpt4.common.distributed import start_processes
-    from minigpt4.common.logging import set_up_logging
-
-    prompt = args.prompt or loaded.config.evaluation.prompt or DESCRIBE
-    asked = questions_of_files(args.images, prompt) if args.images else questions_of_jsonl(args.jsonl, prompt)
-    processes = start_processes(loaded.config.run.device)
-    set_up_logging(processes.rank)
-    file = AnswerFile(args.out, asked)
-    processes.run_on_main(lambda: _same_settings(file.path, loaded, args.ckpt))
-    done = processes.run_on_main(file.gather)
-    _answer_rest(file, done, loaded, args, processes)
-    processes.gather(None)  # all parts are complete
-    answered = processes.run_on_main(file.gather)
-    processes.shutdown()
-    if processes.is_main:
-        errors = sum('"error": ' in line for line in file.path.read_text(encoding="utf-8").splitlines())
-        console().print(f"{file.path}: {len(answered)} rows, {len(done)} of them from before, {errors} with an error")
-
-
-def _same_settings(path: Path, loaded: LoadedConfig, ckpt: str | None) -> None:
-    """Refuse to go on with a file that another model or other settings began."""
-    kept = path.with_name(f"{path.name}.settings.json")
-    values = {
-        "model": loaded.resolved["model"] | ({"ckpt": ckpt} if ckpt else {}),
-        "generation": loaded.resolved["evaluation"]["generation"],
-    }
-    text = json.dumps(values, indent=1) + "\n"
-    begun = path.is_file() or any(path.parent.glob(f"{path.name}.part*"))
-    if begun and kept.is_file() and kept.read_text(encoding="utf-8") != text:
-        raise DataError(f"{path} was begun with other settings ({kept}); choose another --out, or delete both files")
-    write_atomically(kept, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _answer_rest(
-    file: AnswerFile, done: set[str], loaded: LoadedConfig, args: argparse.Namespace, processes: Processes
-) -> None:
     from tqdm import tqdm
 
-    from minigpt4.api import from_config
+    from minigpt4.api import DESCRIBE, from_config
+    from minigpt4.common.distributed import start_processes
+    from minigpt4.common.logging import set_up_logging
     from minigpt4.runners.checkpoints import seed_all
 
-    rest = [item for item in file.asked if item.id not in done]
-    groups = [rest[start : start + args.batch_size] for start in range(0, len(rest), args.batch_size)]
-    mine = groups[processes.rank :: processes.world_size]
-    if not mine:
-        return
-    model = from_config(loaded.config, args.ckpt, device=str(processes.device))
-    seed_all(loaded.config.evaluation.seed + processes.rank)
-    total = sum(map(len, mine))
-    with tqdm(total=total, desc="answers", unit="picture", disable=None if processes.is_main else True) as bar:
-        for group in mine:
-            file.append(processes.rank, answer_group(model, group))
-            bar.update(len(group))
+    cfg = loaded.config
+    prompt = args.prompt or cfg.evaluation.prompt or DESCRIBE
+    questions = questions_of_files(args.images, prompt) if args.images else questions_of_jsonl(args.jsonl, prompt)
+    settings = {
+        "model": loaded.resolved["model"] | ({"ckpt": args.ckpt} if args.ckpt else {}),
+        "generation": loaded.resolved["evaluation"]["generation"],
+    }
+    processes = start_processes(cfg.run.device)
+    set_up_logging(processes.rank)
+    file = AnswerFile(args.out, questions)
+    processes.run_on_main(lambda: file.check_settings(settings))
+    before = processes.run_on_main(file.merge_parts)
+    rest = [question for question in questions if question.id not in before]
+    batches = [rest[start : start + args.batch_size] for start in range(0, len(rest), args.batch_size)]
+    mine = batches[processes.rank :: processes.world_size]
+    if mine:
+        model = from_config(cfg, args.ckpt, device=str(processes.device))
+        seed_all(cfg.evaluation.seed + processes.rank)
+        hidden = None if processes.is_main else True
+        with tqdm(total=sum(map(len, mine)), desc="answers", unit="image", disable=hidden) as bar:
+            for batch in mine:
+                file.append(processes.rank, answer_batch(model, batch))
+                bar.update(len(batch))
+    processes.gather(None)  # all parts are complete
+    outcomes = processes.run_on_main(file.merge_parts)
+    processes.shutdown()
+    if processes.is_main:
+        done, answers = sum(before.values()), sum(outcomes.values())
+        counts = f"{answers - done} answered, {done} already done, {len(outcomes) - answers} failed"
+        console().print(f"{file.path}: {len(outcomes)} rows: {counts}", markup=False, soft_wrap=True)
 
 
-def answer_group(model: LoadedModel, group: Sequence[Question]) -> list[dict[str, str]]:
-    """Rows with the answers; a picture or question that cannot be used makes a row with its error."""
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question about one image.
+
+    Attributes:
+        id: its name in the output, unique.
+        image: path of the image.
+        prompt: its text.
+    """
+
+    id: str
+    image: str
+    prompt: str
+
+
+def questions_of_files(paths: Sequence[str], prompt: str) -> list[Question]:
+    """One question about each image; folders are searched recursively, in the order of file names.
+
+    Raises:
+        DataError: A path that does not exist, or a folder without an image.
+    """
+    questions = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise DataError(f"--images: the folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+            questions += [Question(str(file), str(file), prompt) for file in found]
+        elif path.exists():
+            questions.append(Question(str(path), str(path), prompt))
+        else:
+            raise DataError(f"--images: {path} does not exist")
+    return _with_unique_ids(questions)
+
+
+def questions_of_jsonl(path: str | Path, prompt: str) -> list[Question]:
+    """The rows of a JSONL file: `image`, relative to the file, and optionally `question` (or `prompt`) and `id`.
+
+    Raises:
+        DataError: The file cannot be read or has no row, a row is not such an object, or an id occurs twice.
+    """
+    folder = Path(path).parent
+    questions, ids = [], set()
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: broken JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: an object is expected, found {line[:60]!r}")
+        if "image" not in row:
+            raise DataError(f'{where}: no \'image\'; write {{"image": PATH, "question": TEXT}}')
+        wrong = [key for key in _TEXT_FIELDS if key in row and not isinstance(row[key], str | int)]
+        if wrong:
+            raise DataError(f"{where}: '{wrong[0]}' is {row[wrong[0]]!r}, should be text")
+        if "id" in row and str(row["id"]) in ids:
+            raise DataError(f"{where}: the id '{row['id']}' occurs twice")
+        ids.add(str(row.get("id", "")))
+        image = str(row["image"])
+        question = replace_lone_surrogates(str(row.get("question", row.get("prompt", prompt))))
+        questions.append(Question(str(row.get("id", image)), str(folder / image), question))
+    if not questions:
+        raise DataError(f"--jsonl: {path}: nothing to answer")
+    return _with_unique_ids(questions)
+
+
+def _with_unique_ids(questions: Sequence[Question]) -> list[Question]:
+    """The questions with ids that differ: the second about `a.png` is `a.png#2`."""
+    seen: dict[str, int] = {}
+    unique = []
+    for question in questions:
+        seen[question.id] = count = seen.get(question.id, 0) + 1
+        unique.append(replace(question, id=f"{question.id}#{count}") if count > 1 else question)
+    return unique
+
+
+def answer_batch(model: LoadedModel, batch: Sequence[Question]) -> list[dict[str, str]]:
+    """Rows with the answers; an image or question that cannot be used makes a row with its error."""
+    images, prompts = [question.image for question in batch], [question.prompt for question in batch]
     try:
-        answers = model.describe([item.image for item in group], [item.prompt for item in group], batch_size=len(group))
+        answers = model.describe(images, prompts, batch_size=len(batch))
     except DataError as error:
-        if len(group) == 1:
-            return [row_of(group[0], error=str(error))]
-        return [row for item in group for row in answer_group(model, [item])]
-    return [row_of(item, answer=answer) for item, answer in zip(group, answers, strict=True)]
+        if len(batch) == 1:
+            return [row_of(batch[0], error=str(error))]
+        return [row for question in batch for row in answer_batch(model, [question])]
+    return [row_of(question, answer=answer) for question, answer in zip(batch, answers, strict=True)]
+
+
+def row_of(question: Question, **outcome: str) -> dict[str, str]:
+    """A row of the output: the question with `answer` or `error`, as text that UTF-8 can encode."""
+    return {key: replace_lone_surrogates(value) for key, value in (asdict(question) | outcome).items()}
+
+
+class AnswerFile:
+    """The output. While processes work, each appends to a part of its own beside it: `{name}.part{rank}`.
+
+    Args:
+        path: the file.
+        questions: all questions, in the order of the output.
+    """
+
+    def __init__(self, path: str | Path, questions: Sequence[Question]) -> None:
+        self.path = Path(path)
+        self.questions = questions
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Keep the settings beside the file, or compare them with those that its first answers were made with.
+
+        Raises:
+            DataError: The file was begun with another model or other settings.
+        """
+        kept = self.path.with_name(f"{self.path.name}.settings.json")
+        text = json.dumps(settings, indent=1) + "\n"
+        begun = self.path.is_file() or self._parts()
+        if begun and kept.is_file() and read_text(kept) != text:
+            raise DataError(
+                f"{self.path} was begun with other settings ({kept}); choose another --out, or delete both files"
+            )
+        write_text(kept, text)
+
+    def merge_parts(self) -> dict[str, bool]:
+        """Merge the file and its parts into one file in the order of the questions.
+
+        Returns:
+            The ids of its rows, and whether each has an answer, not an error.
+
+        Raises:
+            DataError: A damaged line, or rows that answer other questions.
+        """
+        parts = self._parts()
+        rows = {row["id"]: row for file in (self.path, *parts) for row in _rows(file)}
+        expected = {row["id"]: row for row in map(row_of, self.questions)}
+        for name, row in rows.items():
+            if name not in expected or not expected[name].items() <= row.items():
+                raise DataError(
+                    f"{self.path} holds a row of other questions ('{name}'); choose another --out, or delete the file"
+                )
+        if parts or self.path.is_file():
+            ordered = (rows[name] for name in expected if name in rows)
+            write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered))
+        for part in parts:
+            part.unlink()
+        return {name: "answer" in row for name, row in rows.items()}
+
+    def append(self, rank: int, rows: Iterable[Mapping[str, str]]) -> None:
+        """Add rows to the part of the process `rank`."""
+        part = self.path.with_name(f"{self.path.name}.part{rank}")
+        with part.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.part[0-9]*"))
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, row in read_appended(file):
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+            raise DataError(f"{file}, line {number}: no 'id'; this is not a file of answers, choose another --out")
+        rows.append(row)
+    return rows
 
 
 if __name__ == "__main__":

@@ -16,131 +16,34 @@ from minigpt4.common.files import PACKAGE
 from minigpt4.processors.image import open_image
 from minigpt4.web.side_by_side import SideBySideChat
 
-Update = tuple[Any, ...]
-
-
-def generation_settings(
-    max_new_tokens: float, num_beams: float, greedy: bool, temperature: float, top_p: float, repetition_penalty: float
-) -> dict[str, Any]:
-    """The page's controls, in their order, as fields of `GenerationConfig`."""
-    return {
-        "max_new_tokens": int(max_new_tokens),
-        "num_beams": int(num_beams),
-        "do_sample": not greedy,
-        "temperature": float(temperature),
-        "top_p": float(top_p),
-        "repetition_penalty": float(repetition_penalty),
-    }
-
-
-def notice(text: str, kind: str = "remark") -> Any:
-    """A line for people under the conversation; nothing in `text` is markup."""
-    return gr.update(value=f'<div class="notice {kind}" role="status">{html.escape(text)}</div>', visible=bool(text))
-
-
-class Handlers:
-    """The page's handlers. Each returns or yields (talk, conversations..., notice, prompt as sent, text box, Stop).
-
-    Args:
-        models: Who answers, side by side.
-    """
-
-    def __init__(self, models: Sequence[LoadedModel]) -> None:
-        self.models = models
-
-    def ask(self, talk: SideBySideChat | None, message: dict[str, Any], *controls: Any) -> Iterator[Update]:
-        """Answer what is in the text box, token by token."""
-        talk = talk or SideBySideChat(self.models)
-        files = message["files"]
-        yield from self._growing(
-            talk, lambda: talk.ask(message["text"], files, generation_settings(*controls)), message
-        )
-
-    def regenerate(self, talk: SideBySideChat | None, *controls: Any) -> Iterator[Update]:
-        """Answer the newest question again."""
-        talk = talk or SideBySideChat(self.models)
-        yield from self._growing(talk, lambda: talk.regenerate(generation_settings(*controls)))
-
-    def undo(self, talk: SideBySideChat | None) -> Update:
-        """Take the newest question back into the text box."""
-        talk = talk or SideBySideChat(self.models)
-        try:
-            question, files = talk.undo()
-        except MiniGPT4Error as error:
-            return self._shown(talk, gr.skip(), str(error))
-        return self._shown(talk, {"text": question, "files": files})
-
-    def restart(self, talk: SideBySideChat | None) -> Update:
-        """Begin anew."""
-        talk = talk or SideBySideChat(self.models)
-        talk.restart()
-        return self._shown(talk, {"text": "", "files": []})
-
-    def stopped(self, talk: SideBySideChat | None) -> Update:
-        """What is there after the answer was stopped."""
-        return self._shown(talk or SideBySideChat(self.models), gr.skip())
-
-    def describe(self, image: str, prompt: str, *controls: Any) -> str:
-        """One answer about one picture, for other programs.
-
-        Raises:
-            gr.Error: A picture, prompt or setting that cannot be used.
-        """
-        try:
-            if not image:
-                raise MiniGPT4Error("no image was given")
-            picture = open_image(image, Path(image).name)
-            return self.models[0].describe(picture, prompt or None, **generation_settings(*controls))
-        except MiniGPT4Error as error:
-            raise gr.Error(html.escape(str(error)), print_exception=False) from error
-
-    def _growing(
-        self, talk: SideBySideChat, begin: Callable[[], Iterator[None]], typed: Any = None
-    ) -> Iterator[Update]:
-        try:
-            steps = begin()
-        except MiniGPT4Error as error:
-            # What was typed stays in the box, to be mended.
-            yield self._shown(talk, typed or gr.skip(), str(error))
-            return
-        try:
-            yield self._shown(talk, {"text": "", "files": []} if typed else gr.skip(), stoppable=True)
-            for _ in steps:
-                yield self._shown(talk, gr.skip(), stoppable=True)
-        finally:
-            steps.close()  # type: ignore[attr-defined]
-        yield self._shown(talk, gr.skip())
-
-    def _shown(self, talk: SideBySideChat, box: Any, error: str = "", stoppable: bool = False) -> Update:
-        conversations = [talk.messages(number) for number in range(len(self.models))]
-        line = notice(error, "error") if error else notice(talk.remark())
-        return (talk, *conversations, line, talk.chats[0].prompt, box, gr.update(interactive=stoppable))
-
-
 EXAMPLES = PACKAGE / "assets" / "examples"
 CSS = PACKAGE / "assets" / "web" / "page.css"
 LOCAL = "127.0.0.1"
-AT_ONCE = 4
+"""Address the server listens on: this machine only."""
+CONCURRENT_ANSWERS = 4
 """Answers that grow at the same time, a token of each in turn; each holds its keys and values in memory."""
-WAITING = 64
-"""Requests in the queue; who comes then is told to try again."""
-DAY = 24 * 60 * 60
+MAX_QUEUE = 64
+"""Requests that wait; later ones are refused with a message."""
+UPLOAD_LIFETIME = 24 * 60 * 60
+"""Seconds after which uploaded images are deleted."""
 MAX_UPLOAD = "50mb"
+Update = tuple[Any, ...]
+"""(chat, conversations..., notice, prompt as sent, text box, Stop button), the values of the page's outputs."""
 
 
 def build_page(models: Sequence[LoadedModel], labels: Sequence[str], title: str = "MiniGPT-4") -> gr.Blocks:
     """The page.
 
     Args:
-        models: Who answers, side by side.
-        labels: Their names.
-        title: Of the page.
+        models: the models that answer, side by side.
+        labels: their names.
+        title: heading of the page.
     """
     handlers = Handlers(models)
-    # Uploaded pictures are deleted a day after they came.
-    with gr.Blocks(title=title, analytics_enabled=False, fill_height=True, delete_cache=(DAY, DAY)) as page:
-        talk = gr.State(None)
-        gr.HTML(f"<h1>{title}</h1><p>Add a picture, then ask about it.</p>", elem_id="heading", padding=False)
+    cleanup = (UPLOAD_LIFETIME, UPLOAD_LIFETIME)
+    with gr.Blocks(title=title, analytics_enabled=False, fill_height=True, delete_cache=cleanup) as page:
+        chat = gr.State(None)
+        gr.HTML(f"<h1>{title}</h1><p>Add an image, then ask about it.</p>", elem_id="heading", padding=False)
         with gr.Row(elem_id="body"):
             with gr.Column(scale=3, min_width=320):
                 with gr.Row(elem_id="conversations"):
@@ -153,21 +56,21 @@ def build_page(models: Sequence[LoadedModel], labels: Sequence[str], title: str 
                 controls = _controls(models[0])
                 with gr.Accordion("Prompt as sent", open=False):
                     sent = gr.Textbox(show_label=False, lines=6, interactive=False, elem_id="sent", buttons=["copy"])
-        shown = [talk, *conversations, remark, sent, box, buttons["stop"]]
-        _connect(handlers, talk, conversations, box, buttons, controls, shown)
+        shown = [chat, *conversations, remark, sent, box, buttons["stop"]]
+        _connect(handlers, chat, conversations, box, buttons, controls, shown)
         _api(handlers, models[0], controls)
-    page.queue(max_size=WAITING, default_concurrency_limit=None)
+    page.queue(max_size=MAX_QUEUE, default_concurrency_limit=None)
     return page
 
 
 def serve(page: gr.Blocks, port: int | None = None, share: bool = False, block: bool = True) -> str:
-    """Show the page on this machine.
+    """Serve the page on this machine.
 
     Args:
-        page: As `build_page` makes it.
-        port: None: the first free one from 7860 on.
-        share: Also by a public link that Gradio's makers forward.
-        block: Return only when the server has ended.
+        page: the page of `build_page`.
+        port: port to listen on; None: the first free one from 7860.
+        share: also make a public link, forwarded by Gradio's servers.
+        block: return only when the server has stopped.
 
     Returns:
         The page's address.
@@ -193,8 +96,116 @@ def serve(page: gr.Blocks, port: int | None = None, share: bool = False, block: 
     return url
 
 
+class Handlers:
+    """What the page's controls do. Each handler returns or yields an `Update`, except `describe`.
+
+    A visitor's `SideBySideChat` is None before the first question.
+
+    Args:
+        models: the models that answer, side by side.
+    """
+
+    def __init__(self, models: Sequence[LoadedModel]) -> None:
+        self.models = models
+
+    def ask(self, chat: SideBySideChat | None, message: dict[str, Any], *controls: Any) -> Iterator[Update]:
+        """Answer what is in the text box, token by token."""
+        chat = chat or SideBySideChat(self.models)
+        text, files = message["text"], message["files"]
+        yield from self._growing(chat, lambda: chat.ask(text, files, generation_settings(*controls)), message)
+
+    def regenerate(self, chat: SideBySideChat | None, *controls: Any) -> Iterator[Update]:
+        """Answer the newest question again."""
+        chat = chat or SideBySideChat(self.models)
+        yield from self._growing(chat, lambda: chat.regenerate(generation_settings(*controls)))
+
+    def undo(self, chat: SideBySideChat | None) -> Update:
+        """Take the newest question back into the text box."""
+        chat = chat or SideBySideChat(self.models)
+        try:
+            question, files = chat.undo()
+        except MiniGPT4Error as error:
+            return self._update(chat, gr.skip(), str(error))
+        return self._update(chat, {"text": question, "files": files})
+
+    def restart(self, chat: SideBySideChat | None) -> Update:
+        """Clear the conversation."""
+        chat = chat or SideBySideChat(self.models)
+        chat.restart()
+        return self._update(chat, {"text": "", "files": []})
+
+    def stopped(self, chat: SideBySideChat | None) -> Update:
+        """Show the answer as far as it came before it was stopped."""
+        return self._update(chat or SideBySideChat(self.models), gr.skip())
+
+    def describe(self, image: str, prompt: str, *controls: Any) -> str:
+        """The endpoint `/describe`: one answer of the first model about one image.
+
+        Args:
+            image: path of the uploaded file.
+            prompt: the question; empty: the model's default.
+            *controls: the settings, as `generation_settings` takes them.
+
+        Raises:
+            gr.Error: An image, prompt or setting that cannot be used.
+        """
+        try:
+            if not image:
+                raise MiniGPT4Error("no image was given")
+            opened = open_image(image, Path(image).name)
+            return self.models[0].describe(opened, prompt or None, **generation_settings(*controls))
+        except MiniGPT4Error as error:
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
+
+    def _growing(
+        self, chat: SideBySideChat, start: Callable[[], Iterator[None]], typed: dict[str, Any] | None = None
+    ) -> Iterator[Update]:
+        """An update for each token; where `start` fails, what was typed stays in the text box."""
+        try:
+            steps = start()
+        except MiniGPT4Error as error:
+            yield self._update(chat, typed or gr.skip(), str(error))
+            return
+        try:
+            yield self._update(chat, {"text": "", "files": []} if typed else gr.skip(), stoppable=True)
+            for _ in steps:
+                yield self._update(chat, gr.skip(), stoppable=True)
+        finally:
+            steps.close()  # type: ignore[attr-defined]
+        yield self._update(chat, gr.skip())
+
+    def _update(self, chat: SideBySideChat, box: Any, error: str = "", stoppable: bool = False) -> Update:
+        conversations = [chat.messages(number) for number in range(len(self.models))]
+        line = notice(error, "error") if error else notice(chat.remark())
+        return (chat, *conversations, line, chat.chats[0].prompt, box, gr.update(interactive=stoppable))
+
+
+def generation_settings(
+    max_new_tokens: float, num_beams: float, sampling: bool, temperature: float, top_p: float, repetition_penalty: float
+) -> dict[str, Any]:
+    """The page's controls as fields of `GenerationConfig`.
+
+    They are also the parameters of `/describe` behind `image` and `prompt`, in this order; gradio names them after
+    their labels: `max_new_tokens`, `beam_size`, `sampling` (false: greedy decoding), `temperature`, `top_p`,
+    `repetition_penalty`.
+    """
+    return {
+        "max_new_tokens": int(max_new_tokens),
+        "num_beams": int(num_beams),
+        "do_sample": bool(sampling),
+        "temperature": float(temperature),
+        "top_p": float(top_p),
+        "repetition_penalty": float(repetition_penalty),
+    }
+
+
+def notice(text: str, kind: str = "remark") -> Any:
+    """A line of text under the conversation; nothing in `text` is markup."""
+    return gr.update(value=f'<div class="notice {kind}" role="status">{html.escape(text)}</div>', visible=bool(text))
+
+
 def _conversation(label: str, number: int) -> gr.Chatbot:
-    # Without buttons: what they copy has `&lt;` for `<` (`talk.messages`).
+    # Without buttons: what they copy has `&lt;` for `<` (`SideBySideChat.messages`).
     return gr.Chatbot(
         label=label,
         elem_id=f"conversation{number}",
@@ -213,7 +224,7 @@ def _conversation(label: str, number: int) -> gr.Chatbot:
 
 def _box() -> gr.MultimodalTextbox:
     return gr.MultimodalTextbox(
-        placeholder="Ask about the picture; drop, paste or choose one or more",
+        placeholder="Ask about the image; drop, paste or choose one or more",
         label="Your question",
         show_label=False,
         file_types=["image"],
@@ -246,22 +257,24 @@ def _examples(box: gr.MultimodalTextbox) -> None:
 
 
 def _controls(model: LoadedModel) -> list[Any]:
-    """In the order of `handlers.generation_settings`."""
+    """The arguments of `generation_settings`, in their order."""
     now = model.defaults
     with gr.Accordion("Settings", open=True, elem_id="settings"):
         return [
-            gr.Slider(1, max(500, now.max_new_tokens), now.max_new_tokens, step=1, label="Tokens at most"),
-            gr.Slider(1, 8, now.num_beams, step=1, label="Beams", info="More than 1: the answer comes all at once."),
-            gr.Checkbox(not now.do_sample, label="Greedy", info="Always the likeliest token; else one is drawn."),
-            gr.Slider(0.1, 2, now.temperature, step=0.05, label="Temperature", info="When drawing."),
-            gr.Slider(0.05, 1, now.top_p, step=0.05, label="Top-p", info="When drawing."),
+            gr.Slider(1, max(500, now.max_new_tokens), now.max_new_tokens, step=1, label="Max new tokens"),
+            gr.Slider(
+                1, 8, now.num_beams, step=1, label="Beam size", info="More than 1: the answer comes all at once."
+            ),
+            gr.Checkbox(now.do_sample, label="Sampling", info="Off: greedy decoding."),
+            gr.Slider(0.1, 2, now.temperature, step=0.05, label="Temperature", info="Only when sampling."),
+            gr.Slider(0.05, 1, now.top_p, step=0.05, label="Top-p", info="Only when sampling."),
             gr.Slider(0.5, 2, now.repetition_penalty, step=0.05, label="Repetition penalty", info="1: none."),
         ]
 
 
 def _connect(
     handlers: Handlers,
-    talk: gr.State,
+    chat: gr.State,
     conversations: list[gr.Chatbot],
     box: gr.MultimodalTextbox,
     buttons: dict[str, gr.Button],
@@ -270,24 +283,27 @@ def _connect(
 ) -> None:
     answering: dict[str, Any] = {
         "outputs": shown,
-        "concurrency_limit": AT_ONCE,
+        "concurrency_limit": CONCURRENT_ANSWERS,
         "concurrency_id": "model",
         "show_progress": "hidden",
         "api_visibility": "private",
     }
-    asked = box.submit(handlers.ask, [talk, box, *controls], **answering)
-    again = buttons["again"].click(handlers.regenerate, [talk, *controls], cancels=[asked], **answering)
+    asked = box.submit(handlers.ask, [chat, box, *controls], **answering)
+    again = buttons["again"].click(handlers.regenerate, [chat, *controls], cancels=[asked], **answering)
     # A cancelled generator is closed, which ends the computation.
     ending: dict[str, Any] = {"outputs": shown, "cancels": [asked, again], "api_visibility": "private"}
-    buttons["stop"].click(handlers.stopped, [talk], **ending)
-    buttons["undo"].click(handlers.undo, [talk], **ending)
+    buttons["stop"].click(handlers.stopped, [chat], **ending)
+    buttons["undo"].click(handlers.undo, [chat], **ending)
     gr.on(
-        [buttons["restart"].click, *(shown_by.clear for shown_by in conversations)], handlers.restart, [talk], **ending
+        [buttons["restart"].click, *(conversation.clear for conversation in conversations)],
+        handlers.restart,
+        [chat],
+        **ending,
     )
 
 
 def _api(handlers: Handlers, model: LoadedModel, controls: list[Any]) -> None:
-    """`/describe` for gradio_client: a picture and a prompt in, the answer out."""
+    """The endpoint `/describe` for gradio_client; see `Handlers.describe`."""
     with gr.Row(visible=False):
         image = gr.File(type="filepath", label="image")
         prompt = gr.Textbox(model.prompt, label="prompt")
@@ -297,6 +313,6 @@ def _api(handlers: Handlers, model: LoadedModel, controls: list[Any]) -> None:
             [image, prompt, *controls],
             answer,
             api_name="describe",
-            concurrency_limit=AT_ONCE,
+            concurrency_limit=CONCURRENT_ANSWERS,
             concurrency_id="model",
         )

@@ -1,4 +1,4 @@
-"""One visitor's conversation with one or several models side by side."""
+"""A visitor's conversation with one or several models side by side."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ Message = dict[str, Any]
 
 
 class SideBySideChat:
-    """The same questions about the same pictures to each model.
+    """A page visitor's conversation: the same questions about the same images to one `Chat` with each model.
 
     Args:
-        models: Who answers.
+        models: the models that answer.
+
+    Attributes:
+        chats: one conversation a model.
+        files: paths of the images of each turn, to show them.
     """
 
     def __init__(self, models: Sequence[LoadedModel]) -> None:
@@ -31,26 +35,26 @@ class SideBySideChat:
         self.files: list[list[str]] = []
 
     def ask(self, question: str, files: Sequence[str], settings: dict[str, Any]) -> Iterator[None]:
-        """Put a question; each step of what comes back is one more token of each answer.
+        """Ask every model; each step of the iterator adds one token to each answer.
 
         Args:
-            question: As typed; empty beside a picture: for a description.
-            files: Paths of pictures that come with it.
-            settings: Fields of `GenerationConfig`.
+            question: text as typed; empty beside an image: the model's default prompt.
+            files: paths of images that come with it.
+            settings: fields of `GenerationConfig`.
 
         Raises:
-            MiniGPT4Error: A picture, question or setting that cannot be used; the conversation is as before.
+            MiniGPT4Error: An image, question or setting that cannot be used; the conversation is unchanged.
         """
         question = replace_lone_surrogates(question).strip()
         if not question and files:
             question = self.chats[0].loaded.prompt
         if not files and not any(self.files):
-            raise DataError("there is no picture yet; add one, then ask about it")
-        pictures = [open_image(file, Path(file).name) for file in files]
-        answers = []
+            raise DataError("there is no image yet; add one, then ask about it")
+        images = [open_image(file, Path(file).name) for file in files]
+        answers: list[Iterator[str]] = []
         try:
             for chat in self.chats:
-                answers.append(chat.stream(question, pictures, **settings))
+                answers.append(chat.stream(question, images, **settings))
         except Exception:
             for chat in self.chats[: len(answers)]:
                 chat.undo()
@@ -59,14 +63,14 @@ class SideBySideChat:
         return _together(answers)
 
     def regenerate(self, settings: dict[str, Any]) -> Iterator[None]:
-        """Other answers to the newest question; as `ask`."""
+        """Other answers to the newest question; errors as for `ask`."""
         return _together([chat.regenerate(**settings) for chat in self.chats])
 
     def undo(self) -> tuple[str, list[str]]:
-        """Take the newest question back; returns it with its pictures.
+        """Remove the newest turn; returns its question and the paths of its images.
 
         Raises:
-            DataError: Nothing was asked yet.
+            DataError: There is no question yet.
         """
         questions = [chat.undo() for chat in self.chats]
         return questions[0], self.files.pop()
@@ -78,31 +82,31 @@ class SideBySideChat:
         self.files.clear()
 
     def messages(self, number: int) -> list[Message]:
-        """The conversation with one of the models, as gr.Chatbot takes it."""
+        """The conversation with model `number`, as gr.Chatbot takes it."""
         shown: list[Message] = []
         for turn, files in zip(self.chats[number].turns, self.files, strict=False):
-            pictures = [{"path": file, "alt_text": "uploaded picture"} for file in files]
-            shown.append({"role": "user", "content": [*pictures, _text(turn.question)]})
+            images = [{"path": file, "alt_text": "uploaded image"} for file in files]
+            shown.append({"role": "user", "content": [*images, _text(turn.question)]})
             if turn.answer:
                 shown.append({"role": "assistant", "content": [_text(turn.answer)]})
         return shown
 
     def remark(self) -> str:
-        """What has to be said about the newest prompt; empty: nothing."""
+        """A remark on the newest prompt where it left turns out; otherwise empty."""
         dropped = max(chat.dropped for chat in self.chats)
         if not dropped:
             return ""
         turns = "The oldest turn does" if dropped == 1 else f"The {dropped} oldest turns do"
-        return f"{turns} not fit into the model's context any more: left out of the prompt, pictures are kept."
+        return f"{turns} not fit into the model's context any more: left out of the prompt, images are kept."
 
 
 def _text(text: str) -> Message:
-    # gr.Chatbot takes text for HTML, also where it renders no Markdown; what visitors and models write is neither.
+    # gr.Chatbot interprets text as HTML even where it renders no Markdown; visitors and models write plain text.
     return {"type": "text", "text": html.escape(text, quote=False)}
 
 
 def _together(answers: Sequence[Iterator[str]]) -> Iterator[None]:
-    """A token of each in turn; all are stopped together."""
+    """One token of each answer at a step; closing stops all of them."""
     try:
         for _ in zip_longest(*answers):
             yield
