@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError, DataError, MiniGPT4Error
-from minigpt4.common.matmul import use_onednn_where_exact
+from minigpt4.common.matmul import use_onednn_if_exact
 from minigpt4.common.registry import processors
 from minigpt4.common.schema import Config, GenerationConfig, Precision, override_generation
 from minigpt4.conversation.dialogue import Dialogue, DialoguePrompt, Turn
@@ -73,7 +73,7 @@ def from_config(
     chosen = cfg.evaluation.precision if precision == "auto" else Precision(precision)
     place = _device(cfg.run.device if device == "auto" else device)
     if place.type == "cpu":
-        use_onednn_where_exact()
+        use_onednn_if_exact()
     return LoadedModel(
         build_model(cfg.model, place, evaluation_dtype(chosen, place)),
         processors.get(IMAGE_PROCESSOR)(image_size=cfg.model.image_size),

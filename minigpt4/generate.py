@@ -155,12 +155,13 @@ def questions_of_jsonl(path: str | Path, prompt: str) -> list[Question]:
 
 
 def _with_unique_ids(questions: Sequence[Question]) -> list[Question]:
-    """The questions with ids that differ: the second about `a.png` is `a.png#2`."""
+    """The questions with ids that differ and that UTF-8 can encode: the second about `a.png` is `a.png#2`."""
     seen: dict[str, int] = {}
     unique = []
     for question in questions:
-        seen[question.id] = count = seen.get(question.id, 0) + 1
-        unique.append(replace(question, id=f"{question.id}#{count}") if count > 1 else question)
+        name = replace_lone_surrogates(question.id)
+        seen[name] = count = seen.get(name, 0) + 1
+        unique.append(replace(question, id=f"{name}#{count}" if count > 1 else name))
     return unique
 
 

@@ -1,4 +1,4 @@
-"""Fixtures that more than one package's tests use."""
+"""Fixtures that more than one package's tests use; what needs torch is imported inside them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from minigpt4.api import LoadedModel, load
-from tests.models.parity import Case
+if TYPE_CHECKING:
+    from minigpt4.api import LoadedModel
+    from tests.models.parity import Case
 
 
 @pytest.fixture(scope="session")
@@ -27,19 +28,23 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def parity_a() -> Case:
     """The model with the small random weights that ship with the tests."""
+    from tests.models.parity import Case
+
     return Case(Path(__file__).parent / "fixtures" / "parity_a")
 
 
 @pytest.fixture(scope="session")
 def tiny() -> LoadedModel:
     """The model that ships with the package, aligned."""
+    from minigpt4.api import load
+
     return load(device="cpu")
 
 
 @pytest.fixture(scope="session")
 def browser_program() -> tuple[str, str]:
     """Chromium and its driver."""
-    pytest.importorskip("selenium", reason="selenium is not installed (pip install 'minigpt4[dev]')")
+    pytest.importorskip("selenium", reason="selenium is not installed (make install)")
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     driver = shutil.which("chromedriver")
     if not program or not driver:
@@ -49,7 +54,7 @@ def browser_program() -> tuple[str, str]:
 
 @pytest.fixture
 def new_window(browser_program: tuple[str, str]) -> Iterator[Any]:
-    """Opens browsers that know nothing of each other."""
+    """Opens independent browsers."""
     from selenium import webdriver
 
     opened = []

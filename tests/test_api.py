@@ -40,7 +40,7 @@ def counted_passes(model: LoadedModel) -> Iterator[list[int]]:
 
 
 class TestDescribe:
-    def test_the_answer_follows_the_picture(self, tiny: LoadedModel) -> None:
+    def test_the_answer_follows_the_image(self, tiny: LoadedModel) -> None:
         answers = tiny.describe([picture.image for picture in pictures()])
         told = [picture.told_by(answer) for picture, answer in zip(pictures(), answers, strict=True)]
         swapped = [
@@ -49,15 +49,15 @@ class TestDescribe:
         assert sum(told) >= 8
         assert sum(swapped) <= 1
 
-    def test_one_picture_any_form_any_batch(self, tiny: LoadedModel, tmp_path: Path) -> None:
+    def test_one_image_any_form_any_batch(self, tiny: LoadedModel, tmp_path: Path) -> None:
         images = [picture.image for picture in pictures(5)]
-        whole = tiny.describe(images)
+        expected = tiny.describe(images)
         path = pictures()[0].save(tmp_path / "a.png")
-        assert [tiny.describe(image) for image in images] == whole
-        assert tiny.describe(images, batch_size=2) == whole
+        assert [tiny.describe(image) for image in images] == expected
+        assert tiny.describe(images, batch_size=2) == expected
         for form in (path, Path(path), Path(path).read_bytes(), np.asarray(images[0]), (images[0],)):
             answer = tiny.describe(form)
-            assert answer in (whole[0], [whole[0]])
+            assert answer in (expected[0], [expected[0]])
 
     def test_a_question_each(self, tiny: LoadedModel) -> None:
         image = next(picture.image for picture in pictures() if len(picture.words) == 2)
@@ -69,8 +69,8 @@ class TestDescribe:
         image = pictures()[1].image
         assert len(tiny.describe(image, max_new_tokens=3)) < len(tiny.describe(image))
         torch.manual_seed(0)
-        drawn = {tiny.describe(image, do_sample=True, temperature=1.8, top_p=1.0) for _ in range(5)}
-        assert len(drawn) > 1
+        sampled = {tiny.describe(image, do_sample=True, temperature=1.8, top_p=1.0) for _ in range(5)}
+        assert len(sampled) > 1
 
     @pytest.mark.parametrize(
         ("call", "error", "message"),
@@ -118,7 +118,7 @@ class TestStream:
 
 
 class TestChat:
-    def test_later_questions_are_about_the_picture(self, tiny: LoadedModel) -> None:
+    def test_later_questions_are_about_the_image(self, tiny: LoadedModel) -> None:
         for number in (1, 2):
             picture = next(picture for picture in pictures() if len(picture.words) == number)
             chat = tiny.chat()
@@ -139,12 +139,15 @@ class TestChat:
         with pytest.raises(DataError, match="nothing was asked yet"):
             chat.undo()
 
-    def test_what_is_refused_leaves_the_conversation_as_it_was(self, tiny: LoadedModel) -> None:
+    def test_a_refused_question_leaves_the_conversation_unchanged(self, tiny: LoadedModel) -> None:
         chat = tiny.chat()
         answer = chat.ask("Describe this image in detail.", [pictures()[0].image])
         for question, images in (("What?", [b"nothing"]), ("", []), ("word " * 600, []), ("<ImageHere>?", [])):
             with pytest.raises(DataError):
                 chat.ask(question, images)
+        for settings in ({"num_beam": 2}, {"max_new_tokens": -1}):
+            with pytest.raises(ConfigError):
+                chat.regenerate(**settings)  # type: ignore[typeddict-item]
         assert [turn.answer for turn in chat.turns] == [answer]
         assert chat.ask("How many objects are there?")
 
@@ -156,7 +159,7 @@ class TestChat:
         assert chat.turns[-1].answer == shown
         assert chat.ask("How many objects are there?")
 
-    def test_a_full_context_drops_old_turns_but_not_the_picture(self, tiny: LoadedModel) -> None:
+    def test_a_full_context_drops_old_turns_but_not_the_image(self, tiny: LoadedModel) -> None:
         chat, picture = tiny.chat(), pictures()[0]
         chat.ask("Describe this image in detail.", [picture.image])
         for _ in range(30):

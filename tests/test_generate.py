@@ -1,4 +1,4 @@
-"""Answers about many pictures: folders and rows, resumed, sharded."""
+"""Answers about many images: folders and rows, resumed, sharded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +23,26 @@ from tests.scenes import pictures
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six pictures and a broken one."""
+    """Six images and a broken one."""
     images = tmp_path / "images"
     (images / "deeper").mkdir(parents=True)
     for number, picture in enumerate(pictures()[:6]):
         picture.save(images / ("deeper" if number == 5 else "") / f"{number}.png")
-    (images / "3b.jpg").write_bytes(b"no picture")
-    (images / "notes.txt").write_text("no picture either")
+    (images / "3b.jpg").write_bytes(b"not an image")
+    (images / "notes.txt").write_text("not an image either")
     return images
 
 
 @pytest.fixture
 def asked(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the batches that the model was asked for; the model is loaded already."""
+    """Sizes of the batches that the model, which is loaded already, was given."""
     sizes: list[int] = []
 
     def describe(images: Sequence[Any], *args: Any, **options: Any) -> list[str]:
         sizes.append(len(images))
         return LoadedModel.describe(tiny, images, *args, **options)
 
-    spy = LoadedModel(tiny.model, tiny.cfg)
+    spy = copy(tiny)
     monkeypatch.setattr(spy, "describe", describe)
     monkeypatch.setattr(api, "from_config", lambda *_, **__: spy)
     return sizes
@@ -52,7 +53,7 @@ def generate(out: Path, *arguments: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
-def test_a_folder_with_a_broken_picture(folder: Path, tmp_path: Path, asked: list[int], tiny: LoadedModel) -> None:
+def test_a_folder_with_a_broken_image(folder: Path, tmp_path: Path, asked: list[int], tiny: LoadedModel) -> None:
     rows = generate(tmp_path / "out.jsonl", "--images", str(folder), "--batch-size", "4")
     names = ["0.png", "1.png", "2.png", "3.png", "3b.jpg", "4.png", "deeper/5.png"]
     assert [row["image"] for row in rows] == [str(folder / name) for name in names]
@@ -84,23 +85,23 @@ def test_rows_with_questions(folder: Path, tmp_path: Path, asked: list[int]) -> 
 class TestResume:
     def test_only_what_is_missing_is_asked(self, folder: Path, tmp_path: Path, asked: list[int]) -> None:
         out = tmp_path / "out.jsonl"
-        whole = generate(out, "--images", str(folder))
+        complete = generate(out, "--images", str(folder))
         asked.clear()
-        assert generate(out, "--images", str(folder)) == whole
+        assert generate(out, "--images", str(folder)) == complete
         assert asked == []
         lines = out.read_text().splitlines(keepends=True)
         out.write_text("".join(lines[:4]) + lines[5][:30])
-        assert generate(out, "--images", str(folder)) == whole
-        assert asked == [3, 1, 1, 1]  # three in one go, and one by one because of the broken one
+        assert generate(out, "--images", str(folder)) == complete
+        assert asked == [3, 1, 1, 1]  # all three, then one by one because of the broken one
 
     def test_parts_that_a_killed_run_left(self, folder: Path, tmp_path: Path, asked: list[int]) -> None:
-        whole = generate(tmp_path / "whole.jsonl", "--images", str(folder))
+        complete = generate(tmp_path / "complete.jsonl", "--images", str(folder))
         out = tmp_path / "out.jsonl"
-        lines = [json.dumps(row) for row in whole]
+        lines = [json.dumps(row) for row in complete]
         (tmp_path / "out.jsonl.part0").write_text("\n".join(lines[:2]) + "\n")
         (tmp_path / "out.jsonl.part1").write_text(lines[3] + "\n" + lines[5][:-9])
         asked.clear()
-        assert generate(out, "--images", str(folder)) == whole
+        assert generate(out, "--images", str(folder)) == complete
         assert asked[0] == 4
         assert not list(tmp_path.glob("out.jsonl.part*"))
 
@@ -123,26 +124,54 @@ class TestResume:
     def test_a_damaged_line_in_the_middle_is_named(self, tmp_path: Path) -> None:
         item = Question("a", "a.png", "What?")
         (tmp_path / "out.jsonl").write_text('{"id": \n' + json.dumps(row_of(item, answer="x")) + "\n")
-        with pytest.raises(DataError, match=r"out\.jsonl, line 1: no JSON"):
-            AnswerFile(tmp_path / "out.jsonl", [item]).gather()
+        with pytest.raises(DataError, match=r"out\.jsonl, line 1: broken JSON"):
+            AnswerFile(tmp_path / "out.jsonl", [item]).merge_parts()
+
+    @pytest.mark.parametrize("line", ["[1]", '{"answer": "x"}', '{"id": ["a"]}'])
+    def test_another_jsonl_file_is_not_overwritten(self, tmp_path: Path, line: str) -> None:
+        (tmp_path / "out.jsonl").write_text(line + "\n")
+        with pytest.raises(DataError, match=r"out\.jsonl, line 1: no 'id'; this is not a file of answers"):
+            AnswerFile(tmp_path / "out.jsonl", [Question("a", "a.png", "What?")]).merge_parts()
+        assert (tmp_path / "out.jsonl").read_text() == line + "\n"
+
+    def test_a_name_with_wildcards_loses_no_work(self, folder: Path, tmp_path: Path, asked: list[int]) -> None:
+        complete = generate(tmp_path / "complete.jsonl", "--images", str(folder))
+        out = tmp_path / "answers[1].jsonl"
+        (tmp_path / "answers[1].jsonl.part0").write_text("".join(json.dumps(row) + "\n" for row in complete[:5]))
+        (tmp_path / "answers1.jsonl.part0").write_text("another run's\n")
+        asked.clear()
+        assert generate(out, "--images", str(folder)) == complete
+        assert asked == [2]
+        assert not (tmp_path / "answers[1].jsonl.part0").exists()
+        assert (tmp_path / "answers1.jsonl.part0").exists()
+
+    def test_text_that_utf8_cannot_encode_is_written_and_recognised(
+        self, folder: Path, tmp_path: Path, asked: list[int]
+    ) -> None:
+        row = '{"image": "images/\\ud83d.png", "id": "\\ud83d", "question": "\\ud83d"}\n'
+        (tmp_path / "in.jsonl").write_text(row)
+        for _ in range(2):
+            (written,) = generate(tmp_path / "out.jsonl", "--jsonl", str(tmp_path / "in.jsonl"))
+            assert written["id"] == "\ufffd" and "error" in written
+        assert len(asked) == 1
 
 
 @pytest.mark.parametrize(
     ("read", "message"),
     [
         (lambda path: questions_of_files([str(path / "none")], "?"), "none does not exist"),
-        (lambda path: questions_of_files([str(path)], "?"), "holds no picture"),
+        (lambda path: questions_of_files([str(path)], "?"), "holds no image"),
         (lambda path: questions_of_jsonl(path / "none", "?"), "none does not exist"),
-        (lambda path: questions_of_jsonl(_file(path, "{"), "?"), "line 1: no JSON"),
+        (lambda path: questions_of_jsonl(_file(path, "{"), "?"), "line 1: broken JSON"),
         (lambda path: questions_of_jsonl(_file(path, "\n[1]"), "?"), "line 2: an object is expected"),
         (lambda path: questions_of_jsonl(_file(path, '{"id": "a"}'), "?"), "line 1: no 'image'"),
         (lambda path: questions_of_jsonl(_file(path, '{"image": ["a"]}'), "?"), r"'image' is \['a'\], should be text"),
         (
             lambda path: questions_of_jsonl(_file(path, '{"image": "a", "id": 1}\n' * 2), "?"),
-            "line 2: the id '1' comes",
+            "line 2: the id '1' occurs twice",
         ),
         (lambda path: questions_of_jsonl(_file(path, ""), "?"), "nothing to answer"),
-        (lambda path: questions_of_jsonl(_file(path, b"\xff\xfe"), "?"), "cannot be read as UTF-8"),
+        (lambda path: questions_of_jsonl(_file(path, b"\xff\xfe"), "?"), "line 1: not UTF-8"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, read: Callable[[Path], Any], message: str) -> None:
@@ -159,12 +188,12 @@ def _file(folder: Path, content: str | bytes) -> Path:
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_two_processes_write_what_one_writes(folder: Path, tmp_path: Path, asked: list[int]) -> None:
-    whole = generate(tmp_path / "one.jsonl", "--images", str(folder))
+    complete = generate(tmp_path / "one.jsonl", "--images", str(folder))
     out = tmp_path / "two.jsonl"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "minigpt4.generate"]
     command += ["--images", str(folder), "--out", str(out), "--batch-size", "2", "--options", "run.device=cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [json.loads(line) for line in out.read_text().splitlines()] == whole
-    assert "7 rows, 0 of them from before, 1 with an error" in done.stdout
+    assert [json.loads(line) for line in out.read_text().splitlines()] == complete
+    assert "7 rows: 6 answered, 0 already done, 1 failed" in done.stdout

@@ -1,4 +1,4 @@
-"""Pictures and captions as the model takes them."""
+"""Images and captions as the model takes them; importing the package registers the processors."""
 
 from minigpt4.processors.image import ImageProcessor
 from minigpt4.processors.text import BlipCaption, PlainText

@@ -7,6 +7,8 @@ images by `decode_image`, so that a model is asked about the same pixels that it
 from __future__ import annotations
 
 import io
+import os
+import stat
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
@@ -28,19 +30,26 @@ try:
 except ImportError:  # torchvision has announced a release without it; Pillow then decodes everything
     decode_jpeg = None
 
+# Pillow remarks on odd files, which nobody can act on, and its size limit is above ours. A filter for the process, not
+# `catch_warnings` around each image: that is not safe in threads, and can leave all later warnings ignored.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 MAX_PIXELS = 100_000_000
-"""Largest image; a few kilobytes can unpack to gigabytes."""
+"""Largest image in pixels; a file of a few kilobytes can unpack to gigabytes."""
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-"""File formats read; not those that Pillow hands to another program (EPS)."""
+"""Pillow's formats that are read; not those that it hands to another program (EPS)."""
 _ACCEPTED = "a path, the bytes of an image file, a PIL image, or an array"
 _WHITE = (255, 255, 255)
-_DIMS, _CHANNELS = 3, (1, 3, 4)
+_COLOUR_NDIM = 3
+"""Dimensions of an array with a channel axis."""
+_CHANNELS = (1, 3, 4)
+"""Lengths of a channel axis: grey, RGB, RGBA."""
 _WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 """Pillow's modes of more than 8 bits a channel."""
 _MIN_SHRINK = 1.4
-"""Below this factor torch's 16-bit bicubic weights differ from Pillow's by more than a grey level."""
+"""Shrinking factor below which torch's 16-bit bicubic weights differ from Pillow's by more than a grey level."""
 _VERTICAL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 """Since that release Pillow resizes tall images along their height first."""
 
@@ -48,20 +57,20 @@ _VERTICAL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 @processors.register("blip2_image_train")
 @processors.register("blip2_image_eval")
 class ImageProcessor:
-    """Resizes to a square, bicubic. Training and evaluation are the same on purpose: nothing here is random, so the
-    features of a frozen encoder can be computed once.
+    """Resizes to a square, bicubic, the same way in training and evaluation.
 
-    Any other registered image processor is called in the same way, and may return normalised floats instead.
+    Nothing here is random, so the features of a frozen encoder can be computed once. Any other registered image
+    processor is called in the same way, and may return normalised floats instead.
 
     Args:
-        image_size: Side in pixels (S).
+        image_size: side in pixels (S).
     """
 
     def __init__(self, image_size: int) -> None:
         self.image_size = image_size
 
     def __call__(self, source: Any, name: str | None = None) -> Tensor:
-        """An image in any form that `decode_image` takes -> (3, S, S) uint8; `normalize` makes floats of it.
+        """An image in any form that `decode_image` takes -> (3, S, S) uint8, for `normalize`.
 
         Raises:
             DataError: As for `decode_image`.
@@ -82,35 +91,41 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
     meant to be seen.
 
     Args:
-        source: A path; bytes or an open binary file; a PIL image; an array (numpy (H, W), (H, W, 1|3|4), torch also
+        source: a path; bytes or an open binary file; a PIL image; an array (numpy (H, W) or (H, W, 1|3|4), torch also
             (1|3|4, H, W); uint8, or floats from 0 to 1).
-        name: Name for messages; default: the path.
+        name: name for messages; None: the path.
 
     Raises:
         DataError: The file is missing, is not an image, or is broken, empty, too large or of the wrong type.
     """
     name = name or (str(source) if isinstance(source, str | Path) else "given")
+    data = b""
     if isinstance(source, Image.Image):
-        return _pixels(source, name)
-    if isinstance(source, np.ndarray | Tensor):
-        return _pixels(_from_array(source, name), name)
-    data = _read(source, name)
-    try:
-        image = _opened(data)
-    except Exception as error:  # damaged headers make Pillow raise nearly anything
-        raise _unreadable(name, error) from error
-    _check_size(image, name)
-    quick = _quick_jpeg(data, image)
-    return _pixels(image, name) if quick is None else quick
+        image = source
+    elif isinstance(source, np.ndarray | Tensor):
+        image = _from_array(source, name)
+    else:
+        data = _read(source, name)
+        image = _open_header(data, name)
+    width, height = image.size
+    if not width or not height:
+        raise DataError(f"image {name} cannot be read: it has {width} x {height} pixels")
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"image {name} cannot be read: it has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} million; "
+            "make it smaller"
+        )
+    pixels = _quick_jpeg(data, image)
+    return _decode(image, name) if pixels is None else pixels
 
 
 def normalize(pixels: Tensor) -> Tensor:
     """Scale images to [0, 1] and normalise them by CLIP's statistics, on the device they are on.
 
-    Images travel as uint8, a quarter of the bytes, and become floats here, at the last moment.
+    Images travel as uint8, a quarter of the bytes, and become floats as late as here.
 
     Args:
-        pixels: (..., 3, S, S) uint8; floats were normalised by a processor already, and come back as they are.
+        pixels: (..., 3, S, S) uint8; floats, which a processor normalised already, are returned unchanged.
 
     Returns:
         (..., 3, S, S) float32, channels last in memory (`stack_images`), or `pixels` itself.
@@ -125,45 +140,55 @@ def normalize(pixels: Tensor) -> Tensor:
 def stack_images(images: Sequence[Tensor]) -> Tensor:
     """(3, S, S) each -> (N, 3, S, S).
 
-    Decoding and resizing leave the three channels of a pixel side by side in memory. The batch keeps them so
+    Decoding and resizing leave the three channels of a pixel side by side in memory. The batch keeps this layout
     (`torch.channels_last`): separating them would take a fifth of the time of resizing, and the encoders are faster
-    without.
+    without it.
     """
     return torch.stack([image.movedim(0, -1) for image in images]).movedim(-1, 1)
 
 
 def _read(source: Any, name: str) -> bytes:
-    if isinstance(source, str | Path):
-        path = Path(source)
-        if not path.is_file():
-            raise DataError(f"image {name} " + ("is a folder" if path.is_dir() else "does not exist"))
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"image {name} cannot be read: {error.strerror or error}") from error
-    elif isinstance(source, bytes | bytearray | memoryview):
-        data = bytes(source)
-    elif hasattr(source, "read"):
-        data = source.read()
-    else:
+    """The content of a file, given by its path, open, or as bytes."""
+    if not isinstance(source, str | Path | bytes | bytearray | memoryview) and not hasattr(source, "read"):
         raise DataError(f"image {name} is of type {type(source).__name__}; expected {_ACCEPTED}")
+    try:
+        if isinstance(source, str | Path):
+            mode = os.stat(source).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe or a device might never end
+                raise OSError("it is not a regular file")
+            data = Path(source).read_bytes()
+        else:
+            data = source.read() if hasattr(source, "read") else bytes(source)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"image {name} does not exist") from error
+    except IsADirectoryError as error:
+        raise DataError(f"image {name} is a folder") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte, or a closed file
+        raise DataError(f"image {name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not data:
         raise DataError(f"image {name} is empty (0 bytes)")
     return data
 
 
-def _opened(data: bytes) -> Image.Image:
+def _open_header(data: bytes, name: str) -> Image.Image:
     """The image with its header read, its pixels not yet."""
     Image.init()
-    with warnings.catch_warnings():  # the size limit is ours, and Pillow's remarks on odd files help nobody here
-        warnings.simplefilter("ignore")
+    try:
         return Image.open(io.BytesIO(data), formats=[known for known in FORMATS if known in Image.OPEN])
+    except Exception as error:  # damaged headers make Pillow raise nearly anything
+        raise _unreadable(name, error) from error
 
 
 def _quick_jpeg(data: bytes, image: Image.Image) -> Tensor | None:
-    """The pixels of an upright colour or grey JPEG by torchvision, whose decoder is the same libjpeg-turbo as Pillow's
-    and returns the same bytes in half the time; None: leave the file, also if it is damaged, to Pillow."""
-    if decode_jpeg is None or image.format != "JPEG" or image.mode not in ("RGB", "L"):
+    """The pixels of an upright RGB or grey JPEG file by torchvision; None: leave it, also if it is damaged, to Pillow.
+
+    Both decode by libjpeg-turbo and return the same bytes, torchvision in half the time.
+
+    Args:
+        data: content of the file; empty where there is none.
+        image: its header.
+    """
+    if decode_jpeg is None or not data or image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return None
     try:
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -174,27 +199,13 @@ def _quick_jpeg(data: bytes, image: Image.Image) -> Tensor | None:
     return pixels.movedim(0, -1)
 
 
-def _pixels(image: Image.Image, name: str) -> Tensor:
+def _decode(image: Image.Image, name: str) -> Tensor:
     """A PIL image of any mode -> (H, W, 3) uint8."""
-    _check_size(image, name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image.load()
-            return torch.from_numpy(np.array(_on_white(_to_8_bits(_upright(image)))))
+        image.load()
+        return torch.from_numpy(np.array(_on_white(_to_8_bits(_upright(image)))))
     except Exception as error:  # decoders of damaged data raise nearly anything
         raise _unreadable(name, error) from error
-
-
-def _check_size(image: Image.Image, name: str) -> None:
-    width, height = image.size
-    if not width or not height:
-        raise DataError(f"image {name} cannot be read: it has {width} x {height} pixels")
-    if width * height > MAX_PIXELS:
-        raise DataError(
-            f"image {name} cannot be read: it has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} million; "
-            "make it smaller"
-        )
 
 
 def _unreadable(name: str, error: Exception) -> DataError:
@@ -241,10 +252,10 @@ def _from_array(value: Any, name: str) -> Image.Image:
         array = value
     else:
         array = value.detach().cpu().float().numpy() if value.is_floating_point() else value.detach().cpu().numpy()
-        if array.ndim == _DIMS and array.shape[0] in _CHANNELS:
+        if array.ndim == _COLOUR_NDIM and array.shape[0] in _CHANNELS:
             array = array.transpose(1, 2, 0)
-    channels = array.shape[2] if array.ndim == _DIMS else 1
-    if array.ndim not in (2, _DIMS) or channels not in _CHANNELS or not array.size:
+    channels = array.shape[2] if array.ndim == _COLOUR_NDIM else 1
+    if array.ndim not in (2, _COLOUR_NDIM) or channels not in _CHANNELS or not array.size:
         raise DataError(
             f"image {name} is an array of shape {tuple(value.shape)}; expected (height, width) or (height, width, 3)"
         )
@@ -257,13 +268,15 @@ def _from_array(value: Any, name: str) -> Image.Image:
             f"image {name} is an array of {array.dtype} from {array.min()} to {array.max()}; expected uint8, or floats "
             "from 0 to 1"
         )
-    return Image.fromarray(np.ascontiguousarray(array.squeeze(2) if channels == 1 and array.ndim == _DIMS else array))
+    return Image.fromarray(
+        np.ascontiguousarray(array.squeeze(2) if channels == 1 and array.ndim == _COLOUR_NDIM else array)
+    )
 
 
 def _resize(pixels: Tensor, size: int) -> Tensor:
-    """(H, W, 3) -> (3, S, S) uint8, bicubic as Pillow does it.
+    """(H, W, 3) -> (3, S, S) uint8, bicubic as in Pillow.
 
-    Images that shrink distinctly are resized by torch, which is faster and differs from Pillow by one grey level
+    Images that shrink by `_MIN_SHRINK` or more are resized by torch, which is faster and at most one grey level off
     (two in about one value of ten million): it rounds between the passes as Pillow does, with 16-bit weights in place
     of 22-bit ones.
     """
@@ -281,7 +294,7 @@ def _resize(pixels: Tensor, size: int) -> Tensor:
 def _scale_and_shift(device: torch.device, width: int) -> tuple[Tensor, Tensor]:
     """(level / 255 - mean) / std as level * scale + shift, for a row of `width` pixels, (3 * width,) each.
 
-    Cached, since copying stalls a device; for a whole row, since three numbers at a time are slow on a CPU.
+    Cached, since copying stalls a device; for a full row, since three numbers at a time are slow on a CPU.
     """
     with torch.inference_mode(False):  # the cached tensors must serve in training too
         mean, std = (torch.tensor(values, dtype=torch.float64).repeat(width) for values in (CLIP_MEAN, CLIP_STD))

@@ -138,13 +138,30 @@ class Handlers:
         """Show the answer as far as it came before it was stopped."""
         return self._update(chat or SideBySideChat(self.models), gr.skip())
 
-    def describe(self, image: str, prompt: str, *controls: Any) -> str:
+    def describe(
+        self,
+        image: str,
+        prompt: str,
+        max_new_tokens: float,
+        num_beams: float,
+        do_sample: bool,
+        temperature: float,
+        top_p: float,
+        repetition_penalty: float,
+    ) -> str:
         """The endpoint `/describe`: one answer of the first model about one image.
+
+        The arguments are the endpoint's parameters, in this order; all but `image` have the page's defaults.
 
         Args:
             image: path of the uploaded file.
             prompt: the question; empty: the model's default.
-            *controls: the settings, as `generation_settings` takes them.
+            max_new_tokens: longest answer in tokens.
+            num_beams: beam size; 1: no beam search.
+            do_sample: the switch "Sampling"; false: greedy decoding.
+            temperature: only when sampling.
+            top_p: only when sampling.
+            repetition_penalty: 1: none.
 
         Raises:
             gr.Error: An image, prompt or setting that cannot be used.
@@ -153,7 +170,8 @@ class Handlers:
             if not image:
                 raise MiniGPT4Error("no image was given")
             opened = open_image(image, Path(image).name)
-            return self.models[0].describe(opened, prompt or None, **generation_settings(*controls))
+            settings = generation_settings(max_new_tokens, num_beams, do_sample, temperature, top_p, repetition_penalty)
+            return self.models[0].describe(opened, prompt or None, **settings)
         except MiniGPT4Error as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
@@ -181,18 +199,18 @@ class Handlers:
 
 
 def generation_settings(
-    max_new_tokens: float, num_beams: float, sampling: bool, temperature: float, top_p: float, repetition_penalty: float
+    max_new_tokens: float,
+    num_beams: float,
+    do_sample: bool,
+    temperature: float,
+    top_p: float,
+    repetition_penalty: float,
 ) -> dict[str, Any]:
-    """The page's controls as fields of `GenerationConfig`.
-
-    They are also the parameters of `/describe` behind `image` and `prompt`, in this order; gradio names them after
-    their labels: `max_new_tokens`, `beam_size`, `sampling` (false: greedy decoding), `temperature`, `top_p`,
-    `repetition_penalty`.
-    """
+    """The values of the page's controls, in their order, as fields of `GenerationConfig`; sliders give floats."""
     return {
         "max_new_tokens": int(max_new_tokens),
         "num_beams": int(num_beams),
-        "do_sample": bool(sampling),
+        "do_sample": bool(do_sample),
         "temperature": float(temperature),
         "top_p": float(top_p),
         "repetition_penalty": float(repetition_penalty),

@@ -1,4 +1,4 @@
-"""Pictures as cameras make them, drawn: smooth shapes, edges and noise."""
+"""Images as cameras make them, drawn: smooth shapes, edges and noise."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def draw_photo(seed: int, width: int, height: int) -> Image.Image:
-    """An RGB picture with structure at every scale, the same for the same arguments."""
+    """An RGB image with structure at every scale, the same for the same arguments."""
     generator = np.random.default_rng(seed)
     total = np.full((height, width, 3), 120.0)
     for cells, contrast in ((3, 60), (17, 35), (60, 20)):

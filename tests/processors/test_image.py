@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -171,7 +175,12 @@ class TestErrors:
             (np.full((4, 4, 3), 300), "expected uint8"),
             (np.full((4, 4, 3), np.nan), "expected uint8"),
             ("no/such/file.png", "^image no/such/file.png does not exist$"),
+            (f"{__file__}/a.png", "does not exist$"),
             (str(Path(__file__).parent), "is a folder"),
+            ("/dev/zero", "^image /dev/zero cannot be read: it is not a regular file$"),
+            ("a" * 300, "cannot be read: File name too long"),
+            ("null\0byte.png", "cannot be read: embedded null byte"),
+            (io.StringIO("text"), "cannot be read: a bytes-like object is required"),
         ],
     )
     def test_anything_else_is_refused_in_one_line(self, source: Any, message: str) -> None:
@@ -179,7 +188,38 @@ class TestErrors:
             open_image(source)
         assert "\n" not in str(caught.value)
 
-    @pytest.mark.parametrize("content", [b"no picture", b"\x89PNG\r\n\x1a\nrest"])
+    def test_a_pipe_is_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.png")
+        with pytest.raises(DataError, match=r"pipe\.png cannot be read: it is not a regular file"):
+            decode_image(tmp_path / "pipe.png")
+
+    def test_a_file_that_may_not_be_read_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def denied(path: Path) -> bytes:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        path = tmp_path / "a.png"
+        path.write_bytes(b"x")
+        monkeypatch.setattr(Path, "read_bytes", denied)
+        with pytest.raises(DataError, match=r"^image .*a\.png cannot be read: Permission denied$"):
+            decode_image(path)
+
+    def test_pillows_remarks_stay_silent_and_others_do_not(self) -> None:
+        """Also with images decoded in several threads."""
+        code = (
+            "import warnings\n"
+            "from concurrent.futures import ThreadPoolExecutor\n"
+            "from minigpt4.processors.image import decode_image\n"
+            "from tests.processors.forms import FORMS\n"
+            "with ThreadPoolExecutor(4) as pool:\n"
+            "    list(pool.map(decode_image, [FORMS['palette_clear.png']()] * 40))\n"
+            "warnings.warn('something else')\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert [line for line in done.stderr.splitlines() if "Warning" in line] == [
+            "<string>:7: UserWarning: something else"
+        ]
+
+    @pytest.mark.parametrize("content", [b"not an image", b"\x89PNG\r\n\x1a\nrest"])
     def test_a_damaged_file_is_named(self, tmp_path: Path, content: bytes) -> None:
         path = tmp_path / "a.jpg"
         path.write_bytes(content)

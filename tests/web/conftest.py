@@ -1,4 +1,4 @@
-"""The page's server, and what visitors bring."""
+"""The page's server, and the files that visitors upload."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minigpt4.api import LoadedModel
 from minigpt4.common.files import asset
 from tests.scenes import pictures
 
-gradio = pytest.importorskip("gradio", reason="gradio is not installed (pip install 'minigpt4[demo]')")
+gradio = pytest.importorskip("gradio", reason="gradio is not installed (pip install gradio)")
 
 
 @pytest.fixture(scope="session")
@@ -36,14 +36,14 @@ def _served(models: list[LoadedModel], labels: list[str]) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The pictures as files."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Images of scenes as files."""
+    folder = tmp_path_factory.mktemp("images")
     return [picture.save(folder / f"{number}.png") for number, picture in enumerate(pictures())]
 
 
 @pytest.fixture
 def broken(tmp_path: Path) -> str:
-    """A file that only looks like a picture."""
+    """A file that only looks like an image."""
     path = tmp_path / "broken.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     return str(path)

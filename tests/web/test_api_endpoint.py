@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,11 +10,11 @@ import pytest
 
 from minigpt4.api import LoadedModel
 from minigpt4.common.checkpoint import read_checkpoint
+from minigpt4.common.files import asset
 from minigpt4.generate import main as generate
 from tests.scenes import pictures
-from tests.web.conftest import gradio
 
-gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed (pip install 'minigpt4[demo]')")
+gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed (pip install gradio)")
 
 
 def test_a_caption(address: str, tiny: LoadedModel, files: list[str]) -> None:
@@ -26,7 +27,7 @@ def test_a_caption(address: str, tiny: LoadedModel, files: list[str]) -> None:
     assert asked == tiny.describe(files[0], "How many objects are there?")
 
 
-def test_ten_at_once_are_all_answered_rightly(address: str, tiny: LoadedModel, files: list[str]) -> None:
+def test_ten_at_once_are_all_answered_correctly(address: str, tiny: LoadedModel, files: list[str]) -> None:
     client = gradio_client.Client(address, verbose=False)
     with ThreadPoolExecutor(len(files)) as pool:
         jobs = [
@@ -37,11 +38,7 @@ def test_ten_at_once_are_all_answered_rightly(address: str, tiny: LoadedModel, f
     assert len(set(answers)) > 5
 
 
-def test_page_command_line_and_api_say_the_same(
-    address: str, tiny: LoadedModel, files: list[str], tmp_path: Path
-) -> None:
-    import json
-
+def test_page_command_line_and_api_agree(address: str, tiny: LoadedModel, files: list[str], tmp_path: Path) -> None:
     generate(["--images", *files[:3], "--out", str(tmp_path / "out.jsonl"), "--options", "run.device=cpu"])
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     client = gradio_client.Client(address, verbose=False)
@@ -50,7 +47,7 @@ def test_page_command_line_and_api_say_the_same(
     assert all(picture.told_by(answer) for picture, answer in zip(pictures(), page, strict=False))
 
 
-def test_mistakes_come_back_as_a_line_and_the_server_goes_on(address: str, files: list[str], broken: str) -> None:
+def test_mistakes_come_back_as_a_line_and_the_server_survives(address: str, files: list[str], broken: str) -> None:
     client = gradio_client.Client(address, verbose=False)
     with pytest.raises(gradio_client.exceptions.AppError, match=r"image broken\.png cannot be read"):
         client.predict(image=gradio_client.handle_file(broken), api_name="/describe")
@@ -59,18 +56,30 @@ def test_mistakes_come_back_as_a_line_and_the_server_goes_on(address: str, files
     assert client.predict(image=gradio_client.handle_file(files[0]), api_name="/describe")
 
 
-def test_nothing_else_can_be_called(address: str) -> None:
+def test_one_endpoint_with_the_documented_parameters(address: str, tiny: LoadedModel, files: list[str]) -> None:
     client = gradio_client.Client(address, verbose=False)
-    assert list(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == ["/describe"]
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert list(endpoints) == ["/describe"]
+    parameters = [parameter["parameter_name"] for parameter in endpoints["/describe"]["parameters"]]
+    settings = ["max_new_tokens", "num_beams", "do_sample", "temperature", "top_p", "repetition_penalty"]
+    assert parameters == ["image", "prompt", *settings]
+    image = gradio_client.handle_file(files[0])
+    short = client.predict(image=image, max_new_tokens=3, do_sample=False, api_name="/describe")
+    assert short == tiny.describe(files[0], max_new_tokens=3)
+
+
+def test_the_switch_turns_sampling_on() -> None:
+    from minigpt4.web.page import generation_settings
+
+    for sampling in (True, False):
+        assert generation_settings(80, 1, sampling, 1.0, 0.9, 1.0)["do_sample"] is sampling
 
 
 def test_the_page_listens_on_this_machine_only(address: str) -> None:
     assert address.startswith("http://127.0.0.1:")
 
 
-def test_the_example_pictures_are_answered_rightly(tiny: LoadedModel) -> None:
-    import json
-
+def test_the_example_images_are_answered_correctly(tiny: LoadedModel) -> None:
     from minigpt4.web.page import EXAMPLES
 
     prompts = json.loads((EXAMPLES / "prompts.json").read_text())
@@ -82,10 +91,5 @@ def test_the_example_pictures_are_answered_rightly(tiny: LoadedModel) -> None:
 
 
 def test_the_embedded_projection_is_the_tiny_models() -> None:
-    from minigpt4.common.files import asset
-
     first, aligned = (read_checkpoint(asset(f"tiny/{name}.pth"))["metadata"] for name in ("stage1", "aligned"))
     assert first == aligned
-
-
-assert gradio

@@ -18,11 +18,11 @@ from tests.test_api import counted_passes
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 DESCRIBE = "Describe this image in detail."
 PATIENCE = 40
-"""Seconds; of a machine that is doing something else too."""
+"""Seconds to wait for anything, on a busy machine."""
 
 
 class Page:
-    """What a visitor does and sees."""
+    """The page as a visitor uses it."""
 
     def __init__(self, window: Any, address: str) -> None:
         self.window = window
@@ -75,7 +75,7 @@ class Page:
         self.write(field, str(value))
 
     def write(self, field: Any, text: str) -> None:
-        """All at once: a driver types only the basic plane, key by key."""
+        """Set the text at once: a driver types key by key, and only characters of the basic plane."""
         script = """
             const set = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(arguments[0]), 'value').set;
             set.call(arguments[0], arguments[1]);
@@ -96,7 +96,7 @@ class Page:
         self.until(lambda: self.answers(number) == list(answers))
 
     def shows(self, path: Path) -> None:
-        """Keep a screenshot where MINIGPT4_SCREENSHOTS says, for people."""
+        """Save a screenshot in the folder MINIGPT4_SCREENSHOTS, to be looked at."""
         folder = os.environ.get("MINIGPT4_SCREENSHOTS")
         if folder:
             self.window.save_screenshot(str(Path(folder) / path))
@@ -150,7 +150,7 @@ def test_answers_stream_and_stop_ends_the_computation(
 
 
 def _settled(look: Callable[[], Any]) -> Any:
-    """What does not change for a while; None where it does."""
+    """What `look` returns, if it does not change for a while; otherwise None."""
     first = look()
     time.sleep(1.5)
     return first if look() == first else None
@@ -182,10 +182,10 @@ def test_two_checkpoints_side_by_side(new_window: Any, pair_address: str, tiny: 
     page.shows(Path("pair.png"))
 
 
-def test_several_pictures_by_drop_and_paste(new_window: Any, address: str, tiny: LoadedModel, files: list[str]) -> None:
+def test_several_images_by_drop_and_paste(new_window: Any, address: str, tiny: LoadedModel, files: list[str]) -> None:
     page = Page(new_window(), address)
     for kind, file in (("drop", files[0]), ("paste", files[1])):
-        _hand_over(page, kind, file)
+        _transfer(page, kind, file)
     page.ask(DESCRIBE)
     chat = tiny.chat()
     page.wait_for(chat.ask(DESCRIBE, files[:2]))
@@ -199,8 +199,8 @@ def test_several_pictures_by_drop_and_paste(new_window: Any, address: str, tiny:
     page.until(lambda: sent.get_attribute("value") == chat.prompt)
 
 
-def _hand_over(page: Page, kind: str, file: str) -> None:
-    """A picture by dropping it on the text box, or pasting it."""
+def _transfer(page: Page, kind: str, file: str) -> None:
+    """Drop an image on the text box, or paste it."""
     before = len(page.all("#box .thumbnail-item"))
     script = """
         const bytes = Uint8Array.from(atob(arguments[1]), (c) => c.charCodeAt(0));
@@ -235,12 +235,12 @@ def test_markup_is_shown_as_text(
     page.shows(Path("markup.png"))
 
 
-def test_mistakes_are_told_and_the_conversation_goes_on(
+def test_mistakes_are_shown_and_the_conversation_continues(
     new_window: Any, address: str, tiny: LoadedModel, files: list[str], broken: str
 ) -> None:
     page = Page(new_window(), address)
     page.ask("What is it?")
-    page.until(lambda: "there is no picture yet" in "".join(found.text for found in page.all("#remark")))
+    page.until(lambda: "there is no image yet" in "".join(found.text for found in page.all("#remark")))
     page.upload(broken)
     page.ask(DESCRIBE)
     page.until(lambda: "image broken.png cannot be read" in "".join(found.text for found in page.all("#remark")))
@@ -253,7 +253,7 @@ def test_mistakes_are_told_and_the_conversation_goes_on(
     assert page.texts("user") == [DESCRIBE], "a question that failed came back"
 
 
-def test_a_full_context_is_said(new_window: Any, address: str, files: list[str]) -> None:
+def test_a_full_context_is_reported(new_window: Any, address: str, files: list[str]) -> None:
     page = Page(new_window(400, 800), address)
     page.upload(files[1])
     page.ask(DESCRIBE)
@@ -264,14 +264,14 @@ def test_a_full_context_is_said(new_window: Any, address: str, files: list[str])
         if page.all("#remark .notice"):
             break
     page.shows(Path("narrow.png"))
-    assert "pictures are kept" in page.all("#remark")[0].text
+    assert "images are kept" in page.all("#remark")[0].text
     width = page.window.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
     assert width <= 0, "the page is wider than the window"
 
 
 def test_settings_reach_the_model(new_window: Any, address: str, tiny: LoadedModel, files: list[str]) -> None:
     page = Page(new_window(), address)
-    page.slide("Tokens at most", 5)
+    page.slide("Max new tokens", 5)
     page.upload(files[1])
     page.ask(DESCRIBE)
     page.wait_for(tiny.describe(files[1], DESCRIBE, max_new_tokens=5))
