@@ -70,7 +70,7 @@ def main() -> None:
         paths = write_shards(Path(folder), args.shards, args.per_shard)
         total = args.shards * args.per_shard
         indexed = timed(lambda: sum(e.samples for e in open_index(paths, None, processes=1).entries.values()))
-        records = ShardRecords(open_index(paths, None), paths)
+        records = ShardRecords(open_index(paths, None))
         order = ShardShuffle("benchmark", records.counts, WINDOW)
         in_order = [order.record(0, place) for place in range(min(args.samples, total))]
         anywhere = random.Random(0).sample(range(total), len(in_order))
@@ -79,7 +79,7 @@ def main() -> None:
             for number in numbers:
                 sample = records.sample(number)
                 if decode:
-                    transform(sample.picture, sample.name)
+                    transform(sample.image, sample.image_name)
             return len(numbers)
 
         def stream(decode: bool) -> int:

@@ -236,7 +236,7 @@ def _read_image(drawn: Event, datasets: Mapping[str, InstructionDataset]) -> byt
             "which is another image now; restore the data, or set curation.dir to a new folder"
         )
     if isinstance(dataset, ShardDataset):
-        return dataset.records.sample(index).picture
+        return dataset.records.sample(index).image
     try:
         return dataset.image_path(index).read_bytes()
     except OSError as error:

@@ -7,6 +7,7 @@ import pytest
 
 from minigpt4.datasets.check import main
 from tests.datasets.conftest import write_jsonl
+from tests.datasets.shards.conftest import broken_sample, make_shards, numbered, write_shard
 
 ROWS = 30
 
@@ -14,7 +15,7 @@ ROWS = 30
 @pytest.fixture
 def card(tmp_path: Path, images: Path) -> Path:
     rows = [
-        {"image": f"{number % 20}.png", "answer": f"picture {number}", "split": "val" if number == 3 else None}
+        {"image": f"{number % 20}.png", "answer": f"image {number}", "split": "val" if number == 3 else None}
         for number in range(ROWS)
     ]
     path = write_jsonl(tmp_path / "mine.jsonl", rows)
@@ -37,12 +38,12 @@ def test_a_good_data_set(card: Path, capsys: pytest.CaptureFixture[str]) -> None
     out = capsys.readouterr().out
     assert "mine: 30 well-formed rows (train 29, val 1)" in out
     assert "answers: 30, 2 to 2 words long" in out
-    assert "example: 0.png | answers: picture 0" in out
+    assert "example: 0.png | answers: image 0" in out
     assert "bad rows: none" in out
-    assert "warning: 1 pictures are in more than one split, such as 3.png" in out
+    assert "warning: 1 images are in more than one split, such as 3.png" in out
 
 
-def test_bad_rows_and_pictures_are_named(
+def test_bad_rows_and_images_are_named(
     card: Path, tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil(tmp_path, range(2, 4))
@@ -102,3 +103,57 @@ def test_a_card_or_a_run_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([])
     assert "give a CARD or --cfg-path" in capsys.readouterr().err
+
+
+class TestShards:
+    @pytest.fixture
+    def shards(self, tmp_path: Path) -> list[Path]:
+        return make_shards(tmp_path / "wide", 5)
+
+    @pytest.fixture
+    def card(self, shards: list[Path], tmp_path: Path) -> str:
+        path = tmp_path / "mine.yaml"
+        path.write_text(f"builder: webdataset\nshards: '{shards[0].parent}/{{00000..00004}}.tar'\n")
+        return str(path)
+
+    def test_good_shards(self, card: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main([card]) == 0
+        out = capsys.readouterr().out
+        assert "mine: 30 samples in 5 shards (train 30)" in out
+        assert "answers: 30, 2 to 2 words long, median 2" in out
+        assert "example: 00000.tar/00000.png | answers: caption 0" in out
+        assert "bad rows: none" in out
+
+    def test_bad_shards_and_samples_are_named(
+        self, card: str, shards: list[Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shards[0].unlink()
+        broken_sample(shards[1], 2, png=b"no image")
+        broken_sample(shards[2], 5, txt=b"")
+        shards[3].write_bytes(shards[3].read_bytes()[:-12_000])
+        write_shard(shards[4], [*numbered(24, 3), ("x", {"png": b"x"}), ("y", {"txt": b"y"})])
+        assert main([card]) == 1
+        out = capsys.readouterr().out
+        assert f"{shards[0]}: it does not exist" in out
+        assert f"image 00008.png in {shards[1]} cannot be read" in out
+        assert f"{shards[2]}, sample 00017: the caption in 00017.txt is empty" in out
+        assert f"{shards[3]}: truncated" in out
+        assert f"warning: {shards[4]}: 1 images without a caption are left out" in out
+        assert f"warning: {shards[4]}: 1 captions without an image are left out" in out
+        assert "bad rows: 4" in out
+
+    def test_without_images_only_the_index_is_made(
+        self, card: str, shards: list[Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        broken_sample(shards[1], 2, png=b"no image")
+        assert main([card, "--no-images"]) == 0
+        out = capsys.readouterr().out
+        assert "mine: 30 samples in 5 shards" in out and "answers:" not in out
+        assert (shards[0].parent / "minigpt4_index" / "shards.json").is_file()
+
+    def test_a_shipped_card_without_its_data(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["cc_sbu", "--options", f"paths.data_root={tmp_path}"]) == 1
+        out = capsys.readouterr().out
+        assert "cc_sbu: 0 samples in 0 shards" in out
+        assert f"{tmp_path}/cc_sbu/cc_sbu_dataset/00000.tar: it does not exist" in out
+        assert "... and 1,236 more" in out

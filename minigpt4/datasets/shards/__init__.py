@@ -1,20 +1,17 @@
-"""Pictures with captions in tar files, as webdataset and img2dataset lay them out, read at any place.
+"""Images with captions in tar files, in the layout of webdataset and img2dataset, read in any order.
 
 webdataset reads a tar from its beginning to its end: which sample comes next then depends on the number of processes
-and loader workers, and a run that goes on has to read again what it had read. Here every shard is looked through once
-and the places of its samples are kept in an index; from then on a sample is one seek and one read away, whatever came
-before it. So shards are an ordinary dataset: the sampler decides what comes next, the mixture of several datasets is
-exact, any number of processes sees the same samples in each step, and a resumed run goes on with the very next one.
+and loader workers, and a resumed run has to read again what it had read. Here every shard is scanned once and the
+positions of its samples are kept in an index; from then on a sample is one seek and one read away. So shards are an
+ordinary dataset: the sampler decides what comes next, the mixture of several datasets is exact, any number of processes
+trains on the same samples in each step, and a resumed run continues with the next one.
 
-What made this feasible at a hundred million samples: the index takes 24 bytes a sample, is memory-mapped a shard at a
-time, and no list of all samples is ever made; the order (`orders.ShardShuffle`) shuffles shards, and samples within a
-group of shards, so that few files are read at a time and each of them nearly in one go.
-The price is that shards have to be files: a stream (`pipe:`, `https:`) cannot be read at any place.
+It scales to a hundred million samples: the index takes 24 bytes a sample and is memory-mapped a shard at a time, and no
+list of all samples is ever made; the order (`sampler.ShardShuffle`) shuffles shards, and samples within a group of
+shards, so that few files are read at a time and each of them almost sequentially.
+The price is that shards have to be files: a stream (`pipe:`, `https:`) cannot be read in any order.
 
-    files.py    patterns of a configuration -> paths
-    scan.py     one tar -> the places of its samples, and what is wrong with it
-    index.py    all shards of a dataset -> their index on disk, made once and checked by size and time of change
-    records.py  a sample's number -> its picture and its caption
-    dataset.py  -> encoded samples
-    check.py    everything read once, for `python -m minigpt4.datasets.check`
+    index.py    patterns of a configuration -> paths; a tar -> the positions of its samples; all of them -> an index on
+                disk, made once and checked by size and time of change
+    dataset.py  a sample's number -> its image and caption -> an encoded sample
 """

@@ -18,8 +18,8 @@ Members = dict[str, bytes]
 PER_SHARD = 6
 
 
-def picture(grey: int, kind: str = "PNG") -> bytes:
-    """A small picture of one grey, encoded."""
+def encoded_image(grey: int, kind: str = "PNG") -> bytes:
+    """A small image of one grey, encoded."""
     file = io.BytesIO()
     Image.new("RGB", (4, 4), (grey,) * 3).save(file, kind)
     return file.getvalue()
@@ -37,7 +37,8 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Members]]) -> Path:
 def numbered(start: int, count: int, name: str = "") -> list[tuple[str, Members]]:
     """Samples whose captions and greys tell their numbers."""
     return [
-        (f"{n:05d}", {"png": picture(n), "txt": f"{name}caption {n}".encode()}) for n in range(start, start + count)
+        (f"{n:05d}", {"png": encoded_image(n), "txt": f"{name}caption {n}".encode()})
+        for n in range(start, start + count)
     ]
 
 
@@ -47,7 +48,7 @@ def make_shards(folder: Path, shards: int, name: str = "") -> list[Path]:
 
 
 def broken_sample(path: Path, place: int, **members: bytes) -> None:
-    """Write a shard of six anew, with other members in one of its samples."""
+    """Write a shard of six again, with other members in one of its samples."""
     first = int(path.stem) * PER_SHARD
     samples = numbered(first, PER_SHARD)
     samples[place] = (samples[place][0], {**samples[place][1], **members})
