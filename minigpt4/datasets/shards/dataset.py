@@ -131,7 +131,7 @@ class ShardDataset(InstructionDataset):
         return ShardShuffle(f"{self.seed}-{self.name}", self.records.counts, self.window)
 
     def identity(self) -> str:
-        """The number of samples, and a digest of prompts and the shards' names, sizes and counts; no caption is read."""
+        """The number of samples, and a digest of prompts and shards (names, sizes, counts); no caption is read."""
         digest = hashlib.sha256(repr(list(self.prompts)).encode())
         for path in self.records.paths:
             entry = self.records.shard_index.entries[path]
