@@ -1,4 +1,4 @@
-"""Weight files: safe reading, atomic writing, and fingerprints that tell them apart."""
+"""Weight files: safe reading, atomic writing and fingerprints."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from minigpt4.common.errors import CheckpointError
 from minigpt4.common.files import write_atomically
 
 BLOCK_BYTES = 65_536
+"""Size of each block of a file that `fingerprint` hashes."""
 NUM_BLOCKS = 16
+"""Blocks of a file that `fingerprint` hashes."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+"""Files of a folder that `fingerprint` hashes."""
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Save tensors and plain values, readable with `weights_only=True`."""
+    """Save tensors and plain values atomically, readable with `weights_only=True`."""
     write_atomically(path, lambda temporary: torch.save(dict(content), temporary))
 
 
@@ -30,7 +33,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a .pth or .safetensors file, on the CPU, memory-mapped where the format allows.
 
     Raises:
-        CheckpointError: The file is missing, truncated, no checkpoint, or a pickle that would run code.
+        CheckpointError: The file does not exist, is truncated or no checkpoint, or is a pickle that would run code.
     """
     file = Path(path)
     if not file.is_file():
@@ -39,7 +42,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         return _read_safetensors(file)
     content = _read_torch(file)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: a mapping of names to tensors is expected, found {type(content).__name__}")
+        raise CheckpointError(f"{file}: expected a mapping of names to tensors, found {type(content).__name__}")
     return content
 
 
@@ -73,7 +76,7 @@ def _first_line(error: Exception) -> str:
 
 
 def model_state(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of a checkpoint: its "model" (or "state_dict") where it has one, wrappers' `module.` removed."""
+    """The tensors of a checkpoint: those of its "model" or "state_dict" if it has one, without wrappers' `module.`."""
     for key in ("model", "state_dict"):
         if isinstance(content.get(key), dict):
             content = content[key]
@@ -85,9 +88,9 @@ def model_state(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(path: str | Path) -> str:
-    """16 hex digits that tell weight files apart in milliseconds, whatever their size.
+    """16 hex digits that identify weight files, computed in milliseconds for any size.
 
-    The size and evenly spaced blocks of a file are hashed; of a folder, those of each weight file in it.
+    The size and evenly spaced blocks of a file are hashed; for a folder, those of each weight file in it.
     """
     target = Path(path)
     files = [f for f in target.iterdir() if f.suffix in WEIGHT_SUFFIXES] if target.is_dir() else [target]

@@ -1,9 +1,9 @@
-"""Float32 matrix products on a CPU by the library that is fastest at them, where it keeps float32's exactness.
+"""Float32 matrix products on a CPU by oneDNN, on processors where it computes them exactly.
 
-torch multiplies float32 matrices by MKL, which leaves half of an AMD processor's vector width unused, and reads the
-weights several times over where there are few rows. oneDNN does neither; torch hands it the products once it may round
-to bfloat16 within them. On processors with matrix units for bfloat16 it then really rounds; elsewhere it computes in
-float32 all the same. Which of the two happens here is looked at, not assumed.
+torch multiplies float32 matrices by MKL, which uses half the vector width of AMD processors, and reads the weights
+several times where there are few rows. oneDNN does neither, but torch uses it only when it is allowed to round to
+bfloat16. On processors with matrix units for bfloat16 it does round; on others it computes in float32 all the same. A
+few products show which of the two happens here.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from typing import Any
 import torch
 
 logger = logging.getLogger(__name__)
-ROWS = (1, 8, 64, 700, 2048)
-"""Shapes that are tried; a library chooses its ways by shape."""
-WIDTH = 512
+PROBED_ROWS = (1, 8, 64, 700, 2048)
+"""Rows of the probed matrices: libraries choose a kernel by shape."""
+PROBED_WIDTH = 512
+"""Inner size of the probed products."""
 TOLERANCE = 1e-3
-"""Of sums of 512 products of normal numbers: float32 is off by 1e-5, rounding to bfloat16 or TF32 by more than this."""
+"""Error of a sum of 512 products of normal numbers: float32 is off by 1e-5, bfloat16 and TF32 by more than this."""
 
 
 def use_onednn_if_exact() -> bool:
-    """Let oneDNN multiply float32 matrices, if that costs no exactness on this processor; say whether it does."""
+    """Let oneDNN multiply float32 matrices if it rounds nothing on this processor; whether it does now."""
     if not torch.backends.mkldnn.is_available():
         return False
     settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
@@ -34,26 +35,13 @@ def use_onednn_if_exact() -> bool:
         logger.debug("float32 products: oneDNN")
         return True
     settings.fp32_precision = before
-    logger.debug("float32 products: as torch is set, because oneDNN would round them")
+    logger.debug("float32 products: torch's default, because oneDNN would round them")
     return False
-
-
-def _exact() -> bool:
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(WIDTH, WIDTH, generator=generator)
-    for rows in ROWS:
-        left = torch.randn(rows, WIDTH, generator=generator)
-        exact = left.double() @ weight.double()
-        if (left @ weight - exact).abs().max() > TOLERANCE:
-            return False
-        if (torch.nn.functional.linear(left, weight.T.contiguous()) - exact).abs().max() > TOLERANCE:
-            return False
-    return True
 
 
 @contextmanager
 def torch_default_matmul() -> Iterator[None]:
-    """Inside, float32 matrices are multiplied as torch does it by default."""
+    """Within this context, torch chooses the library for float32 products as it does by default."""
     settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
     settings.fp32_precision = "none"
@@ -61,3 +49,16 @@ def torch_default_matmul() -> Iterator[None]:
         yield
     finally:
         settings.fp32_precision = before
+
+
+def _exact() -> bool:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(PROBED_WIDTH, PROBED_WIDTH, generator=generator)
+    for rows in PROBED_ROWS:
+        left = torch.randn(rows, PROBED_WIDTH, generator=generator)
+        exact = left.double() @ weight.double()
+        if (left @ weight - exact).abs().max() > TOLERANCE:
+            return False
+        if (torch.nn.functional.linear(left, weight.T.contiguous()) - exact).abs().max() > TOLERANCE:
+            return False
+    return True

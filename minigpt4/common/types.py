@@ -1,4 +1,4 @@
-"""What passes between packages: annotation records, encoded samples, batches, predictions."""
+"""Data that passes between packages: annotation records, encoded samples, batches."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGE_TOKEN = "<ImageHere>"
-"""Stands for a picture in an instruction."""
+"""Placeholder of an image in an instruction."""
 IMAGE_POSITION = -1
-"""Stands for one image embedding in `input_ids`; never a token of a vocabulary."""
+"""Placeholder of one image embedding in `input_ids`; never a token of a vocabulary."""
 CACHED_NDIM = 3
-"""Dimensions of a batch of cached features; a batch of pictures has four."""
+"""Dimensions of a batch of cached features; a batch of images has four."""
 IGNORED_LABEL = -100
-"""Label of a position that is not learnt."""
+"""Label of a position that is not trained on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One annotated picture.
+    """One annotated image.
 
     Attributes:
-        image_id: Its name in predictions and references.
-        image: Path of the picture; relative ones start at the dataset's image folder.
-        answers: Texts to learn or to compare with, whole.
-        question: The instruction; None: one of the dataset's prompts is drawn.
-        split: train, val or test; None: the annotations do not say.
-        source: File and row, for messages ("captions.jsonl, line 12").
+        image_id: name of the image in predictions and references.
+        image: path of the image; a relative one starts at the dataset's image folder.
+        answers: texts to train on or to compare with, complete.
+        question: the instruction; None: one of the dataset's prompts, chosen at random.
+        split: train, val or test; None: not annotated.
+        source: file and row, for messages ("captions.jsonl, line 12").
     """
 
     image_id: str
@@ -45,7 +45,7 @@ class Encoded:
     """A prompt, or a prompt with its answer, as token ids.
 
     Attributes:
-        input_ids: T ids, BOS first; each image takes as many IMAGE_POSITIONs as it has embeddings.
+        input_ids: T ids, BOS first; each image has as many IMAGE_POSITIONs as embeddings.
         labels: T ids, IGNORED_LABEL outside the answer and its end.
     """
 
@@ -54,7 +54,7 @@ class Encoded:
 
     @property
     def num_targets(self) -> int:
-        """Tokens that the loss is taken over."""
+        """Number of tokens in the loss."""
         return sum(label != IGNORED_LABEL for label in self.labels)
 
 
@@ -63,12 +63,12 @@ class Sample:
     """One item of a dataset.
 
     Attributes:
-        image_id: Name of the picture.
-        images: Preprocessed pictures in prompt order, each (3, S, S); or their cached features, each (Q, width).
-        encoded: Token ids and labels.
-        instruction: The instruction as drawn, for display.
-        answer: The answer as drawn, for display.
-        skipped: Why pictures drawn before this one could not be used; this sample stands in for them.
+        image_id: name of the image.
+        images: preprocessed images in prompt order, each (3, S, S); or their cached features, each (Q, width).
+        encoded: token ids and labels.
+        instruction: the chosen instruction, for display.
+        answer: the chosen answer, for display.
+        skipped: why the images that this sample replaces could not be read, one message each.
     """
 
     image_id: str
@@ -84,18 +84,18 @@ class Batch:
     """B samples, right-padded.
 
     Attributes:
-        image_ids: B names.
-        images: Pictures of all samples in order, (N, 3, S, S), or their cached features, (N, Q, width); None where
-            there are none.
-        input_ids: Token ids with IMAGE_POSITION at image embeddings, 0 on padding, (B, T).
-        labels: IGNORED_LABEL where nothing is learnt, (B, T).
-        lengths: Tokens of each of the B samples without padding; plain numbers, like `num_targets`.
-        num_targets: Labels of the batch that count; a plain number, so that no device is asked for it.
-        image_positions: Places of the image embeddings in the flattened ids, (N*Q,).
-        token_positions: Places of the tokens that are no padding in the flattened ids, (sum of lengths,).
-        target_positions: Those of them, by number, whose next token is learnt, (num_targets,).
-        target_columns: Positions whose next token is learnt in some row, (P,).
-        skipped: One message for each picture that was replaced by another; to be counted and logged.
+        image_ids: name of each sample's image, B.
+        images: images of all samples in order, (N, 3, S, S), or their cached features, (N, Q, width); None: there are
+            none.
+        input_ids: token ids with IMAGE_POSITION at image embeddings, 0 on padding, (B, T).
+        labels: ids of the target tokens, IGNORED_LABEL elsewhere, (B, T).
+        lengths: tokens of each sample without padding, B plain numbers, so that no device is asked for them.
+        num_targets: number of target tokens in the batch, a plain number.
+        image_positions: positions of the image embeddings in the flattened ids, (N*Q,).
+        token_positions: positions of all tokens without padding in the flattened ids, (sum of lengths,).
+        target_positions: indices into `token_positions` of tokens whose next token is a target, (num_targets,).
+        target_columns: columns whose next token is a target in some row, (P,).
+        skipped: one message for each unreadable image that was replaced, to be counted and logged.
     """
 
     image_ids: list[str]
@@ -115,7 +115,7 @@ class Batch:
         return replace(self, **{name: change(v) for name, v in values.items() if hasattr(v, "device")})
 
     def to(self, device: torch.device | str) -> Batch:
-        """A copy on `device`; pinned tensors travel without blocking."""
+        """A copy on `device`; pinned tensors are copied asynchronously."""
         return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:

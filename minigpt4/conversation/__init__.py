@@ -1,1 +1,1 @@
-"""Prompts as text and as token ids: template, tokenizer, encoding, stopping."""
+"""Prompts as text and as token ids: template, tokenizer, encoding, dialogue."""

@@ -11,12 +11,12 @@ from minigpt4.conversation.template import IMAGE_TAG, Template, check_placeholde
 
 @dataclass(slots=True)
 class Turn:
-    """A question and what was answered.
+    """A question and its answer.
 
     Attributes:
-        question: As typed.
-        images: Pictures that came with it.
-        answer: So far.
+        question: text of the question.
+        images: number of images that came with it.
+        answer: answer generated so far.
     """
 
     question: str
@@ -26,12 +26,12 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class DialoguePrompt:
-    """A conversation that fits the context.
+    """The prompt of a conversation that fits the context.
 
     Attributes:
-        text: As rendered, with one placeholder a picture.
-        ids: Token ids.
-        dropped: Turns left out at the beginning.
+        text: rendered prompt, with one placeholder an image.
+        ids: token ids.
+        dropped: number of turns left out at the beginning.
     """
 
     text: str
@@ -41,11 +41,11 @@ class DialoguePrompt:
 
 @dataclass(slots=True)
 class Dialogue:
-    """A conversation about pictures, each of which stands in the question it came with.
+    """A conversation about images, each of which belongs to the question it came with.
 
     Attributes:
-        template: The one that training used.
-        turns: So far.
+        template: template of training.
+        turns: earlier turns.
     """
 
     template: Template
@@ -53,19 +53,19 @@ class Dialogue:
 
     @property
     def images(self) -> int:
-        """Pictures of all turns."""
+        """Number of images in all turns."""
         return sum(turn.images for turn in self.turns)
 
     def prompt(self, question: str, images: int = 0, dropped: int = 0) -> str:
-        """The conversation so far and the next question, rendered, with one placeholder a picture.
+        """The rendered conversation with the next question, with one placeholder an image.
 
         Args:
-            question: The next one.
-            images: Pictures that come with it.
-            dropped: Turns to leave out; their pictures stand in the first question that is kept.
+            question: the next question.
+            images: number of images that come with it.
+            dropped: number of turns to leave out; their images move to the first question that is kept.
 
         Raises:
-            DataError: A question has placeholders, but not as many as pictures.
+            DataError: A question has placeholders, but not as many as images.
         """
         left_out = sum(turn.images for turn in self.turns[:dropped])
         text = ""
@@ -76,26 +76,26 @@ class Dialogue:
                 text = self.template.render(" ".join([IMAGE_TAG] * left_out + [asked]))
             else:
                 text += self.template.render_next(asked)
-            # A model may well say the placeholder's name; it means nothing then.
+            # A model may generate the placeholder's text, which stands for no image.
             text += turn.answer.replace(IMAGE_TOKEN, "")
         return text
 
-    def fit(self, question: str, images: int, encoder: PromptEncoder, room: int) -> DialoguePrompt:
-        """As `prompt`, with as many of the oldest turns left out as the context demands, but never a picture.
+    def fit(self, question: str, images: int, encoder: PromptEncoder, max_tokens: int) -> DialoguePrompt:
+        """As `prompt`, without as many of the oldest turns as needed to fit the context; all images are kept.
 
         Args:
-            question: The next one.
-            images: Pictures that come with it.
-            encoder: Makes the ids.
-            room: Tokens that the prompt may have.
+            question: the next question.
+            images: number of images that come with it.
+            encoder: encodes the prompt.
+            max_tokens: longest prompt.
 
         Raises:
-            DataError: The question and the pictures alone are too long, or its placeholders do not match.
+            DataError: The question and the images alone are too long, or placeholders and images do not match.
         """
         for dropped in range(len(self.turns) + 1):
             text = self.prompt(question, images, dropped)
             ids = encoder.encode_unchecked(text, self.images + images, "conversation")
-            if len(ids) <= room:
+            if len(ids) <= max_tokens:
                 break
-        encoder.check_length(ids, "question", room)
+        encoder.check_length(ids, "question", max_tokens)
         return DialoguePrompt(text, ids, dropped)

@@ -1,4 +1,4 @@
-"""Prompts and answers -> token ids with places for image embeddings and labels."""
+"""Prompts and answers -> token ids with positions for image embeddings, and labels."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from minigpt4.conversation.tokenizer import Tokenizer
 
 
 class PromptEncoder:
-    """Encodes [BOS][prompt with images][answer + end], as MiniGPT-4's `preparing_embedding` lays it out.
+    """Encodes [BOS][prompt with images][answer + end], in the order of MiniGPT-4's `preparing_embedding`.
 
-    Each stretch of text between images is tokenised alone.
+    Each segment of text between images is tokenised alone.
 
     Args:
-        tokenizer: The language model's.
-        template: Wraps every instruction.
-        num_image_tokens: Embeddings an image takes (Q).
-        max_txt_len: Tokens of the answer with its end kept; the cut may take the end.
-        max_context_len: Tokens a prompt may have.
+        tokenizer: tokenizer of the language model.
+        template: template of every prompt.
+        num_image_tokens: embeddings of an image (Q).
+        max_txt_len: longest answer with its end in tokens; longer ones are cut and lose the end.
+        max_context_len: longest prompt in tokens.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class PromptEncoder:
         return self.encode_rendered(self.template.render(instruction), num_images, source)
 
     def encode_rendered(self, text: str, num_images: int = 1, source: str = "prompt") -> list[int]:
-        """Ids of BOS and a text to which the template was applied already; errors as for `prompt`."""
+        """Ids of BOS and a text to which the template has been applied; errors as for `prompt`."""
         ids = self.encode_unchecked(text, num_images, source)
         self.check_length(ids, source, self.max_context_len)
         return ids
 
     def encode_unchecked(self, text: str, num_images: int, source: str) -> list[int]:
-        """The same, of any length."""
+        """As `encode_rendered`, for a prompt of any length."""
         check_placeholders(text, num_images, source)
         ids = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         for index, segment in enumerate(replace_lone_surrogates(text).split(IMAGE_TOKEN)):
@@ -63,37 +63,37 @@ class PromptEncoder:
             ids.extend(self.tokenizer.encode(segment))
         return ids
 
-    def check_length(self, ids: Sequence[int], source: str, room: int) -> None:
-        """Refuse a prompt of more than `room` tokens.
+    def check_length(self, ids: Sequence[int], source: str, max_tokens: int) -> None:
+        """Refuse a prompt of more than `max_tokens` tokens.
 
         Raises:
             DataError: It is longer.
         """
-        if len(ids) > room:
+        if len(ids) > max_tokens:
             raise DataError(
-                f"{source}: the prompt has {len(ids)} tokens with its images, there is room for {room} "
+                f"{source}: the prompt has {len(ids)} tokens with its images, there is room for {max_tokens} "
                 "(model.max_context_len, and the language model's own context less max_new_tokens); shorten it, or "
                 "raise the limit"
             )
 
     def encode_example(self, instruction: str, answer: str, num_images: int = 1, source: str = "sample") -> Encoded:
-        """A training example; labels stand on the answer and its end only. Errors as for `prompt`."""
+        """A training example with labels for the answer and its end only; errors as for `prompt`."""
         prompt = self.prompt(instruction, num_images, source)
         target = self.tokenizer.encode(answer + self.template.end)[: self.max_txt_len]
         return Encoded(input_ids=prompt + target, labels=[IGNORED_LABEL] * len(prompt) + target)
 
     def labelled_segments(self, encoded: Encoded) -> Sequence[tuple[str, bool]]:
-        """Stretches of an example as (text, learnt?), images as `<ImageHere>*Q`, for display."""
+        """Segments of an example as (text, whether it is trained on), images as `<ImageHere>*Q`, for display."""
         tagged = [
             (i == IMAGE_POSITION, label != IGNORED_LABEL, i)
             for i, label in zip(encoded.input_ids, encoded.labels, strict=True)
         ]
-        parts = []
-        for (is_image, learnt), group in groupby(tagged, key=lambda item: item[:2]):
+        segments = []
+        for (is_image, is_target), group in groupby(tagged, key=lambda item: item[:2]):
             ids = [item[2] for item in group]
             if is_image:
-                parts.append((f"{IMAGE_TOKEN}*{len(ids)}", False))
+                segments.append((f"{IMAGE_TOKEN}*{len(ids)}", False))
                 continue
             bos = "[BOS]" * sum(i == self.tokenizer.bos_id for i in ids)
-            parts.append((bos + self.tokenizer.decode(ids), learnt))
-        return parts
+            segments.append((bos + self.tokenizer.decode(ids), is_target))
+        return segments

@@ -1,23 +1,23 @@
 """Text -> token ids, as the published weights were trained.
 
-A LLaMA folder's `tokenizer.model` is read by sentencepiece itself. The conversion that transformers 5 makes of it
-drops a word mark in front of text that begins with a space and after `<s>` and `</s>`; each such token shifts
-everything that follows it. Any other language model's tokenizer comes from transformers.
+A LLaMA folder's `tokenizer.model` is read by sentencepiece itself. transformers 5 converts it to a tokenizer that drops
+the word mark in front of text that begins with a space and after `<s>` and `</s>`, and each such token shifts
+everything behind it. The tokenizers of all other language models come from transformers.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.files import read_json
 
 
 class Tokenizer(Protocol):
-    """What prompts and answers are encoded with; a segment at a time, never with special tokens added."""
+    """Encodes prompts and answers a segment at a time; special tokens are never added."""
 
     bos_id: int | None
     eos_id: int | None
@@ -33,14 +33,17 @@ class Tokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """LLaMA's tokenizer, behaving as it did when LLaMA and Vicuna were trained on.
+    """LLaMA's tokenizer, behaving as it did when LLaMA and Vicuna were trained.
 
-    Special tokens written in a text are recognised, and each stretch between them is encoded alone, so that it
-    begins with its own word mark.
+    Special tokens written in a text are recognised, and each segment between them is encoded alone, so that it begins
+    with its own word mark.
 
     Args:
         model_file: `tokenizer.model`.
-        added_tokens: Tokens beyond the model's own, text -> id (`added_tokens.json`).
+        added_tokens: further tokens from `added_tokens.json`, text -> id.
+
+    Raises:
+        ConfigError: The file is no sentencepiece model.
     """
 
     def __init__(self, model_file: Path, added_tokens: dict[str, int] | None = None) -> None:
@@ -78,10 +81,13 @@ class SentencePieceTokenizer:
 
 
 class TransformersTokenizer:
-    """Any other language model's tokenizer.
+    """The tokenizer of any other language model.
 
     Args:
-        folder: The model's folder in Hugging Face's layout.
+        folder: folder of the language model in Hugging Face's layout.
+
+    Raises:
+        ConfigError: The folder holds no usable tokenizer.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -110,12 +116,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of the language model in `folder`.
 
     Raises:
-        ConfigError: The folder holds none that can be read.
+        ConfigError: The folder holds no usable tokenizer.
+        DataError: One of its JSON files is broken.
     """
     model_file = folder / "tokenizer.model"
     config_file = folder / "config.json"
-    model_type = json.loads(config_file.read_text()).get("model_type") if config_file.is_file() else None
+    model_type = read_json(config_file).get("model_type") if config_file.is_file() else None
     if model_file.is_file() and model_type == "llama":
         added = folder / "added_tokens.json"
-        return SentencePieceTokenizer(model_file, json.loads(added.read_text()) if added.is_file() else None)
+        return SentencePieceTokenizer(model_file, read_json(added) if added.is_file() else None)
     return TransformersTokenizer(folder)

@@ -1,4 +1,4 @@
-"""Continuous batching: prefill and decode step over one KV cache, whose rows are refilled as prompts finish."""
+"""Continuous batching: prefill and decode steps over one KV cache, whose rows are refilled as prompts finish."""
 
 from __future__ import annotations
 
@@ -14,211 +14,82 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from minigpt4.common.matmul import torch_default_matmul
 from minigpt4.models.attention import Layout, Packed, packed_attention
 
-
-class KeyValueCache:
-    """Room for R sequences of up to T tokens, for every layer; taken when a layer first writes.
-
-    Args:
-        rows: R.
-        length: T.
-    """
-
-    def __init__(self, rows: int, length: int) -> None:
-        self.rows = rows
-        self.length = length
-        self._keys: dict[int, Tensor] = {}
-        self._values: dict[int, Tensor] = {}
-
-    def store(self, layer: int, rows: Tensor, positions: Tensor, key: Tensor, value: Tensor) -> None:
-        """Write n tokens.
-
-        Args:
-            layer: Of the model.
-            rows: Of each token, (n,).
-            positions: Of each token in its row, (n,).
-            key: (n, heads, width of a head).
-            value: The same.
-        """
-        for kept, new in ((self._keys, key), (self._values, value)):
-            if layer not in kept:
-                kept[layer] = new.new_zeros(self.rows, new.shape[1], self.length, new.shape[2])
-            kept[layer][rows, :, positions] = new
-
-    def read(self, layer: int, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """The first tokens of the first rows: keys and values, each (rows, heads, length, width of a head)."""
-        return self._keys[layer][:rows, :, :length], self._values[layer][:rows, :, :length]
-
-    def copy_prefix(self, layer: int, first_row: int, rows: int, prefix: KeyValueCache) -> None:
-        """Let so many rows, whose own tokens are stored already, begin with the only row of another cache."""
-        for kept, shared in zip((self._keys, self._values), prefix.read(layer, 1, prefix.length), strict=True):
-            kept[layer][first_row : first_row + rows, :, : prefix.length] = shared
-
-    @torch.inference_mode()
-    def move(self, source: int, target: int, length: int) -> None:
-        """Let a row take another's place."""
-        for kept in (self._keys, self._values):
-            for tensor in kept.values():
-                tensor[target, :, :length] = tensor[source, :, :length]
-
-
-class PrefillLayout(Packed):
-    """New sequences, packed one behind the other, that are kept for what will follow them.
-
-    Args:
-        lengths: Tokens of each.
-        places: Where each token stands among the new sequences, padded, flattened, (N,).
-        cache: Keeps them.
-        first_row: Of the cache; the sequences take the rows from there on.
-        prefix: Holds the tokens that stand in front of each sequence; None: there are none.
-    """
-
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        places: Tensor,
-        cache: KeyValueCache,
-        first_row: int,
-        prefix: KeyValueCache | None = None,
-    ) -> None:
-        super().__init__(lengths, places)
-        self.cache = cache
-        self.prefix = prefix
-        self._first_row = first_row
-        self._rows = first_row + places // max(lengths)
-        self.positions = places % max(lengths) + (prefix.length if prefix else 0)
-
-    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        tokens = key[0].transpose(0, 1), value[0].transpose(0, 1)
-        self.cache.store(_layer(module), self._rows, self.positions, *tokens)
-        if self.prefix is not None:
-            self.cache.copy_prefix(_layer(module), self._first_row, len(self.lengths), self.prefix)
-        return super().attend(module, query, key, value, scaling)
-
-    def _seen(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        if self.prefix is None:
-            return key, value
-        first_key, first_value = (
-            shared.to(key.dtype).expand(len(key), -1, -1, -1)
-            for shared in self.prefix.read(_layer(module), 1, self.prefix.length)
-        )
-        return torch.cat([first_key, key], dim=2), torch.cat([first_value, value], dim=2)
-
-
-class DecodeLayout(Layout):
-    """One more token for each of the first rows of a cache, (B, 1, ...).
-
-    Args:
-        cache: Holds what came before.
-        positions: Where each row's token stands, (B,), on the device.
-        length: Tokens of the longest row, this one included; a plain number.
-    """
-
-    def __init__(self, cache: KeyValueCache, positions: Tensor, length: int) -> None:
-        self.cache = cache
-        self._rows = torch.arange(len(positions), device=positions.device)
-        self._positions = positions
-        self._length = length
-        self._seen = (torch.arange(length, device=positions.device) <= positions[:, None])[:, None, None]
-
-    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        layer = _layer(module)
-        self.cache.store(layer, self._rows, self._positions, key.squeeze(2), value.squeeze(2))
-        keys, values = self.cache.read(layer, len(query), self._length)
-        if query.device.type == "cpu":
-            return self._by_products(query, keys, values, scaling)
-        out: Tensor = sdpa_attention_forward(module, query, keys, values, self._seen, scaling=scaling)[0]
-        return out
-
-    def _by_products(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-        """For a single token the CPU's fused attention is slower than two products, several times in bfloat16."""
-        grouped = query.unflatten(1, (keys.shape[1], -1)).squeeze(3)
-        with torch_default_matmul():  # the matrices are too small for oneDNN to be worth its preparations
-            scores = (grouped @ keys.mT).float().mul_(scaling).masked_fill_(~self._seen, -torch.inf)
-            out = scores.softmax(dim=3).to(values.dtype) @ values
-        return out.flatten(1, 2).unsqueeze(1)
-
-
-def _layer(module: nn.Module) -> int:
-    index: int = module.layer_idx  # type: ignore[assignment]
-    return index
-
-
 MIN_SHARED_TOKENS = 256
-"""Tokens that need not be read again, from which on a forward pass of its own for what prompts share pays off."""
+"""Tokens of computation saved from which on a shared prefix is worth a forward pass of its own."""
 REFILL_FRACTION = 1 / 4
-"""New prompts are read when one row in so many has become free: several at once cost little more than one."""
-
-
-@dataclass(slots=True)
-class Continuation:
-    """A prompt under way; its place among the active ones is its row of the cache.
-
-    Attributes:
-        number: Of the prompt, as given.
-        length: Tokens in the cache.
-        ids: What was generated.
-    """
-
-    number: int
-    length: int
-    ids: list[int] = field(default_factory=list)
+"""Share of the rows that must be free before new prompts are prefilled: several at once cost little more than one."""
 
 
 def generate_batch(
     llm: nn.Module,
     prompts: Sequence[Tensor],
-    choose: Callable[[Tensor, Sequence[Sequence[int]]], Tensor],
-    done: Callable[[Sequence[int]], bool],
+    sample: Callable[[Tensor, Sequence[Sequence[int]]], Tensor],
+    finished: Callable[[Sequence[int]], bool],
     rows: int,
     max_new_tokens: int,
 ) -> Iterator[tuple[int, list[int]]]:
-    """(number of a prompt, its ids so far) for each new token, in the order in which they are computed.
+    """(index of a prompt, its tokens so far) for each new token, in the order in which they are computed.
 
-    The work stops where the caller stops iterating.
+    Closing the iterator stops generation.
 
     Args:
-        llm: A causal language model that is `packable`.
-        prompts: Embeddings of each, (T, D).
-        choose: (logits (B, vocabulary) float32, ids generated so far in each row) -> next ids, (B,).
-        done: Whether a prompt's ids are complete.
-        rows: PrefillLayout continued at the same time.
-        max_new_tokens: Ids of a prompt at most.
+        llm: a causal language model that is `packable`.
+        prompts: embeddings of each prompt, (T, D).
+        sample: (logits (B, vocabulary) float32, generated ids of each row) -> next ids, (B,).
+        finished: whether the generated ids of a prompt are complete.
+        rows: prompts decoded at the same time.
+        max_new_tokens: longest answer.
     """
     rows = min(rows, len(prompts))
     prefix = _prefill_shared_prefix(llm, prompts)
     cache = KeyValueCache(rows, max(map(len, prompts), default=0) + max_new_tokens)
-    waiting = deque(Continuation(number, len(prompt)) for number, prompt in enumerate(prompts))
-    active: list[Continuation] = []
+    waiting = deque(Request(index, len(prompt)) for index, prompt in enumerate(prompts))
+    active: list[Request] = []
     while waiting or active:
         free = rows - len(active)
         if waiting and free >= REFILL_FRACTION * rows:
-            asked = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-            logits = _prefill(llm, [prompts[new.number] for new in asked], cache, len(active), prefix)
-            active += asked
+            stepped = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+            logits = _prefill(llm, [prompts[request.index] for request in stepped], cache, len(active), prefix)
+            active += stepped
         else:
-            asked = active
+            stepped = active
             logits = _decode_step(llm, active, cache)
-        chosen = choose(logits, [continuation.ids for continuation in asked]).tolist()
-        for continuation, token in zip(asked, chosen, strict=True):
-            continuation.ids.append(token)
-            yield continuation.number, continuation.ids
-        finished = [len(one.ids) >= max_new_tokens or done(one.ids) for one in active]
-        active = _close_gaps(active, finished, cache)
+        tokens = sample(logits, [request.ids for request in stepped]).tolist()
+        for request, token in zip(stepped, tokens, strict=True):
+            request.ids.append(token)
+            yield request.index, request.ids
+        done = [len(request.ids) >= max_new_tokens or finished(request.ids) for request in active]
+        active = _remove_finished(active, done, cache)
+
+
+@dataclass(slots=True)
+class Request:
+    """A prompt being answered; its position among the active requests is its row of the cache.
+
+    Attributes:
+        index: index of the prompt.
+        length: tokens in the cache.
+        ids: generated ids.
+    """
+
+    index: int
+    length: int
+    ids: list[int] = field(default_factory=list)
 
 
 def _prefill_shared_prefix(llm: nn.Module, prompts: Sequence[Tensor]) -> KeyValueCache | None:
-    """What all prompts begin with, read once; None where that would not be worth a pass of its own."""
-    shared = shared_tokens(prompts)
-    if shared * (len(prompts) - 1) < MIN_SHARED_TOKENS:
+    """Keys and values of the prefix that all prompts share; None where a forward pass for it would not pay off."""
+    length = shared_prefix_length(prompts)
+    if length * (len(prompts) - 1) < MIN_SHARED_TOKENS:
         return None
-    prefix = KeyValueCache(1, shared)
-    _prefill(llm, [prompts[0][:shared]], prefix, 0)
+    prefix = KeyValueCache(1, length)
+    _prefill(llm, [prompts[0][:length]], prefix, 0)
     return prefix
 
 
 @torch.inference_mode()
-def shared_tokens(prompts: Sequence[Tensor]) -> int:
-    """Tokens with which all prompts (T, D) begin, up to but not including the last one of the shortest."""
+def shared_prefix_length(prompts: Sequence[Tensor]) -> int:
+    """Tokens with which all prompts (T, D) begin, at most all but the last of the shortest."""
     shortest = min(map(len, prompts), default=1) - 1
     if len(prompts) < 2 or shortest == 0:
         return 0
@@ -234,17 +105,17 @@ def _prefill(
     first_row: int,
     prefix: KeyValueCache | None = None,
 ) -> Tensor:
-    """Logits behind each prompt, float32 (B, vocabulary); the cache's rows from `first_row` on are filled.
+    """Fill the cache's rows from `first_row` on; logits of each prompt's next token, (B, vocabulary) float32.
 
-    Of each prompt, what `prefix` holds is not read again.
+    The tokens that `prefix` holds are not computed again.
     """
     if prefix is not None:
         prompts = [prompt[prefix.length :] for prompt in prompts]
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     columns = torch.arange(int(lengths.max()))
-    places = (columns < lengths[:, None]).flatten().nonzero().squeeze(1)
+    padded_positions = (columns < lengths[:, None]).flatten().nonzero().squeeze(1)
     device = prompts[0].device
-    layout = PrefillLayout(lengths.tolist(), places.to(device), cache, first_row, prefix)
+    layout = PrefillLayout(lengths.tolist(), padded_positions.to(device), cache, first_row, prefix)
     return _logits(
         llm,
         inputs_embeds=torch.cat(list(prompts)).unsqueeze(0),
@@ -255,13 +126,13 @@ def _prefill(
 
 
 @torch.inference_mode()
-def _decode_step(llm: nn.Module, active: Sequence[Continuation], cache: KeyValueCache) -> Tensor:
-    """Logits behind the newest token of each row, float32 (B, vocabulary)."""
-    newest = torch.tensor([[one.ids[-1], one.length] for one in active]).to(next(llm.parameters()).device)
+def _decode_step(llm: nn.Module, active: Sequence[Request], cache: KeyValueCache) -> Tensor:
+    """Add the newest token of each request to the cache; logits of the next ones, (B, vocabulary) float32."""
+    newest = torch.tensor([[request.ids[-1], request.length] for request in active]).to(next(llm.parameters()).device)
     ids, positions = newest[:, :1], newest[:, 1:]
-    for one in active:
-        one.length += 1
-    layout = DecodeLayout(cache, positions.squeeze(1), max(one.length for one in active))
+    for request in active:
+        request.length += 1
+    layout = DecodeLayout(cache, positions.squeeze(1), max(request.length for request in active))
     return _logits(llm, input_ids=ids, position_ids=positions, layout=layout)[:, 0]
 
 
@@ -271,13 +142,141 @@ def _logits(llm: nn.Module, **inputs: Any) -> Tensor:
     return logits.to(torch.float32)
 
 
-def _close_gaps(active: Sequence[Continuation], finished: Sequence[bool], cache: KeyValueCache) -> list[Continuation]:
-    """Those that are not finished, the last ones moved into the rows that have become free."""
-    going_on = [row for row, over in enumerate(finished) if not over]
-    kept = list(active[: len(going_on)])
-    movable = [row for row in going_on if row >= len(going_on)]
-    gaps = [row for row in range(len(going_on)) if finished[row]]
+def _remove_finished(active: Sequence[Request], done: Sequence[bool], cache: KeyValueCache) -> list[Request]:
+    """The requests that are not done; the last of them move into the rows that have become free."""
+    running = [row for row, over in enumerate(done) if not over]
+    kept = list(active[: len(running)])
+    movable = [row for row in running if row >= len(running)]
+    gaps = [row for row in range(len(running)) if done[row]]
     for source, target in zip(movable, gaps, strict=True):
         cache.move(source, target, active[source].length)
         kept[target] = active[source]
     return kept
+
+
+class KeyValueCache:
+    """Keys and values of up to R sequences of up to T tokens, for each layer; allocated when a layer first writes.
+
+    Args:
+        rows: number of sequences, R.
+        length: longest sequence, T.
+    """
+
+    def __init__(self, rows: int, length: int) -> None:
+        self.rows = rows
+        self.length = length
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+
+    def store(self, layer: int, rows: Tensor, positions: Tensor, key: Tensor, value: Tensor) -> None:
+        """Write n tokens.
+
+        Args:
+            layer: index of the layer.
+            rows: row of each token, (n,).
+            positions: position of each token in its row, (n,).
+            key: (n, key heads, head width).
+            value: (n, key heads, head width).
+        """
+        for cached, new in ((self._keys, key), (self._values, value)):
+            if layer not in cached:
+                cached[layer] = new.new_zeros(self.rows, new.shape[1], self.length, new.shape[2])
+            cached[layer][rows, :, positions] = new
+
+    def read(self, layer: int, rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """The first tokens of the first rows: keys and values, each (rows, key heads, length, head width)."""
+        return self._keys[layer][:rows, :, :length], self._values[layer][:rows, :, :length]
+
+    def copy_prefix(self, layer: int, first_row: int, rows: int, prefix: KeyValueCache) -> None:
+        """Copy the only row of another cache to the beginning of `rows` rows, whose own tokens are stored already."""
+        for cached, shared in zip((self._keys, self._values), prefix.read(layer, 1, prefix.length), strict=True):
+            cached[layer][first_row : first_row + rows, :, : prefix.length] = shared
+
+    @torch.inference_mode()
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first tokens of one row over those of another."""
+        for cached in (self._keys, self._values):
+            for tensor in cached.values():
+                tensor[target, :, :length] = tensor[source, :, :length]
+
+
+class PrefillLayout(Packed):
+    """New sequences, packed, that are stored in a cache.
+
+    Args:
+        lengths: tokens of each sequence.
+        padded_positions: index of each token in the flattened batch with padding, (N,).
+        cache: stores the sequences.
+        first_row: row of the first sequence; the others follow.
+        prefix: tokens in front of each sequence; None: there are none.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        padded_positions: Tensor,
+        cache: KeyValueCache,
+        first_row: int,
+        prefix: KeyValueCache | None = None,
+    ) -> None:
+        super().__init__(lengths, padded_positions)
+        self.cache = cache
+        self.prefix = prefix
+        self._first_row = first_row
+        self._rows = first_row + padded_positions // max(lengths)
+        self.positions = padded_positions % max(lengths) + (prefix.length if prefix else 0)
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        tokens = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        self.cache.store(_layer(module), self._rows, self.positions, *tokens)
+        if self.prefix is not None:
+            self.cache.copy_prefix(_layer(module), self._first_row, len(self.lengths), self.prefix)
+        return super().attend(module, query, key, value, scaling)
+
+    def _with_prefix(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if self.prefix is None:
+            return key, value
+        prefix_key, prefix_value = (
+            shared.to(key.dtype).expand(len(key), -1, -1, -1)
+            for shared in self.prefix.read(_layer(module), 1, self.prefix.length)
+        )
+        return torch.cat([prefix_key, key], dim=2), torch.cat([prefix_value, value], dim=2)
+
+
+class DecodeLayout(Layout):
+    """One more token for each of the first rows of a cache, (B, 1, ...).
+
+    Args:
+        cache: holds the tokens before.
+        positions: position of each row's token, (B,), on the device.
+        length: tokens of the longest row including this one; a plain number, so that no device is asked for it.
+    """
+
+    def __init__(self, cache: KeyValueCache, positions: Tensor, length: int) -> None:
+        self.cache = cache
+        self._rows = torch.arange(len(positions), device=positions.device)
+        self._positions = positions
+        self._length = length
+        self._visible = (torch.arange(length, device=positions.device) <= positions[:, None])[:, None, None]
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        layer = _layer(module)
+        self.cache.store(layer, self._rows, self._positions, key.squeeze(2), value.squeeze(2))
+        keys, values = self.cache.read(layer, len(query), self._length)
+        if query.device.type == "cpu":
+            return self._attend_unfused(query, keys, values, scaling)
+        out: Tensor = sdpa_attention_forward(module, query, keys, values, self._visible, scaling=scaling)[0]
+        return out
+
+    def _attend_unfused(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        """For a single token the CPU's fused attention is slower than two products, several times in bfloat16."""
+        grouped = query.unflatten(1, (keys.shape[1], -1)).squeeze(3)
+        with torch_default_matmul():  # the matrices are too small for oneDNN's preparations to pay off
+            scores = (grouped @ keys.mT).float().mul_(scaling).masked_fill_(~self._visible, -torch.inf)
+            out = scores.softmax(dim=3).to(values.dtype) @ values
+        return out.flatten(1, 2).unsqueeze(1)
+
+
+def _layer(module: nn.Module) -> int:
+    index: int = module.layer_idx  # type: ignore[assignment]
+    return index

@@ -1,4 +1,4 @@
-"""Tokens and floating-point operations of a training step, counted on the host."""
+"""Tokens and floating-point operations of a training step, computed on the host."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from minigpt4.models.attention import packable
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What was done.
+    """The amount of training that was done.
 
     Attributes:
-        samples: Trained on.
-        tokens: Of these, images included, padding not.
-        padded_tokens: Tokens that went through the language model, padding included.
-        flops: Operations of the matrix products, attention's included.
+        samples: samples trained on.
+        tokens: tokens of these samples, with those of images, without padding.
+        padded_tokens: tokens that went through the language model, with padding.
+        flops: floating-point operations of the matrix products, including attention's.
     """
 
     samples: float = 0.0
@@ -35,18 +35,18 @@ class Work:
 
 
 class WorkMeter:
-    """Counts the work of training steps in which only what stands before the language model learns.
+    """Counts the work of training steps with a frozen language model behind a trainable projection.
 
-    A frozen weight costs 4 operations a token: 2 forward and 2 for the gradient with respect to its input; the 2 for
-    its own gradient, which a meter of 6N adds, are never computed. The encoders cost 2: nothing flows back through
-    them.
+    A frozen weight costs 4 operations a token: 2 forward and 2 for the gradient with respect to its input. The 2 for
+    its own gradient, which the usual estimate of 6N includes, are never computed. A weight of the encoders costs 2,
+    because no gradient flows back through them.
 
     Args:
-        llm: The language model.
-        flops_of_an_image: What the encoders do for one, counted by `forward_flops`; 0: features come from a cache.
+        llm: the language model.
+        image_flops: operations of the encoders for one image, from `forward_flops`; 0: features come from a cache.
     """
 
-    def __init__(self, llm: nn.Module, flops_of_an_image: float) -> None:
+    def __init__(self, llm: nn.Module, image_flops: float) -> None:
         config: Any = llm.config
         head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._attention = config.num_hidden_layers * config.num_attention_heads * head_width
@@ -54,7 +54,7 @@ class WorkMeter:
         self._weights = sum(_weights(module) for module in decoder.modules())
         self._head = _weights(llm.get_output_embeddings())  # type: ignore[operator]
         self._packs = packable(llm)
-        self._an_image = flops_of_an_image
+        self._image_flops = image_flops
 
     def of(self, batch: Batch) -> Work:
         """The work of a training step on a batch."""
@@ -66,22 +66,22 @@ class WorkMeter:
         attention = 2 * self._attention * sum(length * length for length in lengths)
         forward = 2 * self._weights * tokens + 2 * self._head * logits + attention
         images = 0 if batch.images is None or batch.images.ndim == CACHED_NDIM else len(batch.images)
-        return Work(rows, sum(batch.lengths), tokens, 2 * forward + images * self._an_image)
+        return Work(rows, sum(batch.lengths), tokens, 2 * forward + images * self._image_flops)
 
     def of_all(self, batches: Iterable[Batch]) -> Work:
-        """The work of the micro-batches of a step."""
+        """The work of all micro-batches of a step."""
         return sum(map(self.of, batches), Work())
 
 
 def forward_flops(module: Callable[..., Tensor], *inputs: Tensor) -> float:
-    """Operations of the matrix products in one call, counted while it runs."""
+    """Floating-point operations of the matrix products in one call, counted while it runs."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(*inputs)
     return float(counter.get_total_flops())
 
 
 def _weights(module: Any) -> int:
-    """Weights that every token is multiplied with; a quantised layer's count as what they stand for."""
+    """Weights that every token is multiplied by; a quantised layer counts with its unpacked size."""
     if isinstance(module, nn.Embedding):
         return 0
     if hasattr(module, "in_features") and hasattr(module, "out_features"):

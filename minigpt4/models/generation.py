@@ -1,4 +1,4 @@
-"""Prompt embeddings -> answers: the one way in which evaluation, command line and chat generate."""
+"""Prompt embeddings -> answers, for evaluation, the command line and chat alike: sampling, stop strings, streaming."""
 
 from __future__ import annotations
 
@@ -23,82 +23,10 @@ from minigpt4.conversation.tokenizer import Tokenizer
 from minigpt4.models.attention import packable
 from minigpt4.models.continuous_batching import generate_batch
 
-CONTEXT_TOKENS = 2
-_INCOMPLETE = "\ufffd"
-"""What the first tokens of a character decode to until its last one has come."""
-
-
-def settled(text: str, stop: str) -> str:
-    """What of a growing answer will stay: without a stop text or a character that has only begun."""
-    begun = (length for length in range(len(stop) - 1, 0, -1) if text.endswith(stop[:length]))
-    text = text[: len(text) - next(begun, 0)]
-    return text.rstrip(_INCOMPLETE).rstrip()
-
-
-class StopString(StoppingCriteria):
-    """Tells which answers have written the stop text; also to transformers' `generate`.
-
-    Only the newest tokens are decoded: a token adds at least one byte, so a stop text that has just been completed
-    lies within as many tokens as it has bytes (and a little context, because decoding strips a leading space).
-    A stop text may thus be spread over tokens in any way ("##" + "#", ".###").
-
-    Args:
-        tokenizer: Decodes what was generated.
-        stop: The text; empty: never stop.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stop: str) -> None:
-        self.tokenizer = tokenizer
-        self.stop = stop
-        self.window = len(stop.encode()) + CONTEXT_TOKENS
-
-    def reached(self, ids: Sequence[int]) -> bool:
-        """Whether the newest of these generated ids complete the stop text."""
-        return bool(self.stop) and self.stop in self.tokenizer.decode(ids[-self.window :])
-
-    def __call__(self, input_ids: LongTensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Rows that are done, (B,) bool; `input_ids` is what was generated, (B, T)."""
-        done = [self.reached(row) for row in input_ids[:, -self.window :].tolist()]
-        return torch.tensor(done, device=input_ids.device)
-
-
-class TokenSampler:
-    """Logits -> next tokens, row by row.
-
-    Args:
-        settings: Greedy or sampling, and their limits.
-        eos_id: Ends a sequence; held back until `min_new_tokens` are there.
-    """
-
-    def __init__(self, settings: GenerationConfig, eos_id: int | None) -> None:
-        self.settings = settings
-        self.eos_id = eos_id
-        self._warpers = LogitsProcessorList()
-        if settings.do_sample and settings.temperature != 1.0:
-            self._warpers.append(TemperatureLogitsWarper(settings.temperature))
-        if settings.do_sample and settings.top_p < 1.0:
-            self._warpers.append(TopPLogitsWarper(settings.top_p))
-
-    @torch.inference_mode()
-    def __call__(self, logits: Tensor, ids: Sequence[Sequence[int]]) -> Tensor:
-        """(B, vocabulary) float32 and the ids generated so far -> (B,)."""
-        if self.settings.repetition_penalty != 1.0 and ids[0]:
-            logits = self._penalised(logits, ids)
-        too_short = [row for row, said in enumerate(ids) if len(said) < self.settings.min_new_tokens]
-        if too_short and self.eos_id is not None:
-            logits[too_short, self.eos_id] = -torch.inf
-        if not self.settings.do_sample:
-            return logits.argmax(dim=1)
-        scores = self._warpers(torch.empty(0, dtype=torch.long), logits)  # type: ignore[arg-type]
-        return torch.multinomial(scores.softmax(dim=1), 1).squeeze(1)
-
-    def _penalised(self, logits: Tensor, ids: Sequence[Sequence[int]]) -> Tensor:
-        width = max(map(len, ids))
-        # Rows differ in length; a row's first token counts once however often it is repeated to fill the row.
-        filled = [[*said, *[said[0]] * (width - len(said))] for said in ids]
-        penalise = RepetitionPenaltyLogitsProcessor(self.settings.repetition_penalty)
-        penalised: Tensor = penalise(torch.tensor(filled, device=logits.device), logits)
-        return penalised
+STOP_CONTEXT_TOKENS = 2
+"""Tokens decoded in front of a possible stop string, because decoding strips a leading space."""
+INCOMPLETE_CHARACTER = "\ufffd"
+"""What the first tokens of a character decode to until its last one is generated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +34,8 @@ class Answer:
     """What was generated for one prompt.
 
     Attributes:
-        text: What stands before the first stop text.
-        token_ids: The tokens as generated, up to the end of the sequence, stop text included.
+        text: text in front of the first stop string.
+        token_ids: generated tokens up to the end of the sequence, including the stop string.
     """
 
     text: str
@@ -115,16 +43,16 @@ class Answer:
 
 
 class Generator:
-    """Answers by one language model, each to its own stop text.
+    """Answers prompts by one language model.
 
-    Greedy answers and samples are decoded by `generate_batch`; beams, a static cache, and language models whose
-    attention is of another kind, by transformers' `generate`.
+    Greedy decoding and sampling run in `generate_batch`. Beams, a static cache, and language models with another kind
+    of attention run in transformers' `generate`.
 
     Args:
-        llm: Causal language model.
-        tokenizer: Its tokenizer.
-        settings: Greedy, beam or sampling, and their limits.
-        stop: Ends an answer.
+        llm: causal language model.
+        tokenizer: tokenizer of the language model.
+        settings: greedy, beams or sampling, and their limits.
+        stop: text that ends an answer; empty: none.
     """
 
     def __init__(self, llm: nn.Module, tokenizer: Tokenizer, settings: GenerationConfig, stop: str) -> None:
@@ -134,71 +62,47 @@ class Generator:
         self.stop = StopString(tokenizer, stop)
 
     def generate(self, prompts: Sequence[Tensor], rows: int | None = None) -> list[Answer]:
-        """An answer to each prompt, in their order.
+        """An answer to each prompt, in order.
 
         Args:
-            prompts: Embeddings of each, (T, D).
-            rows: Prompts that are worked on at the same time; None: all.
+            prompts: embeddings of each prompt, (T, D).
+            rows: prompts decoded at the same time; None: all.
         """
         rows = rows or max(1, len(prompts))
         if self.streams:
-            return [self._answer(ids) for ids in self._decoded(prompts, rows)]
-        by_length = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+            ids = dict(self._steps(prompts, rows))  # the last step of each prompt
+            return [self._answer(ids[index]) for index in range(len(prompts))]
+        by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         answers: dict[int, Answer] = {}
         for start in range(0, len(prompts), rows):
             batch = by_length[start : start + rows]
-            answers |= zip(batch, self.generate_with_transformers([prompts[number] for number in batch]), strict=True)
-        return [answers[number] for number in range(len(prompts))]
+            generated = self.generate_with_transformers([prompts[index] for index in batch])
+            answers |= zip(batch, generated, strict=True)
+        return [answers[index] for index in range(len(prompts))]
 
     def stream(self, prompt: Tensor) -> Iterator[Answer]:
-        """The answer to one prompt (T, D) as it grows, a token at a time; the work stops with the caller's interest.
+        """The answer to one prompt (T, D) as it grows, one item a token; the last item is the complete answer.
 
-        What has only begun (a character, a stop text) is held back until it is known what it becomes; the last item is
-        the whole answer. Where `streams` is False, only that comes.
+        Closing the iterator stops generation. An incomplete character or the beginning of a stop string is held back
+        until it is known what it becomes. Where `streams` is False, only the complete answer is yielded.
         """
         if not self.streams:
             yield from self.generate([prompt])
             return
         for _, ids in self._steps([prompt], rows=1):
             answer = self._answer(ids)
-            shown = replace(answer, text=settled(answer.text, self.stop.stop))
+            shown = replace(answer, text=stable_text(answer.text, self.stop.text))
             yield shown
         if shown != answer:
             yield answer
 
     @property
     def streams(self) -> bool:
-        """Whether answers are made token by token."""
+        """Whether tokens are generated one by one."""
         return self.settings.num_beams == 1 and not self.settings.static_cache and packable(self.llm)
 
-    def _decoded(self, prompts: Sequence[Tensor], rows: int) -> list[list[int]]:
-        said: list[list[int]] = [[] for _ in prompts]
-        for number, ids in self._steps(prompts, rows):
-            said[number] = ids
-        return said
-
-    def _steps(self, prompts: Sequence[Tensor], rows: int) -> Iterator[tuple[int, list[int]]]:
-        eos = self.tokenizer.eos_id
-
-        def done(ids: Sequence[int]) -> bool:
-            return ids[-1] == eos or self.stop.reached(ids)
-
-        return generate_batch(
-            self.llm, prompts, TokenSampler(self.settings, eos), done, rows, self.settings.max_new_tokens
-        )
-
     def generate_with_transformers(self, prompts: Sequence[Tensor]) -> list[Answer]:
-        """Answers to one batch, padded on the left, each row kept until the last one is done."""
-        embeds, mask = left_padded(prompts)
-        output: Tensor = self.llm.generate(  # type: ignore[operator]
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            stopping_criteria=StoppingCriteriaList([self.stop]),
-            **self._options(),
-        )
-        return [self._answer(row) for row in output.tolist()]
-
-    def _options(self) -> dict[str, Any]:
+        """Answers to one batch, left-padded; every row is computed until the last one is done."""
         settings, tokenizer = self.settings, self.tokenizer
         options: dict[str, Any] = {
             "max_new_tokens": settings.max_new_tokens,
@@ -216,18 +120,99 @@ class Generator:
             options["length_penalty"] = settings.length_penalty
         if settings.static_cache:
             options["cache_implementation"] = "static"
-        return options
+        ones = [prompt.new_ones(len(prompt), dtype=torch.long) for prompt in prompts]
+        output: Tensor = self.llm.generate(  # type: ignore[operator]
+            inputs_embeds=pad_sequence(list(prompts), batch_first=True, padding_side="left"),
+            attention_mask=pad_sequence(ones, batch_first=True, padding_side="left"),
+            stopping_criteria=StoppingCriteriaList([self.stop]),
+            **options,
+        )
+        return [self._answer(row) for row in output.tolist()]
 
-    def _answer(self, row: Sequence[int]) -> Answer:
-        ids = list(row)
+    def _steps(self, prompts: Sequence[Tensor], rows: int) -> Iterator[tuple[int, list[int]]]:
+        eos = self.tokenizer.eos_id
+
+        def finished(ids: Sequence[int]) -> bool:
+            return ids[-1] == eos or self.stop.reached(ids)
+
+        sample = TokenSampler(self.settings, eos)
+        return generate_batch(self.llm, prompts, sample, finished, rows, self.settings.max_new_tokens)
+
+    def _answer(self, ids: Sequence[int]) -> Answer:
+        ids = list(ids)
         if self.tokenizer.eos_id in ids:
             ids = ids[: ids.index(self.tokenizer.eos_id)]
-        text, stop = self.tokenizer.decode(ids), self.stop.stop
+        text, stop = self.tokenizer.decode(ids), self.stop.text
         return Answer(text=(text.split(stop, 1)[0] if stop else text).strip(), token_ids=tuple(ids))
 
 
-def left_padded(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Embeddings of B prompts, each (T, D) -> (embeddings (B, T, D) padded on the left, mask (B, T), 0 on padding)."""
-    embeds = pad_sequence(list(prompts), batch_first=True, padding_side="left")
-    ones = [prompt.new_ones(len(prompt), dtype=torch.long) for prompt in prompts]
-    return embeds, pad_sequence(ones, batch_first=True, padding_side="left")
+class TokenSampler:
+    """Logits -> next tokens, row by row.
+
+    Args:
+        settings: greedy or sampling, and their limits.
+        eos_id: token that ends a sequence; impossible before `min_new_tokens` tokens.
+    """
+
+    def __init__(self, settings: GenerationConfig, eos_id: int | None) -> None:
+        self.settings = settings
+        self.eos_id = eos_id
+        self._warpers = LogitsProcessorList()
+        if settings.do_sample and settings.temperature != 1.0:
+            self._warpers.append(TemperatureLogitsWarper(settings.temperature))
+        if settings.do_sample and settings.top_p < 1.0:
+            self._warpers.append(TopPLogitsWarper(settings.top_p))
+
+    @torch.inference_mode()
+    def __call__(self, logits: Tensor, ids: Sequence[Sequence[int]]) -> Tensor:
+        """Logits (B, vocabulary) float32 and the generated ids of each row -> next ids, (B,)."""
+        if self.settings.repetition_penalty != 1.0 and ids[0]:
+            logits = self._penalise_repetition(logits, ids)
+        too_short = [row for row, generated in enumerate(ids) if len(generated) < self.settings.min_new_tokens]
+        if too_short and self.eos_id is not None:
+            logits[too_short, self.eos_id] = -torch.inf
+        if not self.settings.do_sample:
+            return logits.argmax(dim=1)
+        scores = self._warpers(torch.empty(0, dtype=torch.long), logits)  # type: ignore[arg-type]
+        return torch.multinomial(scores.softmax(dim=1), 1).squeeze(1)
+
+    def _penalise_repetition(self, logits: Tensor, ids: Sequence[Sequence[int]]) -> Tensor:
+        width = max(map(len, ids))
+        # Rows differ in length; a row's first token fills it up, which counts once however often it is repeated.
+        filled = [[*generated, *[generated[0]] * (width - len(generated))] for generated in ids]
+        processor = RepetitionPenaltyLogitsProcessor(self.settings.repetition_penalty)
+        penalised: Tensor = processor(torch.tensor(filled, device=logits.device), logits)
+        return penalised
+
+
+class StopString(StoppingCriteria):
+    """Finds the answers that have reached the stop string, here and in transformers' `generate`.
+
+    Only the newest tokens are decoded: a token adds at least one byte, so a stop string that has just been completed
+    lies within as many tokens as it has bytes. It may be split into tokens in any way ("##" + "#", ".###").
+
+    Args:
+        tokenizer: decodes the generated ids.
+        text: the stop string; empty: never stop.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, text: str) -> None:
+        self.tokenizer = tokenizer
+        self.text = text
+        self._window = len(text.encode()) + STOP_CONTEXT_TOKENS
+
+    def reached(self, ids: Sequence[int]) -> bool:
+        """Whether the newest of these generated ids complete the stop string."""
+        return bool(self.text) and self.text in self.tokenizer.decode(ids[-self._window :])
+
+    def __call__(self, input_ids: LongTensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Which rows of generated ids (B, T) are done, (B,) bool."""
+        done = [self.reached(row) for row in input_ids[:, -self._window :].tolist()]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def stable_text(text: str, stop: str) -> str:
+    """The part of a growing answer that later tokens cannot change: no incomplete stop string or character."""
+    begun = (length for length in range(len(stop) - 1, 0, -1) if text.endswith(stop[:length]))
+    text = text[: len(text) - next(begun, 0)]
+    return text.rstrip(INCOMPLETE_CHARACTER).rstrip()

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from minigpt4.common.distributed import Processes
-from minigpt4.common.errors import CheckpointError, ConfigError
+from minigpt4.common.errors import CheckpointError, ConfigError, first_few
 from minigpt4.common.schema import LlmSharding, LowResource
 from minigpt4.models.minigpt4 import MiniGPT4
 
@@ -26,14 +26,14 @@ def build_llm(folder: Path, low_resource: LowResource, dtype: torch.dtype | None
     """The language model in `folder`, frozen and in eval mode, loaded straight onto this process's device.
 
     Args:
-        folder: Config and weights (safetensors or .bin shards).
-        low_resource: Quantise the linear layers to 8 or 4 bit by bitsandbytes.
-        dtype: Number format of what is not quantised; None: that of the files.
-        device: Where it goes.
+        folder: its configuration and weights (safetensors or .bin shards).
+        low_resource: quantise the linear layers to 8 or 4 bit by bitsandbytes.
+        dtype: number format of weights that are not quantised; None: that of the files.
+        device: device of the weights.
 
     Raises:
-        ConfigError: The folder holds no causal language model, or bitsandbytes is needed and missing.
-        CheckpointError: Its weights cannot be read, or do not fill the model.
+        ConfigError: The folder holds no causal language model, or bitsandbytes is missing.
+        CheckpointError: The weights cannot be read, are incomplete or have other shapes.
     """
     options: dict[str, Any] = {"dtype": dtype or "auto", "device_map": {"": device}}
     if low_resource is not LowResource.off:
@@ -42,7 +42,7 @@ def build_llm(folder: Path, low_resource: LowResource, dtype: torch.dtype | None
     try:
         config = AutoConfig.from_pretrained(folder)
         if dtype is None:
-            config.dtype = None  # what the configuration says need not be what the files hold
+            config.dtype = None  # the configuration's format may differ from that of the files
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"model.llama_model: {folder} holds no usable causal language model: {error}") from error
@@ -53,12 +53,10 @@ def build_llm(folder: Path, low_resource: LowResource, dtype: torch.dtype | None
         names = [str(name) for name in [*report["missing_keys"], *report["mismatched_keys"]]]
         raise CheckpointError(
             f"model.llama_model: {len(names)} weights are missing in {folder} or have another shape "
-            f"({', '.join(sorted(names)[:3])}); copy the folder again, with every shard"
+            f"({first_few(sorted(names), 3)}); copy the folder again, with every shard"
         )
-    llm.requires_grad_(False)
-    llm.eval()
     assert isinstance(llm, nn.Module)
-    return llm
+    return llm.requires_grad_(False).eval()
 
 
 def _quantisation(low_resource: LowResource, dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -71,28 +69,6 @@ def _quantisation(low_resource: LowResource, dtype: torch.dtype) -> BitsAndBytes
     if low_resource is LowResource.int8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-
-
-def compile_blocks(*modules: nn.Module | None) -> None:
-    """Let torch compile the repeated blocks of each module when they are first called.
-
-    Sizes are compiled as variables, so that batches of other lengths do not compile anew; attention over packed
-    samples stays outside.
-
-    Args:
-        modules: Each holds its blocks in a ModuleList; None is passed over.
-    """
-    for module in modules:
-        for stack in [] if module is None else block_stacks(module):
-            for block in stack:
-                block.compile(dynamic=True)
-
-
-def block_stacks(module: nn.Module) -> list[nn.ModuleList]:
-    """The outermost ModuleLists of a module: its stacks of repeated blocks."""
-    if isinstance(module, nn.ModuleList):
-        return [module]
-    return [stack for child in module.children() for stack in block_stacks(child)]
 
 
 def shards_llm(sharding: LlmSharding, low_resource: LowResource, processes: Processes) -> bool:
@@ -122,18 +98,18 @@ def shards_llm(sharding: LlmSharding, low_resource: LowResource, processes: Proc
 
 
 def shard_llm(model: MiniGPT4, dtype: torch.dtype, sharding: LlmSharding, processes: Processes) -> None:
-    """Divide the language model, in place; everything else moves to this process's device whole.
+    """Shard the language model over the ranks, in place; everything else moves to this rank's device.
 
-    Until now its weights may be on the CPU, best mapped from their files: no more than one block of them is ever copied
-    whole by a process.
+    Its weights may still be on the CPU, best mapped from their files: no rank ever copies more than one complete
+    block of them.
 
     Args:
-        model: Its projection not yet wrapped.
-        dtype: Number format of the language model's weights from now on.
+        model: its projection is not wrapped yet.
+        dtype: number format of the sharded weights.
         sharding: node or all.
-        processes: Of the run.
+        processes: ranks of the run.
     """
-    llm, mesh = model.llama_model, _mesh(sharding, processes)
+    llm, mesh = model.llama_model, _device_mesh(sharding, processes)
     model.llama_proj.to(processes.device)
     for stack in block_stacks(llm):
         for block in stack:
@@ -141,31 +117,53 @@ def shard_llm(model: MiniGPT4, dtype: torch.dtype, sharding: LlmSharding, proces
             fully_shard(block, mesh=mesh)
     _cast(llm, dtype)
     own = set(llm.parameters())
-    # The whole model is the root, because token embeddings are looked up outside the language model's own forward.
+    # MiniGPT4 is the root, because token embeddings are looked up outside the language model's own forward.
     fully_shard(model, mesh=mesh, ignored_params={p for p in model.parameters() if p not in own})
     logger.info("each process holds 1/%d of the language model's weights", _shard_ranks(sharding, processes))
 
 
 def _shard_ranks(sharding: LlmSharding, processes: Processes) -> int:
-    """Processes that hold the language model together."""
+    """Ranks that hold one copy of the language model together."""
     if sharding is LlmSharding.all:
         return processes.world_size
     return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
 
 
-def _mesh(sharding: LlmSharding, processes: Processes) -> DeviceMesh:
-    """The processes as a grid: (copies, sharers), or (sharers,) where there is one copy."""
-    sharers = _shard_ranks(sharding, processes)
+def _device_mesh(sharding: LlmSharding, processes: Processes) -> DeviceMesh:
+    """The ranks as a grid: (copies, shards), or (shards,) for a single copy."""
+    shards = _shard_ranks(sharding, processes)
     kind = processes.device.type
-    if sharers == processes.world_size:
-        return init_device_mesh(kind, (sharers,), mesh_dim_names=("shard",))
-    if set(processes.gather(sharers)) != {sharers}:
+    if shards == processes.world_size:
+        return init_device_mesh(kind, (shards,), mesh_dim_names=("shard",))
+    if set(processes.gather(shards)) != {shards}:
         raise ConfigError("run.shard_llm: node needs as many processes on each machine; use all")
-    return init_device_mesh(kind, (processes.world_size // sharers, sharers), mesh_dim_names=("copy", "shard"))
+    return init_device_mesh(kind, (processes.world_size // shards, shards), mesh_dim_names=("copy", "shard"))
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Parameters only: buffers such as the rotary frequencies stay in float32."""
+    """Convert parameters only: buffers such as the rotary frequencies stay in float32."""
     for parameter in module.parameters():
         if parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
+
+
+def compile_blocks(*modules: nn.Module | None) -> None:
+    """Let torch compile the repeated blocks of each module on their first call.
+
+    Sizes are compiled as variables, so that batches of other lengths do not compile again; attention over packed
+    samples is not compiled.
+
+    Args:
+        modules: each holds its blocks in a ModuleList; None is skipped.
+    """
+    for module in modules:
+        for stack in [] if module is None else block_stacks(module):
+            for block in stack:
+                block.compile(dynamic=True)
+
+
+def block_stacks(module: nn.Module) -> list[nn.ModuleList]:
+    """The outermost ModuleLists of a module: its stacks of repeated blocks."""
+    if isinstance(module, nn.ModuleList):
+        return [module]
+    return [stack for child in module.children() for stack in block_stacks(child)]

@@ -1,4 +1,7 @@
-"""MiniGPT-4: frozen vision encoder and Q-Former -> trainable projection -> frozen language model (arXiv:2304.10592)."""
+"""MiniGPT-4: frozen vision encoder and Q-Former -> trainable projection -> frozen language model (arXiv:2304.10592).
+
+The model, the splicing of image embeddings into prompts, and the loss of the answers: the loss is computed here.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt4.common.errors import CheckpointError
+from minigpt4.common.errors import CheckpointError, first_few
+from minigpt4.common.registry import models
 from minigpt4.common.schema import GenerationConfig
 from minigpt4.common.types import CACHED_NDIM, IGNORED_LABEL, IMAGE_POSITION, Batch
 from minigpt4.conversation.encoding import PromptEncoder
@@ -21,88 +25,21 @@ from minigpt4.models.qformer import QFormer
 from minigpt4.models.vision import VisionEncoder
 from minigpt4.processors.image import normalize
 
-
-def splice_images(token_embeds: Tensor, image_embeds: Tensor | None, positions: Tensor) -> Tensor:
-    """Put image embeddings at their places among token embeddings.
-
-    Args:
-        token_embeds: (B, T, D); what stands at image positions is replaced.
-        image_embeds: (N, Q, D), in the order of the places; None: there are no images.
-        positions: Places in the flattened (B*T) sequence, (N*Q,).
-
-    Returns:
-        (B, T, D).
-
-    Raises:
-        ValueError: Places and embeddings differ in number.
-    """
-    num_embeds = 0 if image_embeds is None else image_embeds.shape[0] * image_embeds.shape[1]
-    if positions.numel() != num_embeds:
-        raise ValueError(f"{positions.numel()} image positions in the prompts, but {num_embeds} image embeddings")
-    if image_embeds is None:
-        return token_embeds
-    flat = token_embeds.flatten(0, 1)
-    embeds = image_embeds.flatten(0, 1).to(flat.dtype)
-    return flat.index_copy(0, positions, embeds).view_as(token_embeds)
-
-
-def answer_losses(llm: nn.Module, embeds: Tensor, batch: Batch) -> Tensor:
-    """Sum over the target tokens of each sample, float32 (B,).
-
-    Args:
-        llm: The language model.
-        embeds: Embeddings of the batch, images in their places, (B, T, D).
-        batch: On the device.
-    """
-    return packed_losses(llm, embeds, batch) if packable(llm) else padded_losses(llm, embeds, batch)
-
-
-def packed_losses(llm: nn.Module, embeds: Tensor, batch: Batch) -> Tensor:
-    """Only what is no padding goes through the model, and only learnt positions through its head."""
-    rows, width = batch.input_ids.shape
-    places, targets = batch.token_positions, batch.target_positions
-    with packed_attention(llm):
-        logits = _logits(
-            llm,
-            inputs_embeds=embeds.flatten(0, 1).index_select(0, places).unsqueeze(0),
-            position_ids=(places % width).unsqueeze(0),
-            logits_to_keep=targets,
-            layout=Packed(batch.lengths, places),
-        )
-    learnt_at = places.index_select(0, targets)
-    labels = batch.labels.flatten().index_select(0, learnt_at + 1)
-    losses = F.cross_entropy(logits[0], labels, reduction="none")
-    return losses.new_zeros(rows).index_add(0, learnt_at // width, losses)
-
-
-def padded_losses(llm: nn.Module, embeds: Tensor, batch: Batch) -> Tensor:
-    """For any language model. The padding is on the right and no mask is passed: under causal attention nothing real
-    sees the padding, and attention takes its fast path. Logits are computed where some row learns the next token."""
-    columns = batch.target_columns
-    logits = _logits(llm, inputs_embeds=embeds, logits_to_keep=columns)
-    labels = batch.labels[:, columns + 1]
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
-    return losses.view_as(labels).sum(dim=1)
-
-
-def _logits(llm: nn.Module, **inputs: Any) -> Tensor:
-    logits: Tensor = llm(use_cache=False, **inputs).logits
-    return logits.to(torch.float32)
-
-
 PROJECTION = ("llama_proj.weight", "llama_proj.bias")
+"""The trainable tensors, under their published names."""
 
 
+@models.register("minigpt4")
 class MiniGPT4(nn.Module):
-    """The alignment model; only `llama_proj` learns.
+    """The alignment model; only `llama_proj` is trained.
 
     Args:
-        visual_encoder: Images -> patch features; None: every image comes as cached features.
-        qformer: Patch features -> queries; None as well.
-        llama_model: Causal language model of transformers.
-        encoder: Encodes prompts for this language model.
-        query_width: Width of the Q-Former.
-        base: Fingerprints of the frozen parts' files, by name.
+        visual_encoder: images -> patch features; None: every image comes as cached features.
+        qformer: patch features -> queries; None: as for `visual_encoder`.
+        llama_model: causal language model of transformers.
+        encoder: encodes prompts for this language model.
+        query_width: width of the Q-Former.
+        base: fingerprints of the frozen parts' files, by name.
     """
 
     def __init__(
@@ -126,16 +63,16 @@ class MiniGPT4(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the language model lives."""
+        """Device of the language model."""
         return next(self.llama_model.parameters()).device
 
     @property
     def token_embedding(self) -> Any:
-        """The language model's own table of token embeddings, (vocabulary, D)."""
+        """The language model's token embeddings, (vocabulary, D)."""
         return self.llama_model.get_input_embeddings()  # type: ignore[operator]
 
     def train(self, mode: bool = True) -> MiniGPT4:
-        """Set the mode of the projection; the frozen parts stay in eval, whatever the mode."""
+        """Set the mode of the projection; the frozen parts stay in eval mode."""
         super().train(mode)
         for frozen in (self.visual_encoder, self.qformer, self.llama_model):
             if frozen is not None:
@@ -144,9 +81,9 @@ class MiniGPT4(nn.Module):
 
     @torch.no_grad()
     def encode_queries(self, images: Tensor) -> Tensor:
-        """What the frozen encoders make of images: (N, 3, S, S) -> (N, Q, width of the Q-Former).
+        """Output of the frozen encoders for images: (N, 3, S, S) -> (N, Q, width of the Q-Former).
 
-        Features that a cache has kept are such already and come back as they are.
+        Cached features are such an output already, and are returned as they are.
         """
         if images.ndim == CACHED_NDIM:
             return images
@@ -159,34 +96,30 @@ class MiniGPT4(nn.Module):
         return self.project(self.encode_queries(images))
 
     def project(self, queries: Tensor) -> Tensor:
-        """(N, Q, width of the Q-Former) -> (N, Q, D), in the projection's own precision."""
-        projected: Tensor = self.llama_proj(queries.to(self.llama_proj_dtype))
+        """(N, Q, width of the Q-Former) -> (N, Q, D), in float32 even where the frozen parts are half precision."""
+        dtype = next(self.llama_proj.parameters()).dtype
+        projected: Tensor = self.llama_proj(queries.to(dtype))
         return projected
 
-    @property
-    def llama_proj_dtype(self) -> torch.dtype:
-        """Number format of the projection: float32, also where the frozen parts are half precision."""
-        return next(self.llama_proj.parameters()).dtype
-
     def embed(self, input_ids: Tensor, image_embeds: Tensor | None, image_positions: Tensor) -> Tensor:
-        """Token ids (B, T) with images at their places, as embeddings (B, T, D)."""
+        """Embeddings (B, T, D) of token ids (B, T) with images at their positions; arguments as `splice_images`."""
         return splice_images(self.token_embedding(input_ids.clamp(min=0)), image_embeds, image_positions)
 
     def forward(self, batch: Batch) -> Tensor:
         """Sum of the negative log-likelihood of all target tokens, float32 scalar.
 
-        The sum, not the mean, so that the caller can divide by the targets of the whole global batch.
+        The sum, not the mean, so that the caller can divide by the targets of the global batch.
         """
         return self.answer_losses(batch).sum()
 
     def answer_losses(self, batch: Batch) -> Tensor:
-        """The same by sample, (B,)."""
+        """Sum of the negative log-likelihood of each sample's target tokens, float32 (B,)."""
         image_embeds = None if batch.images is None else self.encode_image(batch.images)
         embeds = self.embed(batch.input_ids, image_embeds, batch.image_positions)
         if image_embeds is None:
-            # Processes wait for each other's gradients, so there must be one of a batch without pictures too.
-            nothing = torch.zeros(1, self.query_width, device=embeds.device)
-            embeds = embeds + 0.0 * self.project(nothing).to(embeds.dtype)
+            # Ranks wait for each other's gradients, so a batch without images must give the projection one too.
+            zeros = torch.zeros(1, self.query_width, device=embeds.device)
+            embeds = embeds + 0.0 * self.project(zeros).to(embeds.dtype)
         return answer_losses(self.llama_model, embeds, batch)
 
     def generate(
@@ -198,14 +131,14 @@ class MiniGPT4(nn.Module):
         queries: Tensor | None = None,
         rows: int | None = None,
     ) -> list[Answer]:
-        """Answers to encoded prompts, in their order.
+        """Answers to encoded prompts, in order.
 
         Args:
-            prompts: As `encoder.prompt` makes them.
-            settings: Greedy, beam or sampling, and their limits.
-            images: Pictures of all prompts in order, (N, 3, S, S); None where there are none.
-            queries: What `encode_queries` made of them, (N, Q, width of the Q-Former), instead of `images`.
-            rows: Prompts worked on at the same time; None: all.
+            prompts: ids from `encoder.prompt`.
+            settings: greedy, beams or sampling, and their limits.
+            images: images of all prompts in order, (N, 3, S, S); None: there are none.
+            queries: output of `encode_queries` for them, (N, Q, width of the Q-Former), instead of `images`.
+            rows: prompts decoded at the same time; None: all.
         """
         return self._generator(settings).generate(self._embed_prompts(prompts, images, queries), rows)
 
@@ -217,11 +150,11 @@ class MiniGPT4(nn.Module):
         images: Tensor | None = None,
         queries: Tensor | None = None,
     ) -> Iterator[Answer]:
-        """The answer to one prompt as it grows; arguments as for `generate`. Who stops iterating stops the work."""
+        """The answer to one prompt as it grows; arguments as for `generate`. Closing the iterator stops generation."""
         return self._generator(settings).stream(*self._embed_prompts([prompt], images, queries))
 
     def max_prompt_tokens(self, settings: GenerationConfig) -> int:
-        """Tokens that a prompt may have, so that the answer fits into the language model's context behind it."""
+        """Longest prompt behind which the answer fits into the language model's context."""
         context = getattr(self.llama_model.config, "max_position_embeddings", None)
         allowed = self.encoder.max_context_len
         return allowed if context is None else min(allowed, max(1, context - settings.max_new_tokens))
@@ -233,7 +166,7 @@ class MiniGPT4(nn.Module):
     def _embed_prompts(
         self, prompts: Sequence[Sequence[int]], images: Tensor | None, queries: Tensor | None
     ) -> list[Tensor]:
-        """Embeddings of each prompt with its images in place, (T, D)."""
+        """Embeddings of each prompt with its images, (T, D)."""
         ids = torch.tensor([[token for prompt in prompts for token in prompt]])
         positions = (ids.flatten() == IMAGE_POSITION).nonzero().squeeze(1).to(self.device)
         if images is not None:
@@ -243,7 +176,7 @@ class MiniGPT4(nn.Module):
         return list(embeds[0].split([len(prompt) for prompt in prompts]))
 
     def work_meter(self) -> WorkMeter:
-        """Counts the work of training steps; runs the encoders once to see what an image takes."""
+        """Counts the operations of training steps; runs the encoders once to count those of an image."""
         if self.visual_encoder is None:
             return WorkMeter(self.llama_model, 0.0)
         size = self.visual_encoder.image_size
@@ -255,11 +188,11 @@ class MiniGPT4(nn.Module):
         return {name: self.get_parameter(name).detach().cpu() for name in PROJECTION}
 
     def load_trainable(self, state: Mapping[str, Tensor], source: str) -> None:
-        """Take the projection from a checkpoint's tensors.
+        """Load the projection from a checkpoint's tensors.
 
         Args:
-            state: Published names -> tensors; buffers that published files carry along are passed over.
-            source: File name for messages.
+            state: published names -> tensors; the buffers in published files are ignored.
+            source: file name for messages.
 
         Raises:
             CheckpointError: Missing or unexpected tensors, or a projection for another language model.
@@ -268,8 +201,8 @@ class MiniGPT4(nn.Module):
         unexpected = unexpected_keys(state, PROJECTION, CHECKPOINT_UNUSED)
         if missing or unexpected:
             raise CheckpointError(
-                f"{source} is no checkpoint of this model: missing {missing or 'nothing'}, "
-                f"unexpected {unexpected[:3] or 'nothing'}; it must hold {', '.join(PROJECTION)}"
+                f"{source} is no checkpoint of this model: missing {first_few(missing) or 'nothing'}, "
+                f"unexpected {first_few(unexpected, 3) or 'nothing'}; it must hold {', '.join(PROJECTION)}"
             )
         for name in PROJECTION:
             parameter = self.get_parameter(name)
@@ -284,12 +217,83 @@ class MiniGPT4(nn.Module):
                 self.get_parameter(name).copy_(state[name])
 
     def metadata(self) -> dict[str, str]:
-        """What a checkpoint must remember besides its tensors: template, sizes, base weights."""
+        """What a checkpoint records beside its tensors: template, sizes, fingerprints of the base weights."""
         template = self.encoder.template
         return {
-            "prompt_template": template.first,
+            "prompt_template": template.opening_pattern,
             "end_sym": template.end,
             "system": template.system,
             "llm_width": str(self.llm_width),
             "num_query_token": str(self.encoder.num_image_tokens),
         } | {f"base.{name}": value for name, value in self.base.items()}
+
+
+def splice_images(token_embeds: Tensor, image_embeds: Tensor | None, positions: Tensor) -> Tensor:
+    """Replace token embeddings by image embeddings.
+
+    Args:
+        token_embeds: (B, T, D); its values at image positions are ignored.
+        image_embeds: (N, Q, D), in the order of the positions; None: there are no images.
+        positions: positions in the flattened (B*T) sequence, (N*Q,).
+
+    Returns:
+        (B, T, D).
+
+    Raises:
+        ValueError: Positions and embeddings differ in number.
+    """
+    num_embeds = 0 if image_embeds is None else image_embeds.shape[0] * image_embeds.shape[1]
+    if positions.numel() != num_embeds:
+        raise ValueError(f"{positions.numel()} image positions in the prompts, but {num_embeds} image embeddings")
+    if image_embeds is None:
+        return token_embeds
+    flat = token_embeds.flatten(0, 1)
+    embeds = image_embeds.flatten(0, 1).to(flat.dtype)
+    return flat.index_copy(0, positions, embeds).view_as(token_embeds)
+
+
+def answer_losses(llm: nn.Module, embeds: Tensor, batch: Batch) -> Tensor:
+    """Sum of the negative log-likelihood of each sample's target tokens, float32 (B,).
+
+    Args:
+        llm: the language model.
+        embeds: embeddings of the batch with its images, (B, T, D).
+        batch: labels and positions, on the device.
+    """
+    return packed_losses(llm, embeds, batch) if packable(llm) else padded_losses(llm, embeds, batch)
+
+
+def packed_losses(llm: nn.Module, embeds: Tensor, batch: Batch) -> Tensor:
+    """As `answer_losses`, without padding: logits are computed for target tokens only."""
+    rows, width = batch.input_ids.shape
+    positions, targets = batch.token_positions, batch.target_positions
+    with packed_attention(llm):
+        logits = _logits(
+            llm,
+            inputs_embeds=embeds.flatten(0, 1).index_select(0, positions).unsqueeze(0),
+            position_ids=(positions % width).unsqueeze(0),
+            logits_to_keep=targets,
+            layout=Packed(batch.lengths, positions),
+        )
+    predicting = positions.index_select(0, targets)  # positions whose next token is a target
+    labels = batch.labels.flatten().index_select(0, predicting + 1)
+    losses = F.cross_entropy(logits[0], labels, reduction="none")
+    return losses.new_zeros(rows).index_add(0, predicting // width, losses)
+
+
+def padded_losses(llm: nn.Module, embeds: Tensor, batch: Batch) -> Tensor:
+    """As `answer_losses`, for any language model.
+
+    The padding is on the right and no mask is passed: with causal attention no token attends to the padding, and
+    attention runs its fastest kernel. Logits are computed for positions that predict a target in some row.
+    """
+    columns = batch.target_columns
+    logits = _logits(llm, inputs_embeds=embeds, logits_to_keep=columns)
+    labels = batch.labels[:, columns + 1]
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
+    return losses.view_as(labels).sum(dim=1)
+
+
+def _logits(llm: nn.Module, **inputs: Any) -> Tensor:
+    logits: Tensor = llm(use_cache=False, **inputs).logits
+    return logits.to(torch.float32)

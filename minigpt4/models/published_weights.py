@@ -1,6 +1,7 @@
 """Our parameter names <-> those of published checkpoints, and strict loading.
 
-What may be left out of a file, or left over in it, is named here by pattern; anything else is an error.
+The tensors that a published file may hold beside those of the model are listed here by pattern; anything else that is
+missing or unexpected is an error.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigpt4.common.errors import CheckpointError
+from minigpt4.common.errors import CheckpointError, first_few
 
 QFORMER_PREFIX = "Qformer.bert."
 QFORMER_UNUSED = (
@@ -21,15 +22,69 @@ QFORMER_UNUSED = (
     r"Qformer\.cls\.|(t5|opt|llm|vision|text)_proj\.|itm_head\.|temp$",
     r"visual_encoder\.|(t5_model|opt_model|llm_model)\.",
 )
-"""The text branch, heads and other models' projections that BLIP-2's files carry too."""
+"""Text branch, heads and other models' projections in BLIP-2's files."""
 VIT_UNUSED = (r"(norm|fc_norm|head)\.", r".*attn\.(k_bias|relative_position_index)$")
-"""Final norm and classifier, which the features do not pass."""
+"""Final norm and classifier, which come after the features."""
 CHECKPOINT_UNUSED = (r".*rotary_emb\.inv_freq$", r".*position_ids$")
-"""Buffers that published training checkpoints hold beside the trained tensors."""
+"""Buffers beside the trained tensors in published training checkpoints."""
 _RENAMED = (
     (r"^embeddings\.LayerNorm\.", "layernorm."),
     (r"(cross)?attention\.self\.", r"\1attention.attention."),
 )
+"""Parts of BLIP-2's names and what transformers calls them."""
+
+
+def load_strictly(
+    module: nn.Module,
+    state: dict[str, Tensor],
+    source: str,
+    *,
+    dtype: torch.dtype | None,
+    device: Any,
+    in_float32: tuple[str, ...] = (),
+) -> None:
+    """Load `state` into `module`, whose parameters may be on the meta device, tensor by tensor.
+
+    A tensor that needs no conversion is not copied: one that is mapped from a file stays mapped, and takes no memory of
+    the process.
+
+    Args:
+        module: every one of its parameters must be in `state`, and nothing else.
+        state: tensors by the module's own names; emptied, so that no more than one tensor is held twice.
+        source: file name for messages.
+        dtype: number format of floating-point tensors; None: that of `state`.
+        device: device of the tensors.
+        in_float32: prefixes of names that are converted to float32 instead.
+
+    Raises:
+        CheckpointError: Missing or unexpected names, or a shape that does not fit.
+    """
+    wanted = module.state_dict()
+    missing = sorted(set(wanted) - set(state))
+    unexpected = sorted(set(state) - set(wanted))
+    if missing or unexpected:
+        found = {"missing": missing, "unexpected": unexpected}
+        report = "; ".join(f"{label}: {first_few(names, 3)}" for label, names in found.items() if names)
+        raise CheckpointError(f"{source} does not fit {type(module).__name__}: {report}")
+    wrong = [name for name in wanted if wanted[name].shape != state[name].shape]
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"{source}: {name} has shape {tuple(state[name].shape)}, the model expects {tuple(wanted[name].shape)}"
+            f" ({len(wrong)} tensor(s) differ); check the model's sizes in the configuration"
+        )
+    placed = {}
+    for name in list(state):
+        moved = state.pop(name).to(device)  # before the conversion, which an accelerator does faster
+        wanted_dtype = torch.float32 if name.startswith(in_float32) else dtype
+        placed[name] = moved.to(wanted_dtype) if wanted_dtype and moved.is_floating_point() else moved
+    module.load_state_dict(placed, strict=True, assign=True)
+
+
+def unexpected_keys(names: Iterable[str], used: Iterable[str], unused: tuple[str, ...]) -> list[str]:
+    """Names that are neither used nor match a pattern of `unused`."""
+    known = set(used)
+    return [name for name in names if name not in known and not _matches(name, unused)]
 
 
 def qformer_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -54,65 +109,5 @@ def qformer_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def unexpected_keys(names: Iterable[str], used: Iterable[str], unused: tuple[str, ...]) -> list[str]:
-    """Names that are neither used nor known to be left over."""
-    known = set(used)
-    return [name for name in names if name not in known and not _matches(name, unused)]
-
-
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(re.match(pattern, name) for pattern in patterns)
-
-
-def load_strictly(
-    module: nn.Module,
-    state: dict[str, Tensor],
-    source: str,
-    *,
-    dtype: torch.dtype | None,
-    device: Any,
-    in_float32: tuple[str, ...] = (),
-) -> None:
-    """Put `state` into `module`, whose parameters may be on the meta device, tensor by tensor.
-
-    A tensor that needs no change is taken as it is: one that is mapped from a file stays so, and takes no memory of
-    the process.
-
-    Args:
-        module: Takes every tensor; none of its parameters may be left without.
-        state: Tensors by the module's own names. It is emptied, so that no more than one tensor is held twice.
-        source: File name for messages.
-        dtype: Floating-point tensors are converted to it; None: kept.
-        device: Where the tensors go.
-        in_float32: Beginnings of names that are converted to float32 instead.
-
-    Raises:
-        CheckpointError: Missing or unexpected names, or a shape that does not fit.
-    """
-    wanted = module.state_dict()
-    missing = sorted(set(wanted) - set(state))
-    unexpected = sorted(set(state) - set(wanted))
-    if missing or unexpected:
-        raise CheckpointError(f"{source} does not fit {type(module).__name__}: {_report(missing, unexpected)}")
-    wrong = [name for name in wanted if wanted[name].shape != state[name].shape]
-    if wrong:
-        name = wrong[0]
-        raise CheckpointError(
-            f"{source}: {name} has shape {tuple(state[name].shape)}, the model expects {tuple(wanted[name].shape)}"
-            f" ({len(wrong)} tensor(s) differ); check the model's sizes in the configuration"
-        )
-    placed = {}
-    for name in list(state):
-        moved = state.pop(name).to(device)  # before the conversion, which an accelerator does faster
-        wanted_dtype = torch.float32 if name.startswith(in_float32) else dtype
-        placed[name] = moved.to(wanted_dtype) if wanted_dtype and moved.is_floating_point() else moved
-    module.load_state_dict(placed, strict=True, assign=True)
-
-
-def _report(missing: list[str], unexpected: list[str]) -> str:
-    parts = []
-    for label, names in (("missing", missing), ("unexpected", unexpected)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            parts.append(f"{label}: {', '.join(names[:3])}{more}")
-    return "; ".join(parts)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from minigpt4.common.checkpoint import model_state, read_checkpoint
-from minigpt4.common.errors import CheckpointError, ConfigError
+from minigpt4.common.errors import CheckpointError, ConfigError, first_few
 from minigpt4.models.published_weights import (
     QFORMER_PREFIX,
     QFORMER_UNUSED,
@@ -22,23 +22,19 @@ from minigpt4.models.published_weights import (
 )
 
 LN_VISION_EPS = 1e-5
-
-
-def query_width(options: Mapping[str, Any]) -> int:
-    """Width of the Q-Former that these fields of `Blip2QFormerConfig` describe."""
-    return int(options.get("hidden_size", Blip2QFormerConfig().hidden_size))
+"""Epsilon of `ln_vision` in LAVIS, torch's default."""
 
 
 class QFormer(nn.Module):
     """`ln_vision`, the queries and the query branch of BLIP-2's Q-Former.
 
     Args:
-        vision_width: Width of the image features.
-        num_queries: Learned queries (Q).
-        options: Further fields of `Blip2QFormerConfig`.
+        vision_width: width of the image features.
+        num_queries: number of learned queries (Q).
+        options: further fields of `Blip2QFormerConfig`.
 
     Raises:
-        ConfigError: A field that the config does not know.
+        ConfigError: The config has no such field.
     """
 
     def __init__(self, vision_width: int, num_queries: int, options: Mapping[str, Any] | None = None) -> None:
@@ -64,7 +60,7 @@ class QFormer(nn.Module):
         return hidden
 
     def published_state(self) -> dict[str, Tensor]:
-        """Its tensors under the names of BLIP-2's files."""
+        """All tensors under the names of BLIP-2's files."""
         state = {"query_tokens": self.query_tokens.detach()}
         state |= {f"ln_vision.{name}": tensor for name, tensor in self.ln_vision.state_dict().items()}
         return state | qformer_to_published(self.bert.state_dict())
@@ -78,9 +74,15 @@ def build_qformer(
     dtype: torch.dtype,
     device: Any,
 ) -> QFormer:
-    """The Q-Former with the weights of a BLIP-2 file, frozen and in eval mode; random if `weights` is None.
+    """The Q-Former, frozen and in eval mode; `ln_vision` stays in float32, as it was trained.
 
-    `ln_vision` stays in float32, as it was trained.
+    Args:
+        vision_width: width of the image features.
+        num_queries: number of learned queries (Q).
+        options: further fields of `Blip2QFormerConfig`.
+        weights: BLIP-2's file; None: random weights.
+        dtype: number format of the weights.
+        device: device of the weights.
 
     Raises:
         CheckpointError: The file does not fit.
@@ -91,19 +93,23 @@ def build_qformer(
     else:
         with init_empty_weights(include_buffers=False):
             qformer = QFormer(vision_width, num_queries, options)
-        state = _fitting(model_state(read_checkpoint(weights)), weights)
+        state = _qformer_state(model_state(read_checkpoint(weights)), weights)
         load_strictly(qformer, state, weights, dtype=dtype, device=device, in_float32=("ln_vision.",))
-        qformer.to(device)  # its buffers
-    qformer.requires_grad_(False)
-    qformer.eval()
-    return qformer
+        qformer.to(device)  # the buffers
+    return qformer.requires_grad_(False).eval()
 
 
-def _fitting(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+def query_width(options: Mapping[str, Any]) -> int:
+    """Width of the Q-Former with these fields of `Blip2QFormerConfig`."""
+    return int(options.get("hidden_size", Blip2QFormerConfig().hidden_size))
+
+
+def _qformer_state(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors that the Q-Former uses, under its own names."""
     own = ("query_tokens", "ln_vision.weight", "ln_vision.bias")
     used = {name for name in state if name.startswith(QFORMER_PREFIX) or name in own}
     unexpected = unexpected_keys(state, used, QFORMER_UNUSED)
     if unexpected:
-        raise CheckpointError(f"{source}: unexpected tensors for the Q-Former: {', '.join(sorted(unexpected)[:3])}")
+        raise CheckpointError(f"{source}: unexpected tensors for the Q-Former: {first_few(sorted(unexpected), 3)}")
     ours = {f"bert.{name}": tensor for name, tensor in qformer_from_published(state).items()}
     return ours | {name: state[name] for name in own if name in state}

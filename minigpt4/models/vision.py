@@ -13,7 +13,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from minigpt4.common.checkpoint import model_state, read_checkpoint
-from minigpt4.common.errors import CheckpointError, ConfigError
+from minigpt4.common.errors import CheckpointError, ConfigError, first_few
 from minigpt4.models.published_weights import VIT_UNUSED, load_strictly, unexpected_keys
 
 
@@ -24,13 +24,13 @@ class VisionEncoder(nn.Module):
     (LAVIS, `eva_vit.create_eva_vit_g`); timm has it as `eva_giant_patch14_224`.
 
     Args:
-        name: Backbone in timm.
-        image_size: Side of the square input in pixels (S).
-        num_blocks: Transformer blocks used.
-        options: Further arguments of timm's constructor.
+        name: name of the backbone in timm.
+        image_size: side of the square input in pixels (S).
+        num_blocks: number of transformer blocks.
+        options: further arguments of timm's constructor.
 
     Raises:
-        ConfigError: timm has no such backbone, or it does not take the options.
+        ConfigError: timm has no such backbone, or it does not accept the options.
     """
 
     def __init__(self, name: str, image_size: int, num_blocks: int, options: Mapping[str, Any] | None = None) -> None:
@@ -66,24 +66,36 @@ def build_vision_encoder(
     dtype: torch.dtype,
     device: Any,
 ) -> VisionEncoder:
-    """The encoder with the weights of a published file, frozen and in eval mode; random if `weights` is None.
+    """The encoder, frozen and in eval mode.
+
+    Args:
+        name: name of the backbone in timm.
+        image_size: side of the square input in pixels (S).
+        num_blocks: number of transformer blocks.
+        options: further arguments of timm's constructor.
+        weights: published file; None: random weights.
+        dtype: number format of the weights.
+        device: device of the weights.
 
     Raises:
         CheckpointError: The file does not fit.
     """
     if weights is None:
-        return freeze(VisionEncoder(name, image_size, num_blocks, options).to(device=device, dtype=dtype))
-    with init_empty_weights(include_buffers=False):
         encoder = VisionEncoder(name, image_size, num_blocks, options)
-    state = _fitting(model_state(read_checkpoint(weights)), encoder, num_blocks, weights)
-    load_strictly(encoder.backbone, state, weights, dtype=dtype, device=device)
-    return freeze(encoder.to(device=device, dtype=dtype))
+    else:
+        with init_empty_weights(include_buffers=False):
+            encoder = VisionEncoder(name, image_size, num_blocks, options)
+        state = _backbone_state(model_state(read_checkpoint(weights)), encoder, num_blocks, weights)
+        load_strictly(encoder.backbone, state, weights, dtype=dtype, device=device)
+    return encoder.to(device=device, dtype=dtype).requires_grad_(False).eval()
 
 
-def _fitting(state: Mapping[str, Tensor], encoder: VisionEncoder, num_blocks: int, source: str) -> dict[str, Tensor]:
+def _backbone_state(
+    state: Mapping[str, Tensor], encoder: VisionEncoder, num_blocks: int, source: str
+) -> dict[str, Tensor]:
     """The tensors that the encoder uses, the positional embedding resized to its grid.
 
-    Blocks beyond `num_blocks`, the final norm and the head are known to be left over.
+    Blocks beyond `num_blocks`, the final norm and the head are ignored.
     """
     wanted = set(encoder.backbone.state_dict())
     beyond = {
@@ -92,16 +104,16 @@ def _fitting(state: Mapping[str, Tensor], encoder: VisionEncoder, num_blocks: in
     unexpected = unexpected_keys(set(state) - beyond, wanted, VIT_UNUSED)
     if unexpected:
         raise CheckpointError(
-            f"{source}: unexpected tensors for the vision encoder: {', '.join(sorted(unexpected)[:3])}"
+            f"{source}: unexpected tensors for the vision encoder: {first_few(sorted(unexpected), 3)}"
         )
     used = {name: tensor for name, tensor in state.items() if name in wanted}
     if "pos_embed" in used:
-        used["pos_embed"] = _resized_positions(used["pos_embed"], encoder)
+        used["pos_embed"] = _resize_positions(used["pos_embed"], encoder)
     return used
 
 
-def _resized_positions(positions: Tensor, encoder: VisionEncoder) -> Tensor:
-    """Positional embedding (1, P, width) interpolated to the encoder's grid, bicubic without antialiasing."""
+def _resize_positions(positions: Tensor, encoder: VisionEncoder) -> Tensor:
+    """Interpolate the positional embedding (1, P, width) to the encoder's grid, bicubic without antialiasing."""
     if positions.shape == encoder.backbone.pos_embed.shape:
         return positions
     resized: Tensor = resample_abs_pos_embed(
@@ -112,10 +124,3 @@ def _resized_positions(positions: Tensor, encoder: VisionEncoder) -> Tensor:
         antialias=False,
     )
     return resized
-
-
-def freeze(module: VisionEncoder) -> VisionEncoder:
-    """`module` in eval mode, its parameters not to be trained."""
-    module.requires_grad_(False)
-    module.eval()
-    return module

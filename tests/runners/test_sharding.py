@@ -29,7 +29,7 @@ from minigpt4.common.schema import LlmSharding
 from minigpt4.models.loading import build_model
 from minigpt4.models.llm import shard_llm
 from tests.models.parity import model_config
-from tests.models.test_packing import make_batch
+from tests.models.small_llm import make_batch
 from tests.runners.project import PARITY_A
 
 processes = start_processes("cpu")

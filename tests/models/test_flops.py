@@ -1,4 +1,4 @@
-"""The work of a step by formula, beside what torch counts while it runs."""
+"""The work of a step by formula, compared with what torch counts while it runs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from minigpt4.models.flops import Work, WorkMeter, forward_flops
 from minigpt4.models.minigpt4 import answer_losses
 from tests.models.parity import Case
-from tests.models.small_llm import language_model
-from tests.models.test_packing import LENGTHS, embeddings, make_batch
+from tests.models.small_llm import LENGTHS, embeddings, language_model, make_batch
 
 
 def counted(model: nn.Module) -> float:
@@ -46,7 +45,7 @@ def test_tokens_with_and_without_padding() -> None:
     assert (padded.samples, padded.tokens, padded.padded_tokens) == (4, real, 4 * max(map(sum, LENGTHS)))
 
 
-def test_pictures_cost_what_the_encoders_do_unless_a_cache_holds_their_features(parity_a: Case) -> None:
+def test_images_cost_the_encoders_operations_unless_their_features_are_cached(parity_a: Case) -> None:
     model = parity_a.model
     inputs = parity_a.inputs["train_list"]
     batch = parity_a.batch(inputs["images"], inputs["instruction"], inputs["answer"])
@@ -60,7 +59,7 @@ def test_pictures_cost_what_the_encoders_do_unless_a_cache_holds_their_features(
     assert model.work_meter().of(replace(batch, images=queries)).flops == without
 
 
-def test_quantised_layers_count_as_what_they_stand_for() -> None:
+def test_quantised_layers_count_with_their_unpacked_size() -> None:
     class Linear4bit(nn.Linear):
         def __init__(self) -> None:
             super().__init__(32, 48, bias=False)

@@ -1,4 +1,4 @@
-"""Sequences without padding: the same losses and gradients as with it, and no sample sees another."""
+"""Packed sequences have the losses and gradients of padded ones, and no sample attends to another."""
 
 from __future__ import annotations
 
@@ -6,38 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from minigpt4.common.types import IGNORED_LABEL, Batch, Encoded, Sample
-from minigpt4.datasets.loaders import collate
-from minigpt4.models import attention as packing
-from minigpt4.models.attention import packable, packed_attention
+from minigpt4.models.attention import PACKABLE, Packed, packable, packed_attention
 from minigpt4.models.minigpt4 import answer_losses, packed_losses, padded_losses
-from tests.models.small_llm import language_model
-
-LENGTHS = ((9, 4), (30, 1), (5, 5), (17, 12))
-"""Prompt and answer tokens of each sample."""
+from tests.models.small_llm import LENGTHS, embeddings, language_model, make_batch
 
 
-def make_batch(lengths: tuple[tuple[int, int], ...] = LENGTHS) -> Batch:
-    generator = torch.Generator().manual_seed(3)
-    samples = []
-    for prompt, answer in lengths:
-        ids = torch.randint(3, 50, (prompt + answer,), generator=generator).tolist()
-        labels = [IGNORED_LABEL] * prompt + ids[prompt:]
-        samples.append(Sample(image_id="", images=(), encoded=Encoded(input_ids=ids, labels=labels)))
-    return collate(samples)
-
-
-def embeddings(model: nn.Module, batch: Batch) -> Tensor:
-    embeds: Tensor = model.get_input_embeddings()(batch.input_ids)
-    return embeds.requires_grad_(True)
-
-
-@pytest.mark.parametrize("kind", sorted(packing.PACKABLE))
-@pytest.mark.parametrize("attention", ["_one_by_one", "_side_by_side"])
+@pytest.mark.parametrize("kind", sorted(PACKABLE))
+@pytest.mark.parametrize("attention", ["_attend_per_sample", "_attend_padded"])
 def test_packed_equals_padded(kind: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing.Packed, "attend", getattr(packing.Packed, attention))
+    monkeypatch.setattr(Packed, "attend", getattr(Packed, attention))
     model = language_model(kind, sliding_window=None)
     batch = make_batch()
     results = []
@@ -52,21 +30,21 @@ def test_packed_equals_padded(kind: str, attention: str, monkeypatch: pytest.Mon
     assert packed.std() > 0 and packed_gradient.abs().max() > 0
 
 
-@pytest.mark.parametrize("attention", ["_one_by_one", "_side_by_side"])
-@pytest.mark.parametrize("spoilt", range(len(LENGTHS)))
-def test_nothing_of_a_sample_reaches_another(attention: str, spoilt: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing.Packed, "attend", getattr(packing.Packed, attention))
+@pytest.mark.parametrize("attention", ["_attend_per_sample", "_attend_padded"])
+@pytest.mark.parametrize("poisoned_row", range(len(LENGTHS)))
+def test_no_sample_attends_to_another(attention: str, poisoned_row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Packed, "attend", getattr(Packed, attention))
     model, batch = language_model("llama"), make_batch()
     embeds = embeddings(model, batch)
     clean = packed_losses(model, embeds, batch)
-    others = [row for row in range(len(LENGTHS)) if row != spoilt]
+    others = [row for row in range(len(LENGTHS)) if row != poisoned_row]
     poisoned = embeds.detach().clone()
-    poisoned[spoilt] = float("nan")
+    poisoned[poisoned_row] = float("nan")
     losses = packed_losses(model, poisoned, batch)
-    assert losses[spoilt].isnan()
+    assert losses[poisoned_row].isnan()
     assert torch.equal(losses[others], clean[others])
-    (gradient,) = torch.autograd.grad(clean[spoilt], embeds)
-    assert gradient[spoilt].abs().max() > 0 and gradient[others].abs().max() == 0
+    (gradient,) = torch.autograd.grad(clean[poisoned_row], embeds)
+    assert gradient[poisoned_row].abs().max() > 0 and gradient[others].abs().max() == 0
 
 
 def test_losses_are_each_samples_own() -> None:
@@ -106,10 +84,10 @@ def test_other_attention_is_padded(options: dict[str, Any], monkeypatch: pytest.
     assert torch.equal(answer_losses(model, embeddings(model, batch), batch), expected)
 
 
-def test_the_usual_attention_is_back_afterwards() -> None:
+def test_the_original_attention_is_restored() -> None:
     model = language_model("llama")
-    usual = model.config._attn_implementation
+    original = model.config._attn_implementation
     with pytest.raises(ZeroDivisionError), packed_attention(model):
-        assert model.config._attn_implementation != usual
+        assert model.config._attn_implementation != original
         raise ZeroDivisionError
-    assert model.config._attn_implementation == usual
+    assert model.config._attn_implementation == original
