@@ -53,7 +53,7 @@ def test_the_check_tells_float32_from_tf32(monkeypatch: pytest.MonkeyPatch) -> N
     assert not matmul._exact()
 
 
-def test_the_setting_comes_back_after_a_stretch_of_torchs_own() -> None:
+def test_the_setting_is_restored() -> None:
     SETTINGS.fp32_precision = "bf16"
     with pytest.raises(ZeroDivisionError), torch_default_matmul():
         assert SETTINGS.fp32_precision == "none"
