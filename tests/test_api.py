@@ -22,8 +22,8 @@ from minigpt4.api import LoadedModel
 from minigpt4.common.checkpoint import write_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError, DataError
 from minigpt4.common.files import asset
+from tests.drawn import drawn_scenes
 from tests.processors.damaged import damaged_files
-from tests.scenes import pictures
 
 STAGE1 = asset("tiny/stage1.pth")
 
@@ -41,18 +41,19 @@ def counted_passes(model: LoadedModel) -> Iterator[list[int]]:
 
 class TestDescribe:
     def test_the_answer_follows_the_image(self, tiny: LoadedModel) -> None:
-        answers = tiny.describe([picture.image for picture in pictures()])
-        told = [picture.told_by(answer) for picture, answer in zip(pictures(), answers, strict=True)]
+        answers = tiny.describe([picture.image for picture in drawn_scenes()])
+        told = [picture.is_named_in(answer) for picture, answer in zip(drawn_scenes(), answers, strict=True)]
         swapped = [
-            picture.told_by(answer) for picture, answer in zip(pictures(), answers[1:] + answers[:1], strict=True)
+            picture.is_named_in(answer)
+            for picture, answer in zip(drawn_scenes(), answers[1:] + answers[:1], strict=True)
         ]
         assert sum(told) >= 8
         assert sum(swapped) <= 1
 
     def test_one_image_any_form_any_batch(self, tiny: LoadedModel, tmp_path: Path) -> None:
-        images = [picture.image for picture in pictures(5)]
+        images = [picture.image for picture in drawn_scenes(5)]
         expected = tiny.describe(images)
-        path = pictures()[0].save(tmp_path / "a.png")
+        path = drawn_scenes()[0].save(tmp_path / "a.png")
         assert [tiny.describe(image) for image in images] == expected
         assert tiny.describe(images, batch_size=2) == expected
         for form in (path, Path(path), Path(path).read_bytes(), np.asarray(images[0]), (images[0],)):
@@ -60,13 +61,13 @@ class TestDescribe:
             assert answer in (expected[0], [expected[0]])
 
     def test_a_question_each(self, tiny: LoadedModel) -> None:
-        image = next(picture.image for picture in pictures() if len(picture.words) == 2)
+        image = next(picture.image for picture in drawn_scenes() if len(picture.words) == 2)
         answers = tiny.describe([image, image], ["How many objects are there?", "Describe this image in detail."])
         assert answers[0] == "There are two objects."
         assert answers[1] == tiny.describe(image)
 
     def test_settings_change_the_answer(self, tiny: LoadedModel) -> None:
-        image = pictures()[1].image
+        image = drawn_scenes()[1].image
         assert len(tiny.describe(image, max_new_tokens=3)) < len(tiny.describe(image))
         torch.manual_seed(0)
         sampled = {tiny.describe(image, do_sample=True, temperature=1.8, top_p=1.0) for _ in range(5)}
@@ -87,7 +88,7 @@ class TestDescribe:
         self, tiny: LoadedModel, call: dict[str, Any], error: type[Exception], message: str
     ) -> None:
         given = {"prompt": None} | call
-        images = [pictures()[0].image] * 2
+        images = [drawn_scenes()[0].image] * 2
         prompt = given["prompt"]
         with pytest.raises(error, match=message):
             tiny.describe(images if prompt != 3 else images[0], **given)
@@ -95,7 +96,7 @@ class TestDescribe:
 
 class TestStream:
     def test_it_grows_to_the_answer(self, tiny: LoadedModel) -> None:
-        image = pictures()[0].image
+        image = drawn_scenes()[0].image
         growing = list(tiny.stream(image))
         assert growing[-1] == tiny.describe(image)
         assert len(growing) > 10
@@ -104,33 +105,33 @@ class TestStream:
 
     def test_the_first_text_takes_one_pass_and_stopping_ends_them(self, tiny: LoadedModel) -> None:
         with counted_passes(tiny) as passes:
-            stream = tiny.stream(pictures()[0].image)
+            stream = tiny.stream(drawn_scenes()[0].image)
             assert next(stream)
             assert len(passes) == 1
             next(stream)
             stream.close()  # type: ignore[attr-defined]
             assert len(passes) == 2
-            tiny.describe(pictures()[0].image, max_new_tokens=1)
+            tiny.describe(drawn_scenes()[0].image, max_new_tokens=1)
             assert len(passes) == 3
 
     def test_beams_come_as_one_piece(self, tiny: LoadedModel) -> None:
-        assert len(list(tiny.stream(pictures()[0].image, num_beams=2))) == 1
+        assert len(list(tiny.stream(drawn_scenes()[0].image, num_beams=2))) == 1
 
 
 class TestChat:
     def test_later_questions_are_about_the_image(self, tiny: LoadedModel) -> None:
         for number in (1, 2):
-            picture = next(picture for picture in pictures() if len(picture.words) == number)
+            picture = next(picture for picture in drawn_scenes() if len(picture.words) == number)
             chat = tiny.chat()
-            assert picture.told_by(chat.ask("Describe this image in detail.", [picture.image]))
+            assert picture.is_named_in(chat.ask("Describe this image in detail.", [picture.image]))
             assert ("one", "two")[number - 1] in chat.ask("How many objects are there?")
             assert chat.prompt.count("<ImageHere>") == 1
             assert [turn.images for turn in chat.turns] == [1, 0]
 
     def test_undo_regenerate_restart(self, tiny: LoadedModel) -> None:
-        chat, image = tiny.chat(), pictures()[0].image
+        chat, image = tiny.chat(), drawn_scenes()[0].image
         first = chat.ask("Describe this image in detail.", [image])
-        chat.ask("What is in this picture?", [pictures()[1].image])
+        chat.ask("What is in this picture?", [drawn_scenes()[1].image])
         assert chat.undo() == "What is in this picture?"
         assert list(chat.regenerate())[-1] == first
         assert len(chat.turns) == 1
@@ -141,7 +142,7 @@ class TestChat:
 
     def test_a_refused_question_leaves_the_conversation_unchanged(self, tiny: LoadedModel) -> None:
         chat = tiny.chat()
-        answer = chat.ask("Describe this image in detail.", [pictures()[0].image])
+        answer = chat.ask("Describe this image in detail.", [drawn_scenes()[0].image])
         for question, images in (("What?", [b"nothing"]), ("", []), ("word " * 600, []), ("<ImageHere>?", [])):
             with pytest.raises(DataError):
                 chat.ask(question, images)
@@ -153,14 +154,14 @@ class TestChat:
 
     def test_a_stopped_answer_stays_as_far_as_it_came(self, tiny: LoadedModel) -> None:
         chat = tiny.chat()
-        stream = chat.stream("Describe this image in detail.", [pictures()[0].image])
+        stream = chat.stream("Describe this image in detail.", [drawn_scenes()[0].image])
         shown = [next(stream) for _ in range(4)][-1]
         stream.close()  # type: ignore[attr-defined]
         assert chat.turns[-1].answer == shown
         assert chat.ask("How many objects are there?")
 
     def test_a_full_context_drops_old_turns_but_not_the_image(self, tiny: LoadedModel) -> None:
-        chat, picture = tiny.chat(), pictures()[0]
+        chat, picture = tiny.chat(), drawn_scenes()[0]
         chat.ask("Describe this image in detail.", [picture.image])
         for _ in range(30):
             chat.ask("What is in this picture?")
@@ -172,7 +173,7 @@ class TestChat:
 
 
 def test_threads_do_not_disturb_each_other(tiny: LoadedModel) -> None:
-    images = [picture.image for picture in pictures()]
+    images = [picture.image for picture in drawn_scenes()]
     expected, found = tiny.describe(images), {}
 
     def work(number: int) -> None:
@@ -231,7 +232,7 @@ ODD = [
 
 
 def test_50_odd_prompts_are_answered_or_refused(tiny: LoadedModel) -> None:
-    image, outcomes = pictures()[0].image, {"answer": 0, "refusal": 0}
+    image, outcomes = drawn_scenes()[0].image, {"answer": 0, "refusal": 0}
     assert len(ODD) >= 50
     for prompt in ODD:
         try:
@@ -266,7 +267,7 @@ def test_200_damaged_files_are_answered_or_refused_and_leave_nothing_behind(tiny
 class TestLoad:
     def test_another_projection_shares_the_frozen_parts(self, tiny: LoadedModel) -> None:
         other = tiny.with_projection(STAGE1)
-        image = pictures()[0].image
+        image = drawn_scenes()[0].image
         assert other.describe(image) != tiny.describe(image)
         assert other.model.llama_model is tiny.model.llama_model
         assert other.model.visual_encoder is tiny.model.visual_encoder

@@ -18,7 +18,7 @@ from minigpt4.api import LoadedModel
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import PROJECT
 from minigpt4.generate import AnswerFile, Question, main, questions_of_files, questions_of_jsonl, row_of
-from tests.scenes import pictures
+from tests.drawn import drawn_scenes
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     """Six images and a broken one."""
     images = tmp_path / "images"
     (images / "deeper").mkdir(parents=True)
-    for number, picture in enumerate(pictures()[:6]):
+    for number, picture in enumerate(drawn_scenes()[:6]):
         picture.save(images / ("deeper" if number == 5 else "") / f"{number}.png")
     (images / "3b.jpg").write_bytes(b"not an image")
     (images / "notes.txt").write_text("not an image either")
@@ -61,7 +61,7 @@ def test_a_folder_with_a_broken_image(folder: Path, tmp_path: Path, asked: list[
     assert "answer" not in broken
     assert broken["error"].startswith(f"image {folder / '3b.jpg'} cannot be read")
     assert [row["answer"] for row in rows] == tiny.describe([row["image"] for row in rows])
-    assert sum(p.told_by(row["answer"]) for p, row in zip(pictures()[:6], rows, strict=True)) >= 5
+    assert sum(p.is_named_in(row["answer"]) for p, row in zip(drawn_scenes()[:6], rows, strict=True)) >= 5
     assert asked[0] == 4
 
 

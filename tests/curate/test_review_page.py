@@ -15,7 +15,7 @@ from minigpt4.curate.ledger import Ledger, Tally
 from minigpt4.curate.review import Review, ReviewServer
 from tests.curate.conftest import described, fill, kept, refined
 from tests.curate.test_review import decisions
-from tests.scenes import pictures
+from tests.drawn import drawn_scenes
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 PATIENCE = 40
@@ -100,7 +100,7 @@ def page(ledger: Ledger, tmp_path: Path, new_window: Callable[..., Any]) -> Iter
     """Four samples that wait for a person."""
     fill(ledger, 4, lambda n: described(n, f"{TEXTS[n]} {TEXTS[n]}"), lambda n: refined(n, TEXTS[n]), kept)
     (tmp_path / "image").mkdir()
-    for number, picture in enumerate(pictures(4)):
+    for number, picture in enumerate(drawn_scenes(4)):
         picture.save(tmp_path / "image" / f"{number}.jpg")
     server = ReviewServer(0, Review(ledger, tmp_path / "image"))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

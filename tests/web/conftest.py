@@ -9,7 +9,7 @@ import pytest
 
 from minigpt4.api import LoadedModel
 from minigpt4.common.files import asset
-from tests.scenes import pictures
+from tests.drawn import drawn_scenes
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed (pip install gradio)")
 
@@ -38,7 +38,7 @@ def _served(models: list[LoadedModel], labels: list[str]) -> Iterator[str]:
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Images of scenes as files."""
     folder = tmp_path_factory.mktemp("images")
-    return [picture.save(folder / f"{number}.png") for number, picture in enumerate(pictures())]
+    return [picture.save(folder / f"{number}.png") for number, picture in enumerate(drawn_scenes())]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from minigpt4.api import LoadedModel
 from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.files import asset
 from minigpt4.generate import main as generate
-from tests.scenes import pictures
+from tests.drawn import drawn_scenes
 
 gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed (pip install gradio)")
 
@@ -44,7 +44,7 @@ def test_page_command_line_and_api_agree(address: str, tiny: LoadedModel, files:
     client = gradio_client.Client(address, verbose=False)
     page = [client.predict(image=gradio_client.handle_file(file), api_name="/describe") for file in files[:3]]
     assert [row["answer"] for row in rows] == page == tiny.describe(files[:3])
-    assert all(picture.told_by(answer) for picture, answer in zip(pictures(), page, strict=False))
+    assert all(picture.is_named_in(answer) for picture, answer in zip(drawn_scenes(), page, strict=False))
 
 
 def test_mistakes_come_back_as_a_line_and_the_server_survives(address: str, files: list[str], broken: str) -> None:

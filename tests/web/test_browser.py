@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from minigpt4.api import LoadedModel
-from tests.scenes import pictures
+from tests.drawn import drawn_scenes
 from tests.test_api import counted_passes
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -121,7 +121,7 @@ def test_upload_ask_regenerate_undo_restart(new_window: Any, address: str, tiny:
     page.upload(files[2])
     page.ask(DESCRIBE)
     page.wait_for(tiny.describe(files[2]))
-    assert all(words in page.answers()[0] for words in pictures()[2].words)
+    assert all(words in page.answers()[0] for words in drawn_scenes()[2].words)
 
 
 def test_answers_stream_and_stop_ends_the_computation(

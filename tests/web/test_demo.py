@@ -11,7 +11,7 @@ import pytest
 import demo
 from minigpt4.common.config import load_config
 from minigpt4.common.files import asset
-from tests.scenes import pictures
+from tests.drawn import drawn_scenes
 
 
 @pytest.mark.parametrize(
@@ -63,5 +63,5 @@ def test_two_checkpoints_share_the_frozen_parts() -> None:
     (first, second), labels = demo.load_models(load_config(None).config, paths, None)
     assert labels == ["tiny/aligned.pth", "tiny/stage1.pth"]
     assert first.model.llama_model is second.model.llama_model
-    image = pictures()[0].image
+    image = drawn_scenes()[0].image
     assert first.describe(image) != second.describe(image)

@@ -1,4 +1,4 @@
-"""Drawn scenes that training never saw, and what a right answer about them says."""
+"""Drawn scenes that training never saw, and what a correct answer about them contains."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from minigpt4.scenes.sampling import PlacedScene, sample_split
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A scene and its drawing."""
+class DrawnScene:
+    """A scene and its image."""
 
     placed: PlacedScene
     image: Image.Image
@@ -24,7 +24,7 @@ class Picture:
         """Colour and shape of each object."""
         return [f"{o.colour} {o.shape}" for o in self.placed.scene.objects]
 
-    def told_by(self, answer: str) -> bool:
+    def is_named_in(self, answer: str) -> bool:
         """Whether an answer names all objects."""
         return all(words in answer for words in self.words)
 
@@ -34,5 +34,5 @@ class Picture:
 
 
 @cache
-def pictures(count: int = 10) -> tuple[Picture, ...]:
-    return tuple(Picture(placed, draw_scene(placed, 128)) for placed in sample_split("test", count, seed=3))
+def drawn_scenes(count: int = 10) -> tuple[DrawnScene, ...]:
+    return tuple(DrawnScene(placed, draw_scene(placed, 128)) for placed in sample_split("test", count, seed=3))
