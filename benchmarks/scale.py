@@ -23,7 +23,7 @@ from benchmarks.report import Row, report
 from benchmarks.shards import write_shards
 from minigpt4.datasets.sampler import SampleOrder, ShardShuffle, StepSampler
 from minigpt4.datasets.shards.index import ROW, open_index
-from minigpt4.runners.trainer import CHECK_EVERY
+from minigpt4.runners.trainer import STOP_CHECK_STEPS
 
 CPU = torch.device("cpu")
 GRADIENT = 4 * (768 + 1) * 4096
@@ -139,7 +139,7 @@ def make_row(processes: int, args: argparse.Namespace) -> Row:
         for size in (4, GRADIENT)  # the number of target tokens is summed first
     )
     waiting = args.step_seconds * args.spread * expected_largest(processes)
-    stopping = ring_seconds(processes, 8, *args.control) / CHECK_EVERY
+    stopping = ring_seconds(processes, 8, *args.control) / STOP_CHECK_STEPS
     step = args.step_seconds + waiting + reduced + stopping
     per_step, shares = processes * batch, [ratio / sum(args.ratio) for ratio in args.ratio]
     shards = (shards_opened(share * per_step, share * batch, *sizes[2:], args.workers) for share in shares)
