@@ -1,4 +1,4 @@
-"""Make captioned scenes of coloured shapes in Flickr30k's layout: pictures, annotations and ground truth."""
+"""Make captioned scenes of coloured shapes in Flickr30k's layout: images, annotations and ground truth."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--val", type=int, default=100, help="number of validation scenes (default: 100)")
     parser.add_argument("--test", type=int, default=200, help="number of test scenes (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="names the collection (default: 0)")
-    parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels (default: 64)")
+    parser.add_argument("--size", type=int, default=64, help="side of the images in pixels (default: 64)")
     return parser.parse_args(argv)
 
 

@@ -19,7 +19,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=2580, help="scenes of both sources together (default: 2580)")
     parser.add_argument("--per-shard", type=int, default=100, help="scenes a shard (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="names the collection (default: 0)")
-    parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels (default: 64)")
+    parser.add_argument("--size", type=int, default=64, help="side of the images in pixels (default: 64)")
     return parser.parse_args(argv)
 
 

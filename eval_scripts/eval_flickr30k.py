@@ -20,9 +20,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="evaluate only the first LIMIT images of the split")
     parser.add_argument("--fraction", type=float, help="evaluate only a random share of the split, fixed by --seed")
     parser.add_argument("--seed", type=int, help="seed of --fraction, of sampling and of the shuffled images")
-    parser.add_argument(
-        "--metrics", help="comma-separated, any of bleu,rouge,cider,meteor,spice"
-    )
+    parser.add_argument("--metrics", help="comma-separated, any of bleu,rouge,cider,meteor,spice")
     parser.add_argument("--out", help="folder of the results (default: evaluation.output_dir)")
     return parser.parse_args()
 

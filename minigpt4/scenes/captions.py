@@ -1,10 +1,9 @@
 """Five differently worded captions of a scene.
 
-Captions come in families that differ in how they open and in what they tell: what there is, the number of
-things, a relation, a place, the background. Which family a scene favours depends on its content (an aligned
-pair asks for a relation, an object in a corner for its place), so that the captions of a model that learnt
-from these vary with the picture in more than the words filled in.
-Every caption of a scene with objects names each of them exactly once, with its colour.
+Captions come in families that differ in their opening and in what they describe: what there is, the number of objects,
+a relation, a place, the background. Which family a scene favours depends on its content (an aligned pair suits a
+relation, an object in a corner its place), so that the captions of a model trained on these vary with the image in more
+than the words filled in. Every caption of a scene with objects names each of them exactly once, with its colour.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from minigpt4.scenes.vocabulary import COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Sc
 
 CAPTIONS_PER_SCENE = 5
 _SYNONYM_SHARE = 0.15
+"""Probability of a synonym instead of the name, where there is one."""
 _RELATIONS = {
     (-1, 0): "above",
     (1, 0): "below",
@@ -26,18 +26,16 @@ _RELATIONS = {
     (1, -1): "below and to the left of",
     (1, 1): "below and to the right of",
 }
-Writer = Callable[[Scene, random.Random, int], str]
+"""(down, right) of an object from another one, as signs -> its position."""
+CaptionWriter = Callable[[Scene, random.Random, int], str]
 
 
 def captions_of(scene: Scene, rng: random.Random) -> list[str]:
-    """Write five different captions: both forms of the family the scene favours, one of three other families.
+    """Five different captions in random order: both forms of the family the scene favours, one of three others.
 
     Args:
-        scene: what the picture shows; without objects, five ways of saying so.
+        scene: content of the image; without objects, the captions say so.
         rng: source of every choice.
-
-    Returns:
-        `CAPTIONS_PER_SCENE` distinct sentences, in random order.
     """
     if not scene.objects:
         return rng.sample(_empty_captions(scene), CAPTIONS_PER_SCENE)
@@ -49,16 +47,16 @@ def captions_of(scene: Scene, rng: random.Random) -> list[str]:
 
 
 def caption_in(scene: Scene, families: Sequence[str], rng: random.Random) -> str:
-    """One caption, of one of these families (keys of `FAMILIES`), for a scene with objects."""
+    """A caption of one of these families (keys of `FAMILIES`), for a scene with objects."""
     return _finish(FAMILIES[rng.choice(families)](scene, rng, rng.randrange(2)))
 
 
 def favoured_family(scene: Scene) -> str:
-    """The family that suits a scene best: the key of `FAMILIES` of which it gets two captions."""
+    """The family (a key of `FAMILIES`) that suits a scene best, and of which it gets two captions."""
     first = scene.objects[0]
     if first.row != "middle" and first.column != "centre":
         return "place"
-    if len(scene.objects) == 2 and 0 in _step(first, scene.objects[1]):
+    if len(scene.objects) == 2 and 0 in _signs(first, scene.objects[1]):
         return "relation"
     if len(scene.objects) == 3:
         return "count"
@@ -66,7 +64,7 @@ def favoured_family(scene: Scene) -> str:
 
 
 def place_phrase(o: SceneObject, rng: random.Random | None = None) -> str:
-    """Where an object is, such as "at the top left", "in the centre" or "on the right"."""
+    """The place of an object, such as "at the top left", "in the centre" or "on the right"."""
     vertical, horizontal = o.row != "middle", o.column != "centre"
     if vertical and horizontal:
         if rng is not None and rng.random() < 0.5:
@@ -78,8 +76,8 @@ def place_phrase(o: SceneObject, rng: random.Random | None = None) -> str:
 
 
 def relation(first: SceneObject, second: SceneObject) -> str:
-    """Where the first object is as seen from the second, such as "above and to the left of"."""
-    return _RELATIONS[_step(first, second)]
+    """The position of the first object from the second, such as "above and to the left of"."""
+    return _RELATIONS[_signs(first, second)]
 
 
 def with_article(phrase: str) -> str:
@@ -89,18 +87,15 @@ def with_article(phrase: str) -> str:
 
 def object_phrase(o: SceneObject, rng: random.Random) -> str:
     """An object with its article: "a large red circle", "a circle in red" or "a red circle"."""
-    size, colour, shape = (
-        _word(SIZES[o.size], rng),
-        _word(COLOURS[o.colour], rng),
-        _word(SHAPES[o.shape], rng),
-    )
+    size, colour, shape = _word(SIZES[o.size], rng), _word(COLOURS[o.colour], rng), _word(SHAPES[o.shape], rng)
     draw = rng.random()
     if draw < 0.1:
         return with_article(f"{size} {shape} in {colour}")
     return with_article(f"{colour} {shape}" if draw < 0.25 else f"{size} {colour} {shape}")
 
 
-def _step(first: SceneObject, second: SceneObject) -> tuple[int, int]:
+def _signs(first: SceneObject, second: SceneObject) -> tuple[int, int]:
+    """(down, right) of the first object from the second, each -1, 0 or 1."""
     down = ROWS.index(first.row) - ROWS.index(second.row)
     right = COLUMNS.index(first.column) - COLUMNS.index(second.column)
     return (down > 0) - (down < 0), (right > 0) - (right < 0)
@@ -183,7 +178,7 @@ def _background(scene: Scene, rng: random.Random, form: int) -> str:
     return f"{opening} together with {_join(rest)}" if rest else opening
 
 
-FAMILIES: dict[str, Writer] = {
+FAMILIES: dict[str, CaptionWriter] = {
     "there": _there,
     "count": _count,
     "relation": _relation,

@@ -1,4 +1,4 @@
-"""Drawing of scenes with Pillow: anti-aliased shapes in slightly varied colours on varied backgrounds."""
+"""Scenes drawn with Pillow: anti-aliased shapes in slightly varied colours on varied backgrounds."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ PALETTE: dict[str, RGB] = {
     "pink": (250, 136, 186),
     "white": (246, 246, 246),
 }
+"""Colours of objects."""
 _PLAIN: dict[str, RGB] = {"grey": (122, 122, 124), "black": (14, 14, 16), "tan": (196, 172, 132)}
-# Muted pairs, none of them near a colour of the palette: every object stays visible on each.
+"""Colours of plain backgrounds."""
 _PATTERN_PAIRS: tuple[tuple[RGB, RGB], ...] = (
     ((70, 84, 96), (104, 118, 130)),
     ((96, 80, 66), (136, 118, 100)),
@@ -30,18 +31,17 @@ _PATTERN_PAIRS: tuple[tuple[RGB, RGB], ...] = (
     ((78, 68, 86), (118, 106, 126)),
     ((48, 50, 56), (88, 90, 96)),
 )
+"""Colours of patterned backgrounds: muted, so that every object is visible on each."""
 _OVERSAMPLING = 4
+"""Shapes are drawn this many times larger, and shrunk."""
 
 
 def draw_scene(placed: PlacedScene, size: int = REFERENCE_SIZE) -> Image.Image:
-    """Draw a scene.
+    """The image of a scene, `size` x `size` RGB.
 
     Args:
         placed: what to draw and where; all randomness comes from its `style_seed`.
-        size: side of the square picture in pixels.
-
-    Returns:
-        An RGB picture, `size` x `size`.
+        size: side of the image in pixels.
     """
     rng = random.Random(f"style-{placed.style_seed}")
     image = draw_background(placed.scene.background, size, rng)
@@ -85,7 +85,7 @@ def _vary(colour: RGB, rng: random.Random, amount: int) -> RGB:
 
 
 def _paste_shape(image: Image.Image, shape: str, colour: RGB, placement: Placement, scale: float) -> None:
-    """Draw one shape on a small tile at several times the resolution, shrink it and paste it."""
+    """Draw one shape on a small, oversampled tile, shrink it and paste it."""
     radius, x, y = placement.radius * scale, placement.x * scale, placement.y * scale
     left, top = math.floor(x - radius) - 1, math.floor(y - radius) - 1
     tile = math.ceil(2 * radius) + 4
@@ -106,9 +106,9 @@ def shape_mask(shape: str, tile: int, x: float, y: float, radius: float, angle: 
     Args:
         shape: a key of `SHAPES`.
         tile: side of the mask in pixels.
-        x: the shape's centre, in pixels.
-        y: the same, downwards.
-        radius: of the circle around the shape, in pixels.
+        x: centre of the shape in pixels, from the left.
+        y: centre of the shape in pixels, from the top.
+        radius: radius of the circle around the shape, in pixels.
         angle: rotation in degrees (circles and rings have none).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Collections of scenes as files: in Flickr30k's layout, and as webdataset shards."""
+"""Collections of scenes on disk: in Flickr30k's layout, and as webdataset shards."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import webdataset
 
 from minigpt4.common.errors import DataError
+from minigpt4.common.files import write_text
 from minigpt4.scenes.captions import CAPTIONS_PER_SCENE, caption_in, captions_of
 from minigpt4.scenes.drawing import draw_scene
 from minigpt4.scenes.sampling import SPLITS, PlacedScene, sample_split
@@ -19,25 +20,31 @@ from minigpt4.scenes.sampling import SPLITS, PlacedScene, sample_split
 ANNOTATIONS_NAME = "flickr_annotations_30k.csv"
 SCENES_NAME = "scenes.json"
 COLUMNS = ("raw", "sentids", "split", "filename", "img_id")
+MIN_SIZE = 16
+"""Smallest side of an image in pixels."""
+SOURCES = {"laion": ("count", "background"), "cc_sbu": ("there", "relation", "place")}
+"""Source of shards -> the families of captions it has."""
+RATIO = {"laion": 115, "cc_sbu": 14}
+"""Millions of images in the real sources."""
 
 
 def write_scenes(out: Path, counts: Mapping[str, int], seed: int, size: int = 64) -> int:
     """Draw and describe scenes: `images/*.png`, the annotation CSV and the ground truth `scenes.json`.
 
     Args:
-        out: folder to write into; made where absent.
+        out: folder to write into, created if necessary.
         counts: number of scenes by split.
-        seed: names the collection: equal arguments give equal files.
-        size: side of the pictures in pixels.
+        seed: names the collection; equal arguments give equal files.
+        size: side of the images in pixels.
 
     Returns:
         The number of scenes written.
 
     Raises:
-        DataError: a size or count that cannot be drawn, or a folder that cannot be written.
+        DataError: A size or count that cannot be drawn, or a folder that cannot be written.
     """
-    if size < 16:
-        raise DataError(f"pictures of {size} pixels are too small for the shapes: use --size 16 or more")
+    if size < MIN_SIZE:
+        raise DataError(f"images of {size} pixels are too small for the shapes: use --size {MIN_SIZE} or more")
     if min(counts.values()) < 0:
         raise DataError(f"a split cannot have a negative number of scenes: {dict(counts)}")
     truth: dict[str, object] = {}
@@ -51,7 +58,7 @@ def write_scenes(out: Path, counts: Mapping[str, int], seed: int, size: int = 64
                 draw_scene(placed, size).save(out / "images" / name, compress_level=1)
                 rows.writerow(_row(placed, split, name, number))
                 truth[name] = placed.scene.to_json()
-        (out / SCENES_NAME).write_text(json.dumps(truth, indent=0), encoding="utf-8")
+        write_text(out / SCENES_NAME, json.dumps(truth, indent=0))
     except OSError as error:
         raise DataError(f"cannot write the scenes into {out}: {error.strerror or error}") from error
     return len(truth)
@@ -73,21 +80,15 @@ def _row(placed: PlacedScene, split: str, name: str, number: int) -> list[str | 
     return [json.dumps(captions), json.dumps(sentids), split, name, number]
 
 
-SOURCES = {"laion": ("count", "background"), "cc_sbu": ("there", "relation", "place")}
-"""Source -> the families of captions it has."""
-RATIO = {"laion": 115, "cc_sbu": 14}
-"""Millions of pictures in the real sources."""
-
-
 def write_shards(out: Path, scenes: int, per_shard: int, seed: int, size: int = 64) -> dict[str, list[Path]]:
-    """Draw and describe training scenes in the layout that img2dataset downloads: jpg, txt and json a sample.
+    """Draw and describe training scenes in the layout that img2dataset writes: jpg, txt and json a sample.
 
     Args:
-        out: Folder; `laion/laion_dataset/00000.tar`, `cc_sbu/cc_sbu_dataset/00000.tar` and so on go below it.
-        scenes: In both sources together, shared out as in reality.
-        per_shard: Scenes a shard.
-        seed: Names the collection: equal arguments give equal files.
-        size: Side of the pictures in pixels.
+        out: folder to write into: `laion/laion_dataset/00000.tar`, `cc_sbu/cc_sbu_dataset/00000.tar` and so on.
+        scenes: number of scenes in both sources together, divided by `RATIO`.
+        per_shard: scenes of a shard.
+        seed: names the collection; equal arguments give equal files.
+        size: side of the images in pixels.
 
     Returns:
         The shards of each source.
@@ -124,12 +125,12 @@ def _write_source(folder: Path, source: str, scenes: list[PlacedScene], per_shar
 
 def _sample(key: str, placed: PlacedScene, families: tuple[str, ...], size: int) -> dict[str, str | bytes]:
     caption = caption_in(placed.scene, families, random.Random(f"caption-{placed.style_seed}"))
-    picture = io.BytesIO()
-    draw_scene(placed, size).save(picture, "JPEG", quality=95)
+    image = io.BytesIO()
+    draw_scene(placed, size).save(image, "JPEG", quality=95)
     fields = {"caption": caption, "key": key, "status": "success", "width": size, "height": size}
     return {
         "__key__": key,
-        "jpg": picture.getvalue(),
+        "jpg": image.getvalue(),
         "json": json.dumps(fields).encode(),
         "txt": caption.encode(),
     }

@@ -1,4 +1,4 @@
-"""Sampling of scenes, and the partition that keeps train, val and test scenes apart."""
+"""Random scenes, and the partition that keeps train, val and test scenes apart."""
 
 from __future__ import annotations
 
@@ -11,16 +11,28 @@ from minigpt4.common.errors import DataError
 from minigpt4.scenes.vocabulary import BACKGROUNDS, COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Scene, SceneObject
 
 SPLITS = ("train", "val", "test")
-# Radii in pixels of a 64-pixel picture. The gaps between the classes make "largest" visible.
-RADII: dict[str, tuple[float, float]] = {"large": (12.0, 13.5), "medium": (9.0, 10.0), "small": (6.2, 7.2)}
 REFERENCE_SIZE = 64
+"""Side in pixels of the image that placements refer to."""
+RADII: dict[str, tuple[float, float]] = {"large": (12.0, 13.5), "medium": (9.0, 10.0), "small": (6.2, 7.2)}
+"""Range of the radius of each size, in pixels of the reference; the gaps make sizes visible."""
 _JITTER = 3.0
+"""Largest shift of a centre from the middle of its cell, in pixels of the reference."""
 _MAX_TRIES = 1000
+"""Random scenes tried for each number before giving up."""
+_PLACEMENT_TRIES = 20
+"""Random placements tried for an object before its scene is dropped."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an object is drawn: centre, radius in pixels of a `REFERENCE_SIZE` picture; angle in degrees."""
+    """Where an object is drawn.
+
+    Attributes:
+        x: centre in pixels of the reference, from the left.
+        y: centre in pixels of the reference, from the top.
+        radius: radius of the circle around the shape, in pixels of the reference.
+        angle: rotation in degrees.
+    """
 
     x: float
     y: float
@@ -30,7 +42,13 @@ class Placement:
 
 @dataclass(frozen=True)
 class PlacedScene:
-    """A scene with the placement of each of its objects (same order) and the seed of its looks."""
+    """A scene that can be drawn.
+
+    Attributes:
+        scene: its content.
+        placements: placement of each object, in their order.
+        style_seed: names the random generator of colours and patterns.
+    """
 
     scene: Scene
     placements: tuple[Placement, ...]
@@ -38,7 +56,7 @@ class PlacedScene:
 
 
 def scene_code(scene: Scene) -> str:
-    """The scene's content as one canonical line: equal for scenes that words cannot tell apart."""
+    """The scene's content as one canonical line, equal for scenes of equal content."""
     parts = [f"{o.size} {o.colour} {o.shape} {o.position}" for o in scene.objects]
     return "; ".join([scene.background, *parts])
 
@@ -46,14 +64,14 @@ def scene_code(scene: Scene) -> str:
 def split_of(scene: Scene) -> str:
     """The split whose pool a scene belongs to, by a hash of its code: test 1/10, val 1/10, train the rest.
 
-    The pools do not depend on any seed, so that no training set, however made, holds a test scene.
+    The pools depend on no seed, so that no training set can hold a test scene.
     """
     bucket = int(hashlib.sha256(scene_code(scene).encode()).hexdigest(), 16) % 10
     return {0: "test", 1: "val"}.get(bucket, "train")
 
 
 def sample_scene(rng: random.Random) -> Scene:
-    """Draw a scene of one to three objects of distinct sizes in distinct cells."""
+    """A random scene of one to three objects of distinct sizes in distinct cells."""
     count = rng.choice((1, 2, 3))
     sizes = sorted(rng.sample(list(SIZES), count), key=list(SIZES).index)
     cells = rng.sample([(row, column) for row in ROWS for column in COLUMNS], count)
@@ -65,10 +83,10 @@ def sample_scene(rng: random.Random) -> Scene:
 
 
 def place(scene: Scene, rng: random.Random) -> tuple[Placement, ...] | None:
-    """Find centres near the cells' middles so that no two objects overlap; None where there are none."""
+    """Random placements near the middles of the cells, without overlap; None where none was found."""
     placements: list[Placement] = []
     for o in scene.objects:
-        for _ in range(20):
+        for _ in range(_PLACEMENT_TRIES):
             candidate = _candidate(o, rng)
             if all(_apart(candidate, other) for other in placements):
                 placements.append(candidate)
@@ -90,26 +108,26 @@ def _candidate(o: SceneObject, rng: random.Random) -> Placement:
 
 
 def _apart(a: Placement, b: Placement) -> bool:
-    # Shapes do not fill their circles, so touching circles by one pixel still leaves a visible gap.
+    # Shapes do not fill their circles, so circles that overlap by one pixel still leave a visible gap.
     return (a.x - b.x) ** 2 + (a.y - b.y) ** 2 >= (a.radius + b.radius - 1) ** 2
 
 
 def sample_split(
     split: str, count: int, seed: int | str, start: int = 0, distinct: bool = True
 ) -> Iterator[PlacedScene]:
-    """Draw `count` scenes of one split's pool.
+    """Random scenes of one split's pool.
 
-    Scene number i draws from `Random(f"{seed}-{start + i}")` alone, never from global state.
+    Scene number i depends on `Random(f"{seed}-{start + i}")` alone, never on global state.
 
     Args:
         split: one of `SPLITS`.
-        count: how many scenes.
+        count: number of scenes.
         seed: names the collection.
-        start: number of the first scene; give each split its own range.
-        distinct: no two scenes with the same code (the placement and the looks of two such may still differ).
+        start: number of the first scene; give each split a range of its own.
+        distinct: no two scenes have the same code (otherwise only placement and style of two may differ).
 
     Raises:
-        DataError: an unknown split, or more scenes asked for than could be found.
+        DataError: An unknown split, or more scenes than could be found.
     """
     if split not in SPLITS:
         raise DataError(f"unknown split '{split}': choose from {', '.join(SPLITS)}")

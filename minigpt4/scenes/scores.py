@@ -1,7 +1,8 @@
 """Scores of captions of drawn scenes: do they name the right objects?
 
-BLEU and CIDEr say how alike two wordings are; for a drawn scene the truth is known, so a caption can also be judged by
-what it names: a parser reads the (colour, shape) pairs back out of it, and two strict scores compare them."""
+BLEU and CIDEr measure how similar two wordings are; for a drawn scene the truth is known, so a caption can also be
+judged by the objects it names: a parser finds the (colour, shape) pairs in it, and two strict scores compare them.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +37,10 @@ _OBJECT = re.compile(
 
 
 def named_objects(caption: str) -> list[tuple[str, str]]:
-    """The (colour, shape) pairs a caption names, in its order, synonyms replaced by canonical names.
+    """The (colour, shape) pairs that a caption names, in its order, by their names in the vocabulary.
 
-    "a big scarlet disc and two pink boxes" gives a red circle and twice a pink square, "a ring in blue" a
-    blue ring. A colour or a shape on its own names nothing.
+    "a big scarlet disc and two pink boxes" gives a red circle and twice a pink square, "a ring in blue" a blue ring.
+    A colour or a shape alone names nothing.
     """
     pairs: list[tuple[str, str]] = []
     for match in _OBJECT.finditer(caption):
@@ -53,8 +54,8 @@ def named_objects(caption: str) -> list[tuple[str, str]]:
 def names_largest(caption: str, scene: Scene) -> bool:
     """Whether the caption names the largest object's colour and shape, and no more objects than there are.
 
-    The second condition keeps a caption that lists everything from being right about anything. For an empty
-    scene the caption is right when it names nothing.
+    Because of the second condition a caption that lists everything is wrong. For an empty scene the caption is right
+    if it names nothing.
     """
     pairs = named_objects(caption)
     if not scene.objects:
@@ -68,8 +69,8 @@ def names_all(caption: str, scene: Scene) -> bool:
     return Counter(named_objects(caption)) == Counter((o.colour, o.shape) for o in scene.objects)
 
 
-def _lookup(predictions: Mapping[str, str], scenes: Mapping[str, Scene]) -> list[tuple[str, Scene]]:
-    """Pair every prediction with its scene; a key is an image's file name or the name without its suffix."""
+def _match(predictions: Mapping[str, str], scenes: Mapping[str, Scene]) -> list[tuple[str, Scene]]:
+    """Every prediction with its scene; a key is an image's file name, with or without its suffix."""
     if not predictions:
         raise MetricError("no predictions to score: the mapping from image to caption is empty")
     by_stem = {Path(name).stem: scene for name, scene in scenes.items()}
@@ -91,13 +92,13 @@ def object_accuracy(predictions: Mapping[str, str], scenes: Mapping[str, Scene])
         scenes: the ground truth by image file name; more scenes than predictions are fine.
 
     Raises:
-        MetricError: no predictions, or one whose image has no scene.
+        MetricError: There is no prediction, or no scene for one.
     """
-    pairs = _lookup(predictions, scenes)
+    pairs = _match(predictions, scenes)
     return sum(names_largest(caption, scene) for caption, scene in pairs) / len(pairs)
 
 
 def all_objects_accuracy(predictions: Mapping[str, str], scenes: Mapping[str, Scene]) -> float:
     """Share of captions that name every object and nothing else (see `names_all`); as `object_accuracy`."""
-    pairs = _lookup(predictions, scenes)
+    pairs = _match(predictions, scenes)
     return sum(names_all(caption, scene) for caption, scene in pairs) / len(pairs)

@@ -1,16 +1,15 @@
-"""The vocabulary of drawn scenes, and the record of what one shows."""
+"""The vocabulary of drawn scenes, and the ground truth of one."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.errors import MetricError, did_you_mean
+from minigpt4.common.errors import DataError, did_you_mean
+from minigpt4.common.files import read_json
 
-# The first word of each entry is the canonical name; the others are synonyms that captions may use.
 COLOURS: dict[str, tuple[str, ...]] = {
     "red": ("red", "scarlet"),
     "orange": ("orange",),
@@ -21,6 +20,7 @@ COLOURS: dict[str, tuple[str, ...]] = {
     "pink": ("pink",),
     "white": ("white",),
 }
+"""Name -> the words that captions may use for it, the name first."""
 SHAPES: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "disc"),
     "square": ("square", "box"),
@@ -31,15 +31,18 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "ring": ("ring", "hoop"),
     "moon": ("moon", "crescent"),
 }
+"""As `COLOURS`."""
 SIZES: dict[str, tuple[str, ...]] = {
     "large": ("large", "big"),
     "medium": ("medium", "mid-sized"),
     "small": ("small", "tiny"),
 }
+"""As `COLOURS`, the largest first."""
 BACKGROUNDS: tuple[str, ...] = ("grey", "black", "tan", "striped", "checkered", "dotted")
 ROWS: tuple[str, ...] = ("top", "middle", "bottom")
 COLUMNS: tuple[str, ...] = ("left", "centre", "right")
 COUNT_WORDS: dict[str, int] = {"two": 2, "three": 3}
+"""Number words that captions may use in front of an object."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,18 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's content: its background and its objects, the largest first (sizes are distinct)."""
+    """The content of an image.
+
+    Attributes:
+        background: one of `BACKGROUNDS`.
+        objects: its objects, the largest first (sizes are distinct).
+    """
 
     background: str
     objects: tuple[SceneObject, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The scene as it stands in `scenes.json`."""
+        """The scene's entry in `scenes.json`."""
         return {
             "background": self.background,
             "objects": [
@@ -87,13 +95,13 @@ class Scene:
         """The scene that `to_json` wrote.
 
         Raises:
-            MetricError: a key is missing or a value is outside the vocabulary.
+            DataError: A key is missing, or a value is not in the vocabulary.
         """
         try:
             objects = tuple(_object_from_json(entry) for entry in record["objects"])
             background = str(record["background"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise MetricError(f"not a scene record ({error!r}): {json.dumps(record)[:200]}") from error
+            raise DataError(f"not a scene record ({error!r}): {str(record)[:200]}") from error
         order = list(SIZES)
         return cls(background, tuple(sorted(objects, key=lambda o: order.index(o.size))))
 
@@ -109,7 +117,7 @@ def _object_from_json(entry: Mapping[str, str]) -> SceneObject:
     )
     for name, value, vocabulary in known:
         if value not in vocabulary:
-            raise MetricError(f"unknown {name} '{value}' in a scene: {did_you_mean(value, vocabulary)}")
+            raise DataError(f"unknown {name} '{value}' in a scene: {did_you_mean(value, vocabulary)}")
     return SceneObject(entry["size"], entry["colour"], entry["shape"], row, column)
 
 
@@ -117,15 +125,9 @@ def load_scenes(path: str | Path) -> dict[str, Scene]:
     """Read `scenes.json`: the ground truth by image file name.
 
     Raises:
-        MetricError: the file is missing, is not JSON or holds something that is not a scene.
+        DataError: The file is missing, is not JSON, or holds something that is not a scene.
     """
-    path = Path(path)
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MetricError(f"cannot read the scenes' ground truth {path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise MetricError(f"{path} is not JSON: {error}") from error
+    records = read_json(path)
     if not isinstance(records, dict):
-        raise MetricError(f"{path} must map file names to scenes, found a {type(records).__name__}")
+        raise DataError(f"{path} must map file names to scenes, found a {type(records).__name__}")
     return {name: Scene.from_json(record) for name, record in records.items()}
