@@ -46,7 +46,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.mark.slow
-def test_training_teaches_the_projection_to_show_the_image(quickstart: tuple[Path, str]) -> None:
+def test_training_makes_captions_fit_the_image(quickstart: tuple[Path, str]) -> None:
     rows: list[dict[str, Any]] = json.loads((quickstart[0] / "metrics.json").read_text())["rows"]
     before, after = rows
     assert after["CIDEr"] > before["CIDEr"] + 1

@@ -61,8 +61,8 @@ def wider(project: Project) -> str:
 
 
 def truncated(project: Project) -> str:
-    whole = (PARITY_A / "minigpt4.pth").read_bytes()
-    (project.folder / "truncated.pth").write_bytes(whole[: len(whole) // 2])
+    content = (PARITY_A / "minigpt4.pth").read_bytes()
+    (project.folder / "truncated.pth").write_bytes(content[: len(content) // 2])
     return "truncated.pth"
 
 

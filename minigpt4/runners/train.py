@@ -130,7 +130,7 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     )
     if start_from is not None:
         trainer.resume(start_from)
-    trainer.run()
+    trainer.train()
     processes.shutdown()
 
 

@@ -96,7 +96,7 @@ class Trainer:
         trackers: Trackers,
         peak_flops: float,
     ) -> None:
-        self.run_config = run
+        self.run = run
         self.plan = plan
         self.processes = processes
         self.model = model
@@ -127,14 +127,14 @@ class Trainer:
         """
         content = read_resumable(path)
         self.optimizer.restore(content, path)
-        self.state.restore(content, self.processes, self.run_config.seed)
+        self.state.restore(content, self.processes, self.run.seed)
         self._guard.in_a_row = self.state.skipped_in_a_row
         if self.processes.is_main:
             truncate_log(self.folder / "log.txt", self.state.step)
         epoch, iteration = divmod(self.state.step, self.plan.steps_per_epoch)
         logger.info("resumed from %s: epoch %d, step %d of it", path, epoch, iteration)
 
-    def run(self) -> TrainState:
+    def train(self) -> TrainState:
         """Train to the end of the last epoch.
 
         Raises:
@@ -160,7 +160,7 @@ class Trainer:
 
     def _train_epoch(self, batches: Iterator[Batch]) -> None:
         """Train to the end of the current epoch."""
-        steps_per_epoch, run = self.plan.steps_per_epoch, self.run_config
+        steps_per_epoch, run = self.plan.steps_per_epoch, self.run
         epoch, done = divmod(self.state.step, steps_per_epoch)
         self.model.train()
         self._clock.start()

@@ -29,6 +29,8 @@ REPOSITORY = Path(__file__).parents[2]
 PARITY_A = REPOSITORY / "tests" / "fixtures" / "parity_a"
 TIMED = {"seconds", "samples_per_second", "tokens_per_second", "padded_tokens_per_second", "mfu"}
 """Values of log.txt that depend on the machine's speed."""
+TIMEOUT = 600
+"""Seconds after which a run is taken for hung, also on a busy machine."""
 WORDS = "a red green blue dog man tree house stands near the old wide river bridge and two"
 LOG_LINE = re.compile(
     r"Train: data epoch: \[(?P<epoch>\d+)\]  \[ *(?P<iteration>\d+)/(?P<iterations>\d+)\]  "
@@ -135,7 +137,7 @@ class Project:
     def train(self, *options: str, **launch: Any) -> tuple[int, str]:
         """Run the training command to its end: (exit status, output)."""
         process = self.start(*options, **launch)
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=TIMEOUT)
         return process.returncode, output
 
     def train_here(self, *options: str, dry_run: bool = False) -> Path:

@@ -30,7 +30,15 @@ from minigpt4.runners.checkpoints import (
     set_rng_state,
 )
 from tests.runners.conftest import LONG
-from tests.runners.project import LOG_LINE, Project, assert_same_run, printed_losses, read_epochs, untimed_epochs
+from tests.runners.project import (
+    LOG_LINE,
+    TIMEOUT,
+    Project,
+    assert_same_run,
+    printed_losses,
+    read_epochs,
+    untimed_epochs,
+)
 
 Train = Callable[..., Path]
 SHORT = ("run.iters_per_epoch=5", "run.save_freq=4", "run.amp=off")
@@ -215,7 +223,7 @@ def test_a_killed_run_is_resumed(project: Project, uninterrupted: Path, number: 
             process.send_signal(number)
             break
     printed += process.stdout.read()
-    process.wait(timeout=60)
+    process.wait(timeout=TIMEOUT)
     if number is signal.SIGTERM:
         assert process.returncode == 128 + signal.SIGTERM
         assert f"resume with --options run.resume_ckpt_path={run}/checkpoint_last.pth" in printed

@@ -13,7 +13,7 @@ import torch
 
 from minigpt4.common.checkpoint import read_checkpoint
 from tests.runners.conftest import LONG
-from tests.runners.project import LOG_LINE, REPOSITORY, Project, read_epochs, tensorboard_scalars
+from tests.runners.project import LOG_LINE, REPOSITORY, TIMEOUT, Project, read_epochs, tensorboard_scalars
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -60,7 +60,7 @@ def stopped(project: Project) -> tuple[Path, str]:
             process.send_signal(signal.SIGTERM)  # torchrun passes it on to both ranks and their loader workers
             break
     printed += process.stdout.read()
-    process.wait(timeout=60)
+    process.wait(timeout=TIMEOUT)
     assert process.returncode != 0
     assert "stopped by signal at step" in printed
     return project.train_here(*options, "run.resume_ckpt_path=auto"), printed
@@ -94,7 +94,7 @@ def test_agreement_and_a_rank_that_hangs(tmp_path: Path) -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=TIMEOUT,
     )
     assert "<0: ConfigError>" in done.stdout and "<1: SystemExit>" in done.stdout
     assert done.stdout.count("<5 [0, 1] True>") == 2

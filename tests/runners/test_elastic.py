@@ -19,6 +19,7 @@ from minigpt4.common.distributed import OWN_STORE
 from tests.runners.conftest import LONG, PAIR
 from tests.runners.project import (
     LOG_LINE,
+    TIMEOUT,
     Project,
     assert_same_run,
     printed_losses,
@@ -65,7 +66,7 @@ def test_killed_workers_are_restarted_and_resume(project: Project, pair: Path) -
     with running(agent):
         first = kill_worker(agent, rank=1, iteration=3)  # the first checkpoint comes after step 6
         second = kill_worker(agent, rank=0, iteration=17)
-        third, _ = agent.communicate(timeout=240)
+        third, _ = agent.communicate(timeout=TIMEOUT)
     assert agent.returncode == 0, first + second + third
 
     assert "killed holds no checkpoint yet: starting from the beginning" in second
@@ -95,7 +96,7 @@ def test_a_restart_on_the_store_of_the_failed_attempt_is_refused(project: Projec
     agent = project.start(*options, processes=2, torchrun=torchrun, environment={OWN_STORE: "0"})
     with running(agent):
         first = kill_worker(agent, rank=1, iteration=3)
-        second, _ = agent.communicate(timeout=240)
+        second, _ = agent.communicate(timeout=TIMEOUT)
     assert f"will be refused here: set the environment variable {OWN_STORE}=1" in first
     assert agent.returncode != 0
     assert "error: torchrun restarted the workers with the rendezvous store of the failed attempt" in second
@@ -110,7 +111,7 @@ def test_two_machines_of_two_ranks_train_as_one_rank(project: Project, uninterru
     options = (*LONG, "run.batch_size=1", "run.run_dir=machines")
     agents = [project.start(*options, processes=2, torchrun=torchrun) for _ in range(2)]
     with running(*agents), ThreadPoolExecutor(len(agents)) as threads:
-        printed = "".join(threads.map(lambda agent: agent.communicate(timeout=240)[0], agents))
+        printed = "".join(threads.map(lambda agent: agent.communicate(timeout=TIMEOUT)[0], agents))
     assert [agent.returncode for agent in agents] == [0, 0], printed
 
     folder = project.folder / "machines"

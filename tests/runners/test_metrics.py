@@ -1,11 +1,69 @@
-"""Trackers are checked before a run starts."""
+"""Sums of an epoch, timing, throughput, and the trackers that are there."""
 
 from __future__ import annotations
 
-import pytest
+import math
 
+import pytest
+import torch
+
+from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError
-from minigpt4.runners.metrics import check_trackers
+from minigpt4.models.flops import Work
+from minigpt4.runners import metrics
+from minigpt4.runners.metrics import EpochMeter, StepClock, StepWindow, Throughput, check_trackers
+from minigpt4.tasks.training import StepLoss
+
+
+def filled_window(losses: list[float]) -> StepWindow:
+    """Steps of two target tokens each, the second of them skipped."""
+    window = StepWindow()
+    for step, loss in enumerate(losses):
+        scalars = StepLoss(torch.tensor(2 * loss, dtype=torch.float64), torch.tensor(2.0))
+        window.add(step, scalars, torch.tensor(0.5), torch.tensor(step == 1), [f"image{step}"], Work(samples=1))
+    return window
+
+
+def test_a_window_brings_its_steps_to_the_host_once() -> None:
+    alone = Processes(device=torch.device("cpu"))
+    window = filled_window([3.0, math.nan, 1.0])
+    records, work = window.flush(alone)
+    assert work == Work(samples=3)
+    assert [record.loss for record in records[::2]] == [3.0, 1.0] and not records[1].finite
+    assert [record.skipped for record in records] == [record.bad_here for record in records] == [False, True, False]
+    assert [record.image_ids for record in records] == [["image0"], ["image1"], ["image2"]]
+    assert window.flush(alone) == ([], Work())
+
+
+def test_a_meter_leaves_skipped_steps_out_and_returns_from_a_checkpoint() -> None:
+    records, work = filled_window([3.0, math.nan, 1.0]).flush(Processes(device=torch.device("cpu")))
+    once, resumed = EpochMeter(), EpochMeter()
+    assert once.loss is None
+    once.add(records, work)
+    assert (once.loss, once.steps, once.skipped_steps, once.work) == (2.0, 3, 1, Work(samples=3))
+    half = EpochMeter()
+    half.add(records[:2], Work(samples=2))
+    resumed.load_state_dict(half.state_dict())
+    resumed.add(records[2:], Work(samples=1))
+    assert resumed == once
+
+
+def test_a_clock_leaves_a_validation_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    clock = StepClock()
+    now[0] = 10.0  # a validation
+    clock.start()
+    clock.waited(1.0)
+    now[0] = 14.0
+    assert clock.stop(2) == 4.0
+    assert clock.lap() == (2, 2.0, 0.5)
+    assert clock.lap() == (0, 0.0, 0.0)
+
+
+def test_throughput_is_work_over_time() -> None:
+    speed = Throughput.of(Work(samples=8, tokens=100, padded_tokens=120, flops=6e9), seconds=2.0, peak_flops=1e10)
+    assert str(speed) == "samples/s: 4.00  tokens/s: 50  padded tokens/s: 60  mfu: 0.300"
 
 
 def test_trackers_are_known_and_installed(monkeypatch: pytest.MonkeyPatch) -> None:

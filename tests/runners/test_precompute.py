@@ -18,7 +18,7 @@ from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.models.loading import build_model, build_prompt_encoder
 from minigpt4.runners import precompute
-from tests.runners.project import Project, printed_losses
+from tests.runners.project import TIMEOUT, Project, printed_losses
 
 CPU = torch.device("cpu")
 CACHE = "datasets.shapes.feature_cache=cache"
@@ -132,7 +132,7 @@ def test_the_command_under_two_processes(project: Project) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "minigpt4.runners.precompute", "--cfg-path", "config.yaml", "--options", CACHE]
     done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=TIMEOUT
     )
     assert done.returncode == 0, done.stderr[-3000:]
     names = {name for shard in Path("cache").glob("*.safetensors") for name in _names(shard)}

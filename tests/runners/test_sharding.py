@@ -18,7 +18,7 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import LlmSharding, LowResource
 from minigpt4.models.llm import build_llm, shards_llm
 from tests.runners.conftest import PAIR
-from tests.runners.project import PARITY_A, REPOSITORY, Project, read_epochs, tensorboard_scalars
+from tests.runners.project import PARITY_A, REPOSITORY, TIMEOUT, Project, read_epochs, tensorboard_scalars
 
 PROGRAM = """
 import os
@@ -104,7 +104,7 @@ def test_each_process_holds_its_share(tmp_path: Path) -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=TIMEOUT,
     )
     assert done.returncode == 0, done.stderr
     for rank in range(4):

@@ -16,7 +16,7 @@ from minigpt4.common.config import load_config
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.runners.train import train
 from minigpt4.scenes.files import write_shards
-from tests.runners.project import REPOSITORY, assert_same_run, logging_restored, untimed_epochs
+from tests.runners.project import REPOSITORY, TIMEOUT, assert_same_run, logging_restored, untimed_epochs
 
 SHORT = ("run.max_epoch=2", "run.iters_per_epoch=5", "run.save_freq=7", "run.num_workers=0", "run.device=cpu")
 SMALL = ("run.batch_size=4", "datasets.laion.shuffle_shards=2")
@@ -158,7 +158,7 @@ def test_two_ranks_see_the_same_samples(data: Path, complete: Path, tmp_path: Pa
         [*command, "--options", *SHORT, *SMALL, *halved, f"run.run_dir={tmp_path}/run"],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=TIMEOUT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -18,7 +18,7 @@ ALONE = Processes(device=torch.device("cpu"))
 
 
 class Stub(nn.Module):
-    """A model whose loss is of each target token its own: enough to see how tokens are weighed."""
+    """A model whose target tokens have different losses, which shows how they are weighted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,8 +28,8 @@ class Stub(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         assert batch.images is not None
-        pictures = self.llama_proj(batch.images.flatten(1)[:, :4])
-        scores = pictures @ self.words.T
+        embeds = self.llama_proj(batch.images.flatten(1)[:, :4])
+        scores = embeds @ self.words.T
         losses = [-scores[row].log_softmax(0)[labels[labels >= 0]].sum() for row, labels in enumerate(batch.labels)]
         return torch.stack(losses).sum()
 
@@ -58,11 +58,11 @@ def gradient(batches: list[list[Sample]]) -> tuple[float, Tensor]:
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_accumulation_equals_one_big_batch(lengths: list[int], size: int) -> None:
     everything = samples(lengths)
-    whole_loss, whole = gradient([everything])
+    expected_loss, expected = gradient([everything])
     parts = [everything[first : first + size] for first in range(0, 8, size)]
-    loss, parted = gradient(parts)
-    assert loss == pytest.approx(whole_loss, rel=1e-6)
-    torch.testing.assert_close(parted, whole, rtol=1e-5, atol=1e-7)
+    loss, accumulated = gradient(parts)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    torch.testing.assert_close(accumulated, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_validation_is_the_mean_over_tokens_whatever_the_batches() -> None:
