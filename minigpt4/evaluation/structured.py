@@ -1,8 +1,8 @@
-"""Answers that are data: boxes by name, and triples; read tolerantly, every failure counted, and scored.
+"""Answers that are data: named boxes, and triples; parsed tolerantly, every failure counted, and scored.
 
-A model's JSON may stand in a sentence, break off or hold a wrong entry: every valid entry is used.
+A model's JSON may be part of a sentence, be cut off or hold a wrong entry: every valid entry is used.
 
-`python -m minigpt4.evaluation.structured` scores predictions that exist already.
+`python -m minigpt4.evaluation.structured` scores existing predictions.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from minigpt4.common.files import write_json
 from minigpt4.evaluation.predictions import load_predictions
 
 Box = tuple[float, float, float, float]
-"""xmin, ymin, xmax, ymax as shares of the picture."""
+"""xmin, ymin, xmax, ymax as shares of the image's sides."""
 NamedBox = tuple[str, Box]
 Triple = tuple[str, str, str]
 T = TypeVar("T")
-LEAST_IOU = 0.5
+
+MIN_IOU = 0.5
+"""IoU from which a box counts as found."""
 _STRING = r'"((?:[^"\\]|\\.)*)"'
 _ENTRY = re.compile(_STRING + r"\s*:\s*\[([^\[\]]*)\]")
 _TRIPLE = re.compile(r"\[\s*" + r"\s*,\s*".join([_STRING] * 3) + r"\s*\]")
@@ -37,12 +39,12 @@ _LIST = re.compile(r"\[[^\[\]]*\]")
 
 @dataclass(frozen=True, slots=True)
 class Parsed(Generic[T]):
-    """What an answer says.
+    """The content of an answer.
 
     Attributes:
-        items: The usable entries, in order.
-        wrong: Entries that cannot be used.
-        failed: No entry could be read, nor does the answer say that there is none (`{}`, `[]`).
+        items: valid entries, in order.
+        wrong: number of invalid entries.
+        failed: there is no valid entry, and the answer does not say that there is none (`{}`, `[]`).
     """
 
     items: tuple[T, ...]
@@ -53,7 +55,7 @@ class Parsed(Generic[T]):
 def parse_boxes(text: str) -> Parsed[NamedBox]:
     """The named boxes of an answer such as `{"dog1": [0.100, 0.200, 0.500, 0.900]}`."""
     entries = _ENTRY.findall(text)
-    boxes = [(_unquoted(name), box) for name, numbers in entries if (box := _box(numbers)) is not None]
+    boxes = [(_unquote(name), box) for name, numbers in entries if (box := _box(numbers)) is not None]
     wrong = len(_LIST.findall(text)) - len(boxes)
     empty = re.search(r"\{\s*\}", text) is not None
     return Parsed(tuple(boxes), max(0, wrong), not boxes and not empty)
@@ -61,15 +63,15 @@ def parse_boxes(text: str) -> Parsed[NamedBox]:
 
 def parse_triples(text: str) -> Parsed[Triple]:
     """The triples of an answer such as `[["Ann", "age", "31"]]`."""
-    found = [(_unquoted(a), _unquoted(b), _unquoted(c)) for a, b, c in _TRIPLE.findall(text)]
-    # Brackets within a text are no entries.
+    found = [(_unquote(a), _unquote(b), _unquote(c)) for a, b, c in _TRIPLE.findall(text)]
+    # Brackets within a string are no entries.
     rest = _TRIPLE.sub("", text)
     wrong = sum(bool(entry.strip("[], \n")) for entry in _LIST.findall(rest))
     empty = re.fullmatch(r"\s*\[\s*(\[\s*\])?\s*\]\s*", text) is not None
     return Parsed(tuple(found), wrong, not found and not empty)
 
 
-def _unquoted(text: str) -> str:
+def _unquote(text: str) -> str:
     try:
         return str(json.loads(f'"{text}"', strict=False))
     except ValueError:
@@ -97,9 +99,9 @@ def iou(a: Box, b: Box) -> float:
 
 
 def matched_boxes(found: Sequence[NamedBox], wanted: Sequence[NamedBox]) -> list[float]:
-    """IoUs of the pairs of one name, the best pairs first, each box in one pair; those below `LEAST_IOU` are none.
+    """IoUs of pairs of boxes of the same name: greedily, best pairs first, each box in one pair, none below `MIN_IOU`.
 
-    "dog1" and "dog2" are both dogs: which of them is the first is nobody's concern.
+    Numbers do not matter: "dog1" may be paired with "dog2", since both are dogs.
     """
     pairs = [
         (iou(a, b), i, j)
@@ -109,7 +111,7 @@ def matched_boxes(found: Sequence[NamedBox], wanted: Sequence[NamedBox]) -> list
     ]
     left, right, matched = set[int](), set[int](), list[float]()
     for value, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
-        if value >= LEAST_IOU and i not in left and j not in right:
+        if value >= MIN_IOU and i not in left and j not in right:
             left.add(i)
             right.add(j)
             matched.append(value)
@@ -125,13 +127,13 @@ def _plain(text: str) -> str:
 
 
 def box_scores(answers: Iterable[tuple[str, str]]) -> dict[str, float]:
-    """Precision, recall and F1 of boxes over all pictures, mean IoU of the pairs, and how much could not be read.
+    """Precision, recall and F1 of boxes over all images, mean IoU of the pairs, and counts of parsing failures.
 
     Args:
-        answers: (what the model said, the reference) of each picture.
+        answers: (prediction, reference) of each image.
 
     Raises:
-        MetricError: There is none, or a reference cannot be read.
+        MetricError: there is no answer, or a reference cannot be parsed.
     """
     ious: list[float] = []
 
@@ -145,11 +147,11 @@ def box_scores(answers: Iterable[tuple[str, str]]) -> dict[str, float]:
 
 
 def triple_scores(answers: Iterable[tuple[str, str]]) -> dict[str, float]:
-    """The same of triples, which must agree but for capitals and spaces; arguments and errors as for `box_scores`."""
+    """The same of triples, which must agree except for case and spaces; arguments and errors as for `box_scores`."""
 
     def hits(found: Sequence[Triple], wanted: Sequence[Triple]) -> int:
-        said, true = (Counter(tuple(map(_plain, triple)) for triple in listed) for listed in (found, wanted))
-        return (said & true).total()
+        predicted, true = (Counter(tuple(map(_plain, triple)) for triple in listed) for listed in (found, wanted))
+        return (predicted & true).total()
 
     return _scores(answers, parse_triples, hits)
 
@@ -159,20 +161,21 @@ def _scores(
     parse: Callable[[str], Parsed[T]],
     hits: Callable[[Sequence[T], Sequence[T]], int],
 ) -> dict[str, float]:
-    number = right = said = true = wrong = failed = 0
+    number = right = predicted = true = wrong = failed = 0
     for number, (answer, reference) in enumerate(answers, 1):
         found, wanted = parse(answer), parse(reference)
         if wanted.failed or wanted.wrong:
             raise MetricError(f"reference {number} cannot be read: {reference[:80]!r}")
         right += hits(found.items, wanted.items)
-        # A wrong entry was said too: a model does not gain by what cannot be read.
-        said += len(found.items) + found.wrong
+        # Invalid entries count as predicted: a model must not gain by them.
+        predicted += len(found.items) + found.wrong
         true += len(wanted.items)
         wrong += found.wrong
         failed += found.failed
     if not number:
         raise MetricError("no answers to score")
-    precision, recall = right / said if said else float(not true), right / true if true else float(not said)
+    precision = right / predicted if predicted else float(not true)
+    recall = right / true if true else float(not predicted)
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     counts = {"answers": float(number), "wrong_entries": float(wrong), "unreadable_answers": float(failed)}
     return {"precision": precision, "recall": recall, "f1": f1} | counts
@@ -187,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m minigpt4.evaluation.structured", description=__doc__)
     parser.add_argument("kind", choices=list(SCORERS))
     parser.add_argument("--preds", required=True, help="predictions file of eval_scripts/eval_flickr30k.py")
-    parser.add_argument("--out", help="where the scores go as JSON (default: they are printed only)")
+    parser.add_argument("--out", help="JSON file of the scores (default: they are only printed)")
     args = parser.parse_args(arguments)
     answers = []
     for item in load_predictions(args.preds).predictions:

@@ -1,4 +1,4 @@
-"""Boxes and triples read back out of answers, and their scores, on cases counted by hand."""
+"""Boxes and triples parsed from answers, and their scores, on cases counted by hand."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ DOG_TEXT = '"dog1": [0.100, 0.200, 0.500, 0.900]'
     [
         ("{" + DOG_TEXT + "}", [DOG], 0, False),
         ("Here it is: {" + DOG_TEXT + "} and that is all.", [DOG], 0, False),
-        ("{" + DOG_TEXT + ', "cat1": [0.1, 0.2', [DOG], 0, False),  # broke off
+        ("{" + DOG_TEXT + ', "cat1": [0.1, 0.2', [DOG], 0, False),  # cut off
         ("{" + DOG_TEXT + ', "cat1": [0.1, 0.2, 0.3]}', [DOG], 1, False),
         ("{" + DOG_TEXT + ', "cat1": [0.1, 0.2, 30, 40]}', [DOG], 1, False),  # pixels
-        ("{" + DOG_TEXT + ', "cat1": [0.6, 0.2, 0.3, 0.4]}', [DOG], 1, False),  # turned round
+        ("{" + DOG_TEXT + ', "cat1": [0.6, 0.2, 0.3, 0.4]}', [DOG], 1, False),  # corners swapped
         ("{" + DOG_TEXT + ', "cat1": [a, b, c, d], "x": [nan, 0, 1, 1]}', [DOG], 2, False),
         ("{}", [], 0, False),
         ("{ }", [], 0, False),
@@ -40,7 +40,7 @@ DOG_TEXT = '"dog1": [0.100, 0.200, 0.500, 0.900]'
         (r'{"\u00e9t\u00e91": [0, 0, 1, 1]}', [("été1", (0, 0, 1, 1))], 0, False),
     ],
 )
-def test_boxes_are_read_tolerantly(text: str, items: list[object], wrong: int, failed: bool) -> None:
+def test_boxes_are_parsed_tolerantly(text: str, items: list[object], wrong: int, failed: bool) -> None:
     parsed = parse_boxes(text)
     assert (list(parsed.items), parsed.wrong, parsed.failed) == (items, wrong, failed)
 
@@ -57,7 +57,7 @@ def test_boxes_are_read_tolerantly(text: str, items: list[object], wrong: int, f
         ("Ann is 31.", [], 0, True),
     ],
 )
-def test_triples_are_read_tolerantly(text: str, items: list[object], wrong: int, failed: bool) -> None:
+def test_triples_are_parsed_tolerantly(text: str, items: list[object], wrong: int, failed: bool) -> None:
     parsed = parse_triples(text)
     assert (list(parsed.items), parsed.wrong, parsed.failed) == (items, wrong, failed)
 
@@ -81,7 +81,7 @@ def test_box_scores() -> None:
     half = '{"dog1": [0.000, 0.000, 0.500, 0.500]}'
     answers = [
         (half, half),  # right
-        ('{"dog1": [0, 0, 0.5, 0.4], "cat1": [2, 2, 2, 2]}', half),  # IoU .8, and an entry of nonsense
+        ('{"dog1": [0, 0, 0.5, 0.4], "cat1": [2, 2, 2, 2]}', half),  # IoU 0.8, and an invalid entry
         ("no idea", half),
         ("{}", "{}"),
     ]
@@ -97,16 +97,16 @@ def test_triple_scores() -> None:
     assert (scores["precision"], scores["recall"]) == (pytest.approx(1 / 3), 0.5)
     assert scores["f1"] == pytest.approx(0.4)
     twice = triple_scores([('[["Bob", "age", "7"], ["Bob", "age", "7"]]', '[["Bob", "age", "7"]]')])
-    assert twice["precision"] == 0.5  # saying it again is not right again
+    assert twice["precision"] == 0.5  # a repetition is not right again
 
 
-def test_nothing_to_find_and_nothing_said_is_right() -> None:
+def test_nothing_to_find_and_nothing_predicted_is_right() -> None:
     assert box_scores([("{}", "{}")])["f1"] == 1
     assert box_scores([("{}", '{"dog1": [0, 0, 1, 1]}')])["f1"] == 0
     assert box_scores([('{"dog1": [0, 0, 1, 1]}', "{}")])["f1"] == 0
 
 
-def test_a_reference_that_cannot_be_read_is_an_error() -> None:
+def test_an_invalid_reference_is_an_error() -> None:
     with pytest.raises(MetricError, match="reference 1 cannot be read: 'A dog'"):
         box_scores([("{}", "A dog")])
     with pytest.raises(MetricError, match="no answers"):
