@@ -137,6 +137,30 @@ def test_predictions_are_kept_when_scoring_fails(project: Project, monkeypatch: 
     assert len(load_predictions(project.folder / "unscored" / "predictions_epoch_0.json").predictions) == 7
 
 
+def test_scene_and_fluency_scores_are_added(project: Project) -> None:
+    scenes = {f"image_{number}.png": {"background": "grey", "objects": []} for number in range(24, 31)}
+    (project.folder / "scenes.json").write_text(json.dumps(scenes))
+    options = ("evaluation.scenes=scenes.json", "evaluation.fluency=true", "evaluation.fraction=0.5")
+    content = json.loads((run(project, *options, out="more") / "metrics.json").read_text())
+    (row,) = content["rows"]
+    # The model's words are random and name no object, which is right for empty scenes, shuffled or not.
+    assert (row["object_accuracy"], row["all_objects_accuracy"], row["object_accuracy_shuffled"]) == (1, 1, 1)
+    assert {"repetition", "fragments"} <= set(row)
+    assert content["protocol"]["images"] == 4
+    assert content["protocol"]["selection"] == {"fraction": 0.5, "seed": 42}
+
+
+def test_without_an_output_folder_a_new_one_is_made(project: Project) -> None:
+    cfg = load_config("config.yaml", [*OPTIONS, "evaluation.limit=2", "paths.output_root=root"]).config
+    folders = []
+    for _ in range(2):
+        written = evaluate(cfg, ["checkpoint_0.pth"])
+        assert written is not None
+        folders.append(written.metrics.parent)
+    assert len(set(folders)) == 2
+    assert {folder.parent for folder in folders} == {Path("root/evaluation")}
+
+
 def fail_if_called(*_: Any, **__: Any) -> None:
     raise AssertionError("encoding began before everything was checked")
 
