@@ -2,7 +2,7 @@
 
     python dataset/convert_captions.py data/cc_sbu/ccs_synthetic_filtered_large.json
 
-The file is read a piece at a time, so it may be larger than memory.
+The file is read in chunks, so it may be larger than memory.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from minigpt4.common.files import write_atomically
 
 COLUMNS = ("caption", "url")
 DELIMITERS = {".tsv": "\t", ".csv": ","}
-PIECE = 1 << 20
+CHUNK = 1 << 20
 """Bytes read at a time."""
-LONGEST = 1 << 24
-"""Characters after which what looks like the beginning of a value is broken JSON."""
-LONGEST_TOKEN = 12
-"""Characters of the longest thing in JSON that makes no sense when it is cut: two escaped halves of a character."""
+MAX_VALUE = 1 << 24
+"""Characters after which an incomplete value is broken JSON."""
+MAX_TOKEN = 12
+"""Characters of the longest JSON token that is an error when cut: a surrogate pair, escaped."""
 BLANKS = (" ", "\t", "\r", "\n")
 EXPECTED = 'a JSON array of objects such as [{"caption": "...", "url": "..."}, ...]'
 
 
 class BrokenArrayError(DataError):
-    """The array breaks off or is no JSON from some byte on."""
+    """The array ends early, or is not JSON from some byte on."""
 
 
 class ArrayReader:
-    """The values of a JSON array, one after the other, with only a piece of the file in memory.
+    """The values of a JSON array, one after the other, with only a chunk of the file in memory.
 
     Args:
-        file: Opened for reading bytes.
-        name: Of the file, for messages.
-        progress: Called with the number of bytes of each piece.
+        file: file opened for reading bytes.
+        name: name of the file, for messages.
+        progress: called with the number of bytes of each chunk.
     """
 
     def __init__(self, file: BinaryIO, name: str, progress: Callable[[int], object] = lambda size: None) -> None:
@@ -56,8 +56,8 @@ class ArrayReader:
         self.progress = progress
         self.ended = False
         self.text = ""
-        self.place = 0
-        self._dropped = 0
+        self.position = 0
+        self._discarded = 0
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         self._json = json.JSONDecoder()
 
@@ -66,63 +66,63 @@ class ArrayReader:
 
         Raises:
             DataError: The file holds something else than an array.
-            BrokenArrayError: It breaks off, or is broken; everything before that has been yielded.
+            BrokenArrayError: It ends early or is broken; everything before that has been yielded.
         """
-        if self._next_character() != "[":
-            raise DataError(f"{self.name}: {EXPECTED} is expected, found {self.text[self.place :][:20]!r}")
-        self.place += 1
-        if self._next_character() == "]":
+        if self._peek() != "[":
+            raise DataError(f"{self.name}: {EXPECTED} is expected, found {self.text[self.position :][:20]!r}")
+        self.position += 1
+        if self._peek() == "]":
             return
         while True:
             yield self._value()
-            separator = self._next_character()
+            separator = self._peek()
             if separator not in (",", "]"):
                 raise self._broken("',' or ']' is expected", truncated=not separator)
-            self.place += 1
+            self.position += 1
             if separator == "]":
                 return
 
     def _value(self) -> Any:
-        self._next_character()
+        self._peek()
         while True:
             try:
-                value, end = self._json.raw_decode(self.text, self.place)
+                value, end = self._json.raw_decode(self.text, self.position)
             except json.JSONDecodeError as error:
-                breaks_off = error.msg.startswith("Unterminated") or error.pos >= len(self.text) - LONGEST_TOKEN
-                if self.ended or not breaks_off or len(self.text) - self.place > LONGEST:
-                    raise self._broken(error.msg, truncated=self.ended and breaks_off) from error
+                cut = error.msg.startswith("Unterminated") or error.pos >= len(self.text) - MAX_TOKEN
+                if self.ended or not cut or len(self.text) - self.position > MAX_VALUE:
+                    raise self._broken(error.msg, truncated=self.ended and cut) from error
             else:
-                # Where a piece ends, "12" may go on as "12.5".
-                if self.ended or self.text[self.place] in '{["' or self.text[end : end + 1] in (*BLANKS, ",", "]"):
-                    self.place = end
+                # At the end of a chunk, "12" may be the start of "12.5".
+                if self.ended or self.text[self.position] in '{["' or self.text[end : end + 1] in (*BLANKS, ",", "]"):
+                    self.position = end
                     return value
             self._read()
 
-    def _next_character(self) -> str:
-        """The next one that is no white space; empty at the end of the file."""
+    def _peek(self) -> str:
+        """The next character that is not white space; empty at the end of the file."""
         while True:
-            while self.place < len(self.text) and self.text[self.place] in BLANKS:
-                self.place += 1
-            if self.place < len(self.text):
-                return self.text[self.place]
+            while self.position < len(self.text) and self.text[self.position] in BLANKS:
+                self.position += 1
+            if self.position < len(self.text):
+                return self.text[self.position]
             if self.ended:
                 return ""
             self._read()
 
     def _read(self) -> None:
-        piece = self.file.read(PIECE)
-        self.progress(len(piece))
-        self._dropped += len(self.text[: self.place].encode())
-        self.ended = not piece
+        chunk = self.file.read(CHUNK)
+        self.progress(len(chunk))
+        self._discarded += len(self.text[: self.position].encode())
+        self.ended = not chunk
         try:
-            self.text = self.text[self.place :] + self._utf8.decode(piece, final=self.ended)
+            self.text = self.text[self.position :] + self._utf8.decode(chunk, final=self.ended)
         except UnicodeDecodeError as error:
             self.ended = True
             raise self._broken(f"not UTF-8 ({error.reason})") from error
-        self.place = 0
+        self.position = 0
 
     def _broken(self, reason: str, *, truncated: bool = False) -> BrokenArrayError:
-        byte = self._dropped + len(self.text[: self.place].encode())
+        byte = self._discarded + len(self.text[: self.position].encode())
         return BrokenArrayError(
             f"{self.name}: {'truncated' if truncated else 'broken JSON'} at byte {byte:,} ({reason})"
         )
@@ -130,7 +130,7 @@ class ArrayReader:
 
 @dataclass(slots=True)
 class Counts:
-    """What became of the values: rows written, and values left out because they have no URL, no caption or no form."""
+    """Rows written, and values left out: without URL, without caption, or not objects."""
 
     rows: int = 0
     without_url: int = 0
@@ -139,20 +139,20 @@ class Counts:
 
     def __str__(self) -> str:
         left_out = f"{self.without_url:,} without url, {self.without_caption:,} without caption"
-        return f"{self.rows:,} rows; left out: {left_out}, {self.no_objects:,} that are no objects"
+        return f"{self.rows:,} rows; left out: {left_out}, {self.no_objects:,} that are not objects"
 
 
 def convert(source: Path, out: Path, limit: int | None = None) -> Counts:
     """Write the table.
 
     Args:
-        source: The JSON array.
-        out: The table, .tsv or .csv; it appears whole or not at all.
-        limit: Rows to write at most.
+        source: the JSON array.
+        out: the table, .tsv or .csv, written atomically.
+        limit: most rows to write.
 
     Raises:
-        DataError: The source is no array, or a file cannot be read or written.
-        BrokenArrayError: The array breaks off; what stands before that is kept in a table called `.partial`.
+        DataError: The source is not an array, or a file cannot be read or written.
+        BrokenArrayError: The array ends early or is broken; the rows before that are kept in a table called `.partial`.
     """
     if out.suffix not in DELIMITERS:
         raise DataError(f"--out {out}: a name that ends in {' or '.join(DELIMITERS)} is expected")
@@ -176,8 +176,7 @@ def convert(source: Path, out: Path, limit: int | None = None) -> Counts:
         write_atomically(out, write)
     except BrokenArrayError as error:
         raise BrokenArrayError(
-            f"{error}; {partial} keeps what stands before that: {counts}. Download {source.name} again, or go on with "
-            "these"
+            f"{error}; {partial} keeps the rows before that: {counts}. Download {source.name} again, or use these"
         ) from error
     except OSError as error:
         raise DataError(f"{error.filename or out}: {error.strerror or error}") from error
@@ -199,7 +198,7 @@ def _write_rows(source: Path, write: Callable[[tuple[str, str]], object], counts
 
 
 def _row(value: Any, counts: Counts) -> tuple[str, str] | None:
-    """Caption and URL, each on one line; None where the value has not both."""
+    """Caption and URL, each on one line; None where one is missing."""
     if not isinstance(value, dict):
         counts.no_objects += 1
         return None
@@ -220,13 +219,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="the JSON file")
     parser.add_argument("--out", type=Path, help="table to write, .tsv or .csv (default: beside the source, .tsv)")
-    parser.add_argument("--limit", type=int, help="rows to write at most")
+    parser.add_argument("--limit", type=int, help="most rows to write")
     return parser.parse_args(argv)
 
 
 @exit_on_error()
 def main(argv: list[str] | None = None) -> int:
-    """Convert, and say what was written."""
+    """Convert, and print what was written."""
     args = parse_args(argv)
     out = args.out or args.source.with_suffix(".tsv")
     print(f"{out}: {convert(args.source, out, args.limit)}")

@@ -1,9 +1,9 @@
-"""Download the pictures of a caption table into webdataset shards, by img2dataset.
+"""Download the images of a caption table into webdataset shards, by img2dataset.
 
     python dataset/download_shards.py data/cc_sbu/ccs_synthetic_filtered_large.tsv --out data/cc_sbu/cc_sbu_dataset
     python dataset/download_shards.py data/laion/laion_synthetic_filtered_large.tsv --out data/laion/laion_dataset
 
-A download that was interrupted goes on with the shards it had not finished. img2dataset needs older releases of pandas
+An interrupted download resumes with the shards it had not finished. img2dataset needs older releases of pandas
 and webdataset than training does, so it lives in an environment of its own: `pipx install img2dataset`.
 """
 
@@ -34,12 +34,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path, help="what convert_captions.py wrote: columns caption and url")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
-    parser.add_argument("--image-size", type=int, default=224, help="length of a picture's shorter side at most (224)")
+    parser.add_argument("--image-size", type=int, default=224, help="longest allowed shorter side of an image (224)")
     parser.add_argument("--processes", type=int, default=16, help="processes (16)")
     parser.add_argument("--threads", type=int, default=128, help="downloads at a time (128)")
     parser.add_argument("--samples-per-shard", type=int, default=10_000, help="rows of the table a shard (10,000)")
-    parser.add_argument("--distributor", choices=DISTRIBUTORS, default="multiprocessing", help="who runs the processes")
-    parser.add_argument("--retries", type=int, default=1, help="further attempts at a picture (1)")
+    parser.add_argument("--distributor", choices=DISTRIBUTORS, default="multiprocessing", help="runs the processes")
+    parser.add_argument("--retries", type=int, default=1, help="further attempts at an image (1)")
     parser.add_argument("--wandb", action="store_true", help="report progress to Weights & Biases")
     parser.add_argument("--print", action="store_true", dest="only_print", help="show the command, and stop")
     return parser.parse_args(argv)
@@ -48,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def img2dataset_arguments(args: argparse.Namespace) -> list[str]:
     """The arguments of img2dataset.
 
-    Pictures keep their proportions and are never enlarged: the model's transform brings them to its own square.
+    Images keep their proportions and are never enlarged: the model's transform resizes them to its own square.
     """
     values = {
         "url_list": args.table,
@@ -73,7 +73,7 @@ def img2dataset_arguments(args: argparse.Namespace) -> list[str]:
 
 @exit_on_error()
 def main(argv: list[str] | None = None) -> int:
-    """Run img2dataset; its exit status."""
+    """Run img2dataset and return its exit status."""
     args = parse_args(argv)
     if not args.table.is_file():
         raise DataError(f"table {args.table} does not exist; dataset/convert_captions.py makes it of BLIP's JSON")

@@ -1,4 +1,4 @@
-"""The chat page's example pictures: scenes of the test pool, each with a prompt."""
+"""The chat page's example images: scenes of the test pool, each with a prompt."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main() -> None:
         draw_scene(placed, 224).quantize(64).save(folder / name, optimize=True)
         prompts[name] = PROMPTS[number - 1]
     (folder / "prompts.json").write_text(json.dumps(prompts, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(prompts)} pictures in {folder}")
+    print(f"{len(prompts)} images in {folder}")
 
 
 if __name__ == "__main__":

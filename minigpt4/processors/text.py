@@ -1,4 +1,4 @@
-"""Captions -> the text to learn."""
+"""Captions -> the text to train on."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _SPACES = re.compile(r"\s{2,}")
 
 @processors.register("blip_caption")
 class BlipCaption:
-    """BLIP's cleaning: lower case, some punctuation to spaces, at most so many words.
+    """BLIP's cleaning: lower case, some punctuation to spaces, a limited number of words.
 
     Args:
-        prompt: Put in front.
-        max_words: Words kept.
+        prompt: text in front of the caption.
+        max_words: words that are kept; None: 50.
     """
 
     def __init__(self, prompt: str = "", max_words: int | None = 50) -> None:
@@ -24,7 +24,7 @@ class BlipCaption:
         self.max_words = 50 if max_words is None else max_words
 
     def __call__(self, caption: str) -> str:
-        """The cleaned caption behind the prompt."""
+        """The prompt and the cleaned caption."""
         text = _SPACES.sub(" ", _PUNCTUATION.sub(" ", caption.lower()))
         words = text.rstrip("\n").strip(" ").split(" ")
         return self.prompt + " ".join(words[: self.max_words])
@@ -32,11 +32,11 @@ class BlipCaption:
 
 @processors.register("plain_text")
 class PlainText:
-    """The caption as it stands, with white space folded, so that upper case and punctuation are learnt too.
+    """The caption with white space collapsed; upper case and punctuation are trained on too.
 
     Args:
-        prompt: Put in front.
-        max_words: Words kept; None: all.
+        prompt: text in front of the caption.
+        max_words: words that are kept; None: all.
     """
 
     def __init__(self, prompt: str = "", max_words: int | None = None) -> None:
@@ -44,5 +44,5 @@ class PlainText:
         self.max_words = max_words
 
     def __call__(self, caption: str) -> str:
-        """The caption behind the prompt."""
+        """The prompt and the caption."""
         return self.prompt + " ".join(caption.split()[: self.max_words])

@@ -23,9 +23,9 @@ from recipes.tiny import gates, layout
 from recipes.tiny.alignment import AlignmentSettings, stage1_answers, train_projection
 from recipes.tiny.answering import answer_from_codes
 from recipes.tiny.dialogues import TEMPLATE, alignment_prompts
+from recipes.tiny.images import draw_images
 from recipes.tiny.language import CodeReader, LanguageSettings, train_language_model
 from recipes.tiny.oracle import oracle_scores
-from recipes.tiny.pictures import draw_pictures
 from recipes.tiny.rehearsal import Rehearsal, rehearse
 from recipes.tiny.sizes import (
     IMAGE_SIZE,
@@ -71,9 +71,9 @@ def language(args: argparse.Namespace) -> None:
 
 def vision(args: argparse.Namespace) -> None:
     """ViT and Q-Former, gated on the words that the queries say."""
-    pictures = draw_pictures("train", args.pictures, f"vision-{args.seed}", PATCH_SIZE)
-    checks = draw_pictures("val", 1000, "vision-check", PATCH_SIZE)
-    model, heads = train_vision(pictures, checks, VisionSettings(steps=args.vision_steps, seed=args.seed))
+    drawn = draw_images("train", args.pictures, f"vision-{args.seed}", PATCH_SIZE)
+    checks = draw_images("val", 1000, "vision-check", PATCH_SIZE)
+    model, heads = train_vision(drawn, checks, VisionSettings(steps=args.vision_steps, seed=args.seed))
     layout.save_vision(model, args.out)
     scores = accuracies(predict_codes(model, heads, checks.images), checks.codes)
     gates.check("vision", scores, gates.VISION_GATES)
@@ -83,9 +83,9 @@ def stage1(args: argparse.Namespace) -> None:
     """A few steps of the projection on short captions, a third of them wrong."""
     torch.manual_seed(args.seed)
     model = load(args.out)
-    pictures = draw_pictures("train", STAGE1_SCENES, f"stage1-{args.seed}", PATCH_SIZE)
+    drawn = draw_images("train", STAGE1_SCENES, f"stage1-{args.seed}", PATCH_SIZE)
     settings = AlignmentSettings(steps=args.stage1_steps, warmup=10)
-    for _ in train_projection(model, pictures, stage1_answers(pictures), settings, f"stage1-{args.seed}"):
+    for _ in train_projection(model, drawn, stage1_answers(drawn), settings, f"stage1-{args.seed}"):
         pass
     layout.save_stage1(model, args.out)
 
@@ -121,7 +121,7 @@ def show(result: Rehearsal) -> None:
     console.print(table)
     console.print("questions: " + ", ".join(f"{kind} {value:.2f}" for kind, value in result.questions.items()))
     for name, text in result.blank.items():
-        console.print(f"{name} picture: {text}")
+        console.print(f"{name} image: {text}")
     for text in result.samples:
         console.print(f"- {text}")
 

@@ -17,7 +17,7 @@ from minigpt4.processors.image import normalize
 from minigpt4.scenes.captions import captions_of
 from minigpt4.scenes.vocabulary import Scene
 from recipes.tiny.dialogues import alignment_prompts, short_caption
-from recipes.tiny.pictures import Pictures
+from recipes.tiny.images import SceneImages
 
 Answers = Callable[[int, random.Random], str]
 
@@ -32,26 +32,26 @@ class AlignmentSettings:
     warmup: int = 20
 
 
-def stage1_answers(pictures: Pictures, wrong_share: float = 0.3) -> Answers:
-    """Short captions, some of them of another picture: the noisy web text of a first stage."""
+def stage1_answers(drawn: SceneImages, wrong_share: float = 0.3) -> Answers:
+    """Short captions, some of them of another image: the noisy web text of a first stage."""
 
     def answer(index: int, rng: random.Random) -> str:
-        scene: Scene = pictures.scenes[index]
+        scene: Scene = drawn.scenes[index]
         if rng.random() < wrong_share:
-            scene = rng.choice(pictures.scenes)
+            scene = rng.choice(drawn.scenes)
         return short_caption(scene, rng)
 
     return answer
 
 
-def caption_answers(pictures: Pictures) -> Answers:
-    """One of a picture's five captions, which stay the same from epoch to epoch."""
-    captions = [captions_of(scene, random.Random(f"rehearsal-{i}")) for i, scene in enumerate(pictures.scenes)]
+def caption_answers(drawn: SceneImages) -> Answers:
+    """One of an image's five captions, which stay the same from epoch to epoch."""
+    captions = [captions_of(scene, random.Random(f"rehearsal-{i}")) for i, scene in enumerate(drawn.scenes)]
     return lambda index, rng: rng.choice(captions[index])
 
 
 def train_projection(
-    model: MiniGPT4, pictures: Pictures, answers: Answers, settings: AlignmentSettings, seed: str
+    model: MiniGPT4, drawn: SceneImages, answers: Answers, settings: AlignmentSettings, seed: str
 ) -> Iterator[int]:
     """Train `llama_proj`, epoch by epoch.
 
@@ -63,14 +63,14 @@ def train_projection(
     optimizer = torch.optim.AdamW(
         [{"params": [weight], "weight_decay": 0.05}, {"params": [bias], "weight_decay": 0.0}], lr=settings.lr
     )
-    per_epoch = math.ceil(len(pictures) / settings.batch)
+    per_epoch = math.ceil(len(drawn) / settings.batch)
     model.train()
     for step in range(settings.steps):
         epoch, at = divmod(step, per_epoch)
-        order = list(range(len(pictures)))
+        order = list(range(len(drawn)))
         random.Random(f"{seed}-{epoch}").shuffle(order)
         rows = order[at * settings.batch : (at + 1) * settings.batch]
-        images = normalize(pictures.images[rows])
+        images = normalize(drawn.images[rows])
         samples = []
         for row, image in zip(rows, images, strict=True):
             rng = random.Random(f"{seed}-{epoch}-{row}")

@@ -1,4 +1,4 @@
-"""Answers of the tiny model: from a scene's code in words, and from its picture."""
+"""Answers of the tiny model: from a scene's code in words, and from its image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _GREEDY = GenerationConfig(max_new_tokens=60)
 
 
 def answer_from_codes(reader: CodeReader) -> Answerer:
-    """Answers of the language model alone, that reads each scene's code as text."""
+    """Answers of the language model alone, which reads each scene's code as text."""
 
     generator = Generator(reader.model, reader.encoder.tokenizer, _GREEDY, reader.encoder.template.end)
 
@@ -41,15 +41,15 @@ def answer_from_codes(reader: CodeReader) -> Answerer:
     return answer
 
 
-def answer_from_pictures(model: MiniGPT4, images: Tensor) -> Answerer:
-    """Answers of the whole model, that sees `images` (N, 3, S, S) uint8 and not the scenes."""
+def answer_from_images(model: MiniGPT4, images: Tensor) -> Answerer:
+    """Answers of the complete model, which is given `images` (N, 3, S, S) uint8 and not the scenes."""
 
     def answer(scenes: list[Scene], instructions: list[str]) -> list[str]:
         texts: list[str] = []
         for start in range(0, len(instructions), _BATCH):
             prompts = [model.encoder.prompt(text) for text in instructions[start : start + _BATCH]]
-            pictures = normalize(images[start : start + len(prompts)])
-            texts += [a.text for a in model.generate(prompts, _GREEDY, images=pictures)]
+            pixels = normalize(images[start : start + len(prompts)])
+            texts += [a.text for a in model.generate(prompts, _GREEDY, images=pixels)]
         return texts
 
     return answer

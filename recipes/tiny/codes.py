@@ -1,4 +1,4 @@
-"""The scene code: what a picture shows as sixteen words, the language that the two halves of the model share.
+"""The scene code: what an image shows as sixteen words, the language that the two halves of the model share.
 
 Three slots, the largest object first, of size, colour, shape, row and column; then the background. The Q-Former
 learns to say one word with each of its sixteen queries; the language model learns to read the same words from text.
@@ -12,7 +12,7 @@ from minigpt4.scenes.vocabulary import BACKGROUNDS, COLOURS, COLUMNS, ROWS, SHAP
 MAX_OBJECTS = 3
 ATTRIBUTES = ("size", "colour", "shape", "row", "column")
 CODE_LENGTH = MAX_OBJECTS * len(ATTRIBUTES) + 1
-# "plain": any other even colour; only empty pictures have it.
+# "plain": any other even colour; only empty images have it.
 ALL_BACKGROUNDS = (*BACKGROUNDS, "plain")
 WORDS: tuple[str, ...] = ("none", *SIZES, *COLOURS, *SHAPES, *ROWS, *COLUMNS, *ALL_BACKGROUNDS)
 WORD_IDS = {word: index for index, word in enumerate(WORDS)}

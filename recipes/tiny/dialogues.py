@@ -1,4 +1,4 @@
-"""What the language model reads: prompts in the dialogue template around a scene's code, and the answers to learn."""
+"""Training text of the language model: prompts in the dialogue template around a scene's code, and the answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DESCRIBE, _SHORT, _QUESTION = 0.68, 0.08, 0.16  # the rest: a description and t
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A scene, the rendered prompt about it (one picture) and the answer to learn."""
+    """A scene, the rendered prompt about it (one image) and the answer to train on."""
 
     scene: Scene
     prompt: str
@@ -59,9 +59,9 @@ def make_dialogue(scene: Scene, rng: random.Random, prompts: list[str]) -> Dialo
     """Draw what is asked about a scene: mostly a description, sometimes a short one, a question, or two turns.
 
     Args:
-        scene: what the picture shows.
+        scene: what the image shows.
         rng: source of every choice.
-        prompts: instructions that ask for a description, with the picture's place in each.
+        prompts: instructions that ask for a description, with the image's place in each.
     """
     draw = rng.random()
     if draw < _DESCRIBE:

@@ -26,7 +26,7 @@ VISION_GATES = {"colour 0": 0.97, "shape 0": 0.94, "row 0": 0.95, "column 0": 0.
 
 
 class GateError(MiniGPT4Error):
-    """A part of the model has not learnt what the next part needs."""
+    """A part of the model is not yet good enough for the next part."""
 
 
 def language_gates(scores: Mapping[str, float]) -> dict[str, float]:
@@ -44,4 +44,4 @@ def check(part: str, scores: Mapping[str, float], gates: Mapping[str, float]) ->
         logger.info("%s  %-22s %.3f%s", part, name, value, f"  (gate {gates[name]})" if name in gates else "")
     failed = [f"{name} {scores[name]:.3f} < {gate}" for name, gate in gates.items() if scores[name] < gate]
     if failed:
-        raise GateError(f"{part} has not learnt enough: {'; '.join(failed)}. Train it longer (--{part}-steps N)")
+        raise GateError(f"{part} is not good enough: {'; '.join(failed)}. Train it longer (--{part}-steps N)")

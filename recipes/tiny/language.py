@@ -1,7 +1,7 @@
 """Pre-training of the tiny LLaMA on text alone: it learns to read scene codes, and to talk about them.
 
-A scene's code stands where a picture's embeddings will stand. Its words' embeddings are blurred in training, because
-what a projection makes of a picture will never be exactly such an embedding.
+A scene's code stands where an image's embeddings will stand. Its words' embeddings are blurred in training, because
+what a projection makes of an image will never be exactly such an embedding.
 """
 
 from __future__ import annotations

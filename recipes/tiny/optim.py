@@ -12,7 +12,7 @@ from torch import nn
 class HybridOptimizer:
     """Muon (orthogonalised momentum) on the hidden matrices, AdamW on embeddings, heads, norms and biases.
 
-    Small transformers learn from about half as many pictures this way as with AdamW alone.
+    Small transformers learn from about half as many images this way as with AdamW alone.
 
     Args:
         modules: what to train.

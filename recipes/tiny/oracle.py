@@ -1,6 +1,6 @@
 """Judging answers about scenes attribute by attribute.
 
-The loss hides what is not learnt: a model that guesses left and right at chance loses little. So the recipe asks.
+The loss hides what a model does not know: guessing left or right costs little. So the recipe asks questions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minigpt4.scenes.vocabulary import COLOURS, SHAPES, SIZES, Scene
 from recipes.tiny.questions import KINDS, ask
 
 Answerer = Callable[[list[Scene], list[str]], list[str]]
-"""Scenes and instructions (one picture each) -> answers."""
+"""Scenes and instructions (one image each) -> answers."""
 _CANONICAL = {word: name for words in (COLOURS, SHAPES, SIZES) for name, all_ in words.items() for word in all_}
 _WORD = re.compile("|".join(sorted(map(re.escape, _CANONICAL), key=len, reverse=True)))
 _SIZE_WORDS = re.compile(rf"\b({'|'.join(SIZES)}) ")
@@ -45,7 +45,7 @@ def sizes_right(caption: str, scene: Scene) -> bool:
 
 
 def is_true(caption: str, scene: Scene) -> bool:
-    """Whether the whole caption is a true sentence: objects, sizes, places, relations and background."""
+    """Whether the caption is true in all parts: objects, sizes, places, relations and background."""
     return _SIZE_WORDS.sub("", simplified(caption)) in true_captions(scene) and sizes_right(caption, scene)
 
 

@@ -28,7 +28,7 @@ def ask(scene: Scene, rng: random.Random, kind: str | None = None) -> tuple[str,
     """Make up a question about a scene.
 
     Args:
-        scene: what the picture shows.
+        scene: what the image shows.
         rng: source of every choice.
         kind: one of `KINDS`; drawn where not given. An unanswerable kind becomes "count" or "background".
 

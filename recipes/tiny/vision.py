@@ -15,12 +15,12 @@ from minigpt4.models.qformer import QFormer
 from minigpt4.models.vision import VisionEncoder
 from minigpt4.processors.image import normalize
 from recipes.tiny.codes import ATTRIBUTES, CODE_LENGTH, MAX_OBJECTS, WORDS, position_name
+from recipes.tiny.images import BACKGROUND_SLOT, SceneImages
 from recipes.tiny.optim import HybridOptimizer
-from recipes.tiny.pictures import BACKGROUND_SLOT, Pictures
 from recipes.tiny.sizes import IMAGE_SIZE, NUM_QUERIES, QFORMER_ARGS, VIT_ARGS, VIT_BLOCKS, VIT_NAME
 
 logger = logging.getLogger(__name__)
-_WEIGHTS = {"shape": 2.0}  # the slowest to be learnt
+_WEIGHTS = {"shape": 2.0}  # the slowest to train
 _SPREAD = 0.3
 PATCH_ATTRIBUTES = 3  # size, colour and shape are properties of a patch; row and column are not
 
@@ -33,7 +33,7 @@ class VisionModel(nn.Module):
         self.encoder = VisionEncoder(VIT_NAME, IMAGE_SIZE, VIT_BLOCKS, VIT_ARGS)
         no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         self.qformer = QFormer(self.encoder.width, NUM_QUERIES, QFORMER_ARGS | no_dropout)
-        # The default deviation of .02 is far too small for matrices this narrow: only colour would be learnt.
+        # The default deviation of .02 is far too small for matrices this narrow: only colour would be learned.
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -43,7 +43,7 @@ class VisionModel(nn.Module):
         nn.init.normal_(self.encoder.backbone.pos_embed, std=0.3)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, S, S) -> patches with the class token (B, P + 1, width), queries (B, Q, width)."""
+        """Images (B, 3, S, S) -> patches with the class token (B, P + 1, width), queries (B, Q, width)."""
         patches = self.encoder(images)
         return self.qformer.ln_vision(patches), self.qformer(patches)
 
@@ -52,7 +52,7 @@ class Heads(nn.Module):
     """Throw-away classifiers: a word for each query, and size, colour and shape for each patch.
 
     `prototypes` gather the queries that say the same word, whatever their slot, around one point: then a single
-    linear map serves all queries, and what a thousand pictures teach it about one slot holds for the others.
+    linear map serves all queries, and what a thousand images teach it about one slot holds for the others.
     """
 
     def __init__(self) -> None:
@@ -89,12 +89,12 @@ class VisionSettings:
     seed: int = 0
 
 
-def train_vision(pictures: Pictures, checks: Pictures, settings: VisionSettings) -> tuple[VisionModel, Heads]:
+def train_vision(drawn: SceneImages, checks: SceneImages, settings: VisionSettings) -> tuple[VisionModel, Heads]:
     """Train ViT and Q-Former from scratch.
 
     Args:
-        pictures: what to learn from.
-        checks: held-out pictures that the log's accuracies are of.
+        drawn: images to train on.
+        checks: held-out images for the accuracies in the log.
         settings: duration.
 
     Returns:
@@ -106,10 +106,10 @@ def train_vision(pictures: Pictures, checks: Pictures, settings: VisionSettings)
     order = torch.Generator().manual_seed(settings.seed)
     started, total = time.monotonic(), 0.0
     for step in range(settings.steps):
-        rows = torch.randint(len(pictures), (settings.batch,), generator=order)
+        rows = torch.randint(len(drawn), (settings.batch,), generator=order)
         with torch.autocast("cpu", torch.bfloat16):
-            patches, queries = model(normalize(pictures.images[rows]))
-            loss = heads.loss(patches, queries, pictures.codes[rows], pictures.slots[rows])
+            patches, queries = model(normalize(drawn.images[rows]))
+            loss = heads.loss(patches, queries, drawn.codes[rows], drawn.slots[rows])
         loss.backward()
         optimizer.step(step)
         total += loss.item()
@@ -124,7 +124,7 @@ def train_vision(pictures: Pictures, checks: Pictures, settings: VisionSettings)
 
 @torch.no_grad()
 def predict_codes(model: VisionModel, heads: Heads, images: Tensor, batch: int = 100) -> Tensor:
-    """The words that the queries say, (N, 16), for uint8 pictures (N, 3, S, S)."""
+    """The words that the queries say, (N, 16), for uint8 images (N, 3, S, S)."""
     model.eval()
     parts = [heads.word(model(normalize(part))[1]).argmax(-1) for part in images.split(batch)]
     model.train()
@@ -132,7 +132,7 @@ def predict_codes(model: VisionModel, heads: Heads, images: Tensor, batch: int =
 
 
 def accuracies(predicted: Tensor, codes: Tensor) -> dict[str, float]:
-    """Share of right words by place of the code, over pictures in which that slot is used; "all": whole codes."""
+    """Share of right words by place of the code, over images in which that slot is used; "all": whole codes."""
     result = {"all": (predicted == codes).all(1).float().mean().item()}
     for index in range(CODE_LENGTH):
         used = codes[:, index] != 0
@@ -140,6 +140,6 @@ def accuracies(predicted: Tensor, codes: Tensor) -> dict[str, float]:
     return result
 
 
-def _brief(model: VisionModel, heads: Heads, checks: Pictures) -> str:
+def _brief(model: VisionModel, heads: Heads, checks: SceneImages) -> str:
     scores = accuracies(predict_codes(model, heads, checks.images[:400]), checks.codes[:400])
     return " ".join(f"{name.replace(' ', '')} {value:.2f}" for name, value in scores.items() if not math.isnan(value))

@@ -26,10 +26,10 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
 
 
-@pytest.mark.parametrize("piece", [1, 2, 7, 100, 1 << 20])
+@pytest.mark.parametrize("chunk", [1, 2, 7, 100, 1 << 20])
 @pytest.mark.parametrize("ascii_only", [True, False])
-def test_values_are_the_same_whatever_the_pieces(monkeypatch: pytest.MonkeyPatch, piece: int, ascii_only: bool) -> None:
-    monkeypatch.setattr(convert_captions, "PIECE", piece)
+def test_values_are_the_same_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int, ascii_only: bool) -> None:
+    monkeypatch.setattr(convert_captions, "CHUNK", chunk)
     values = [*ROWS[:20], 12, -3.5e2, 'a"]', [1, [2, {}]], None, True, 345]
     for indent in (None, 1):
         content = json.dumps(values, ensure_ascii=ascii_only, indent=indent).encode()
@@ -60,7 +60,7 @@ def test_rows_that_cannot_be_used_are_counted(tmp_path: Path, capsys: pytest.Cap
     source = write(tmp_path / "ccs.json", [*ROWS[:5], *bad])
     assert main([str(source)]) == 0
     assert (
-        "ccs.tsv: 5 rows; left out: 2 without url, 2 without caption, 2 that are no objects" in capsys.readouterr().out
+        "ccs.tsv: 5 rows; left out: 2 without url, 2 without caption, 2 that are not objects" in capsys.readouterr().out
     )
     assert len(table(tmp_path / "ccs.tsv")) == 5
 
@@ -89,7 +89,7 @@ def test_what_is_no_array_is_named(tmp_path: Path, content: str, message: str) -
     assert not (tmp_path / "a.tsv").exists()
 
 
-def test_what_stands_before_the_damage_is_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_before_the_damage_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = json.dumps(ROWS, ensure_ascii=False)
     source = write(tmp_path / "ccs.json", text[: text.index("caption 150")])
     with pytest.raises(SystemExit):
@@ -97,7 +97,7 @@ def test_what_stands_before_the_damage_is_kept_apart(tmp_path: Path, capsys: pyt
     error = capsys.readouterr().err
     byte = len(text[: text.index('{"caption": "caption 150')].encode())
     assert f"ccs.json: truncated at byte {byte:,}" in error
-    assert "ccs.partial.tsv keeps what stands before that: 150 rows" in error
+    assert "ccs.partial.tsv keeps the rows before that: 150 rows" in error
     assert table(tmp_path / "ccs.partial.tsv") == ROWS[:150]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ccs.json", "ccs.partial.tsv"]
 

@@ -20,9 +20,9 @@ from minigpt4.scenes.vocabulary import Scene
 from recipes.tiny.codes import CODE_LENGTH, PIECES, WORDS, encode_scene, position_name
 from recipes.tiny.dialogues import TEMPLATE, alignment_prompts, make_dialogue, short_caption, training_scene
 from recipes.tiny.gates import check
+from recipes.tiny.images import draw_images
 from recipes.tiny.language import CodeReader, build_language_model, piece_id
 from recipes.tiny.oracle import caption_scores, is_true, oracle_scores
-from recipes.tiny.pictures import draw_pictures
 from recipes.tiny.questions import KINDS, ask
 from recipes.tiny.tokenizer import train_tokenizer
 from recipes.tiny.vision import Heads, VisionModel, accuracies, patch_words
@@ -70,7 +70,7 @@ def test_questions_have_answers_in_words(kind: str) -> None:
         assert len(named_objects(answer)) <= 1
 
 
-def test_dialogues_have_one_picture_and_learn_the_answer_only(encoder: PromptEncoder) -> None:
+def test_dialogues_have_one_image_and_learn_the_answer_only(encoder: PromptEncoder) -> None:
     prompts = alignment_prompts()
     assert len(prompts) == 4
     for number in range(300):
@@ -106,18 +106,18 @@ def test_code_reader_reaches_every_weight(encoder: PromptEncoder) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_pictures_and_heads_fit_together() -> None:
-    pictures = draw_pictures("train", 12, "test", patch=8, empty_share=0.3)
-    assert pictures.images.shape == (12, 3, 64, 64) and pictures.codes.shape == (12, 16)
-    words = patch_words(pictures.codes, pictures.slots)
-    for row, scene in enumerate(pictures.scenes):
+def test_images_and_heads_fit_together() -> None:
+    drawn = draw_images("train", 12, "test", patch=8, empty_share=0.3)
+    assert drawn.images.shape == (12, 3, 64, 64) and drawn.codes.shape == (12, 16)
+    words = patch_words(drawn.codes, drawn.slots)
+    for row, scene in enumerate(drawn.scenes):
         found = {WORDS[i] for i in words[row, :, 1].tolist()} - {"none"}
         assert found == {o.colour for o in scene.objects}
     torch.manual_seed(0)
     model, heads = VisionModel(), Heads()
-    heads.loss(*model(normalize(pictures.images)), pictures.codes, pictures.slots).backward()
+    heads.loss(*model(normalize(drawn.images)), drawn.codes, drawn.slots).backward()
     assert model.qformer.query_tokens.grad is not None
-    assert accuracies(pictures.codes, pictures.codes)["all"] == 1.0
+    assert accuracies(drawn.codes, drawn.codes)["all"] == 1.0
 
 
 def test_oracle_gives_a_perfect_answerer_full_marks_and_gates_fail_by_name() -> None:

@@ -1,4 +1,4 @@
-"""Pictures to pre-train the vision side on, drawn in memory, with their codes."""
+"""Images to pre-train the vision side on, drawn in memory, with their codes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BACKGROUND_SLOT = 3
 
 
 @dataclass(frozen=True)
-class Pictures:
+class SceneImages:
     """Drawn scenes.
 
     Attributes:
@@ -40,7 +40,7 @@ class Pictures:
         return len(self.scenes)
 
 
-def draw_pictures(split: str, count: int, seed: str, patch: int, empty_share: float = EMPTY_SHARE) -> Pictures:
+def draw_images(split: str, count: int, seed: str, patch: int, empty_share: float = EMPTY_SHARE) -> SceneImages:
     """Draw scenes of one split's pool, some of them empty.
 
     Args:
@@ -48,7 +48,7 @@ def draw_pictures(split: str, count: int, seed: str, patch: int, empty_share: fl
         count: how many.
         seed: names the collection.
         patch: side of the backbone's patches in pixels.
-        empty_share: share of pictures without objects.
+        empty_share: share of images without objects.
     """
     images, codes, slots, scenes = [], [], [], []
     for placed, image in _drawn(split, count, seed, empty_share):
@@ -57,7 +57,7 @@ def draw_pictures(split: str, count: int, seed: str, patch: int, empty_share: fl
         slots.append(_patch_slots(placed, patch))
         scenes.append(placed.scene)
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return Pictures(stacked, torch.tensor(codes), torch.tensor(slots), scenes)
+    return SceneImages(stacked, torch.tensor(codes), torch.tensor(slots), scenes)
 
 
 def _drawn(split: str, count: int, seed: str, empty_share: float) -> Iterator[tuple[PlacedScene, Image.Image]]:
@@ -70,17 +70,17 @@ def _drawn(split: str, count: int, seed: str, empty_share: float) -> Iterator[tu
             image = draw_background(background, REFERENCE_SIZE, rng)
             yield PlacedScene(Scene(background, ()), (), placed.style_seed), image
         else:
-            yield PlacedScene(Scene("plain", ()), (), placed.style_seed), _even_picture(rng)
+            yield PlacedScene(Scene("plain", ()), (), placed.style_seed), _even_image(rng)
 
 
-def _even_picture(rng: random.Random) -> Image.Image:
-    """A picture of one colour that is none of the plain backgrounds; often white."""
+def _even_image(rng: random.Random) -> Image.Image:
+    """An image of one colour that is none of the plain backgrounds; often white."""
     if rng.random() < 0.25:
         level = rng.randint(235, 255)
         return Image.new("RGB", (REFERENCE_SIZE, REFERENCE_SIZE), (level, level, level))
     while True:
         red, green, blue = (rng.randint(0, 255) for _ in range(3))
-        # Dark, grey and tan are told apart by their own names.
+        # Dark, grey and tan backgrounds have names of their own.
         if max(red, green, blue) > 70 and max(red, green, blue) - min(red, green, blue) > 90:
             return Image.new("RGB", (REFERENCE_SIZE, REFERENCE_SIZE), (red, green, blue))
 
