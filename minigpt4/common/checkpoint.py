@@ -42,7 +42,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         return _read_safetensors(file)
     content = _read_torch(file)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: expected a mapping of names to tensors, found {type(content).__name__}")
+        raise CheckpointError(f"{file}: a mapping of names to tensors is expected, found {type(content).__name__}")
     return content
 
 

@@ -55,8 +55,9 @@ def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, kept: int) -> 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"model": Unsafe()}, tmp_path / "zipped.pth")
+    torch.save({"model": Unsafe()}, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Unsafe(), protocol=2))
-    for name in ("zipped.pth", "plain.pth"):
+    for name in ("zipped.pth", "legacy.pth", "plain.pth"):
         with pytest.raises(CheckpointError, match=name):
             read_checkpoint(tmp_path / name)
     assert capsys.readouterr().out == ""
@@ -104,3 +105,12 @@ class TestFingerprint:
         assert fingerprint(tmp_path) == before
         (tmp_path / "more.bin").write_bytes(b"x")
         assert fingerprint(tmp_path) != before
+
+
+def test_write_checkpoint_is_atomic(tmp_path: Path) -> None:
+    path = tmp_path / "c.pth"
+    write_checkpoint(path, {"model": {"a": torch.ones(2)}, "epoch": 3})
+    with pytest.raises(AttributeError):
+        write_checkpoint(path, {"model": lambda: None})  # not picklable: writing fails half way
+    assert read_checkpoint(path)["epoch"] == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["c.pth"]

@@ -13,12 +13,12 @@ from tests.ascii_tokenizer import AsciiTokenizer
 VICUNA = Template("###Human: {} ###Assistant: ", "###")
 
 
-def test_the_first_question_shows_the_picture() -> None:
+def test_the_first_question_has_the_image() -> None:
     asked = Dialogue(VICUNA).prompt("What is it?", images=1)
     assert asked == "###Human: <Img><ImageHere></Img> What is it? ###Assistant: "
 
 
-def test_later_turns_know_the_earlier_ones() -> None:
+def test_later_turns_follow_the_earlier_ones() -> None:
     dialogue = Dialogue(VICUNA, [Turn("What is it?", 1, "A dog."), Turn("Which colour?", 0, "Red.")])
     assert dialogue.prompt("Sure?") == (
         "###Human: <Img><ImageHere></Img> What is it? ###Assistant: A dog."
@@ -31,13 +31,13 @@ def test_a_turn_that_does_not_begin_with_the_end_mark() -> None:
     assert dialogue.prompt("Sure?") == "[INST] <Img><ImageHere></Img> What is it? [/INST]A dog.</s>[INST] Sure? [/INST]"
 
 
-def test_pictures_stand_in_the_question_they_came_with() -> None:
+def test_images_belong_to_the_question_they_came_with() -> None:
     dialogue = Dialogue(Template("H {} A ", "#"), [Turn("one?", 2, "x")])
     assert dialogue.prompt("two?", 1) == f"H {IMAGE_TAG} {IMAGE_TAG} one? A x#H {IMAGE_TAG} two? A "
     assert dialogue.prompt(f"In {IMAGE_TAG}?", 1).endswith(f"H In {IMAGE_TAG}? A ")
 
 
-def test_placeholders_that_somebody_types_or_the_model_says() -> None:
+def test_placeholders_typed_by_a_user_or_generated_by_the_model() -> None:
     with pytest.raises(DataError, match="1 image placeholder"):
         Dialogue(VICUNA).prompt(f"What is {IMAGE_TAG}?")
     dialogue = Dialogue(VICUNA, [Turn("What?", 1, "a <ImageHere> b")])
@@ -45,22 +45,22 @@ def test_placeholders_that_somebody_types_or_the_model_says() -> None:
 
 
 class TestFullContext:
-    """The ASCII tokenizer makes a token of each character; a picture takes two."""
+    """The ASCII tokenizer makes a token of each character; an image takes two."""
 
     encoder = PromptEncoder(AsciiTokenizer(), Template("H {} A ", "#"), num_image_tokens=2)
 
-    def fit(self, room: int, *turns: Turn, question: str = "now?", images: int = 0):  # type: ignore[no-untyped-def]
+    def fit(self, max_tokens: int, *turns: Turn, question: str = "now?", images: int = 0):  # type: ignore[no-untyped-def]
         dialogue = Dialogue(self.encoder.template, list(turns))
-        return dialogue.fit(question, images, self.encoder, room)
+        return dialogue.fit(question, images, self.encoder, max_tokens)
 
-    def test_what_fits_is_kept_to_the_last_token(self) -> None:
+    def test_what_fits_exactly_is_kept(self) -> None:
         turns = (Turn("first?", 1, "x"), Turn("second?", 0, "y"))
-        whole = self.fit(1000, *turns)
-        assert whole.dropped == 0
-        assert self.fit(len(whole.ids), *turns) == whole
-        assert self.fit(len(whole.ids) - 1, *turns).dropped == 1
+        complete = self.fit(1000, *turns)
+        assert complete.dropped == 0
+        assert self.fit(len(complete.ids), *turns) == complete
+        assert self.fit(len(complete.ids) - 1, *turns).dropped == 1
 
-    def test_the_oldest_turns_go_and_their_pictures_stay(self) -> None:
+    def test_the_oldest_turns_are_dropped_and_their_images_kept(self) -> None:
         turns = (Turn("first?", 1, "x"), Turn("second?", 1, "y"), Turn("third?", 0, "z"))
         fitted = self.fit(60, *turns)
         assert fitted.dropped == 2

@@ -15,20 +15,20 @@ def make_encoder(queries: int = 2, max_txt_len: int = 160, max_context_len: int 
     return PromptEncoder(TOKENIZER, Template(pattern="H: {} A: ", end="#"), queries, max_txt_len, max_context_len)
 
 
-def test_a_prompt_is_bos_text_pictures_text() -> None:
+def test_a_prompt_is_bos_text_image_text() -> None:
     ids = make_encoder().prompt(f"{IMAGE_TAG} Go")
     expected = [1, *TOKENIZER.encode("H: <Img>"), *[IMAGE_POSITION] * 2, *TOKENIZER.encode("</Img> Go A: ")]
     assert ids == expected
 
 
-def test_several_pictures_take_their_places_in_order() -> None:
+def test_several_images_are_in_order() -> None:
     ids = make_encoder(queries=3).prompt(f"{IMAGE_TAG}{IMAGE_TAG}", num_images=2)
     assert ids.count(IMAGE_POSITION) == 6
     between = ids[ids.index(IMAGE_POSITION) + 3 :]
     assert TOKENIZER.decode(between[: between.index(IMAGE_POSITION)]) == "</Img><Img>"
 
 
-def test_labels_stand_on_the_answer_and_its_end_only() -> None:
+def test_the_answer_and_its_end_have_labels() -> None:
     encoder = make_encoder()
     prompt = encoder.prompt(f"{IMAGE_TAG} Go")
     encoded = encoder.encode_example(f"{IMAGE_TAG} Go", "yes")
@@ -49,12 +49,12 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
         make_encoder(max_context_len=20).encode_example(f"{IMAGE_TAG} a rather long instruction", "x", source="row 7")
 
 
-def test_placeholders_and_pictures_must_agree() -> None:
+def test_placeholders_and_images_must_agree() -> None:
     with pytest.raises(DataError, match="row 7: 0 image placeholder"):
-        make_encoder().encode_example("No picture", "x", source="row 7")
+        make_encoder().encode_example("No image", "x", source="row 7")
 
 
-def test_show_tells_what_is_learnt() -> None:
+def test_labelled_segments_tell_what_is_trained_on() -> None:
     encoder = make_encoder()
     parts = list(encoder.labelled_segments(encoder.encode_example(f"{IMAGE_TAG} Go", "yes")))
     assert parts == [

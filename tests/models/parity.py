@@ -18,6 +18,8 @@ from minigpt4.datasets.loaders import collate
 from minigpt4.models.loading import build_model
 from minigpt4.models.minigpt4 import MiniGPT4
 
+CPU = torch.device("cpu")
+
 
 def model_config(folder: Path, **changes: Any) -> ModelConfig:
     """The configuration that loads a fixture folder's weights."""
@@ -82,7 +84,7 @@ class Case:
 
     @cached_property
     def model(self) -> MiniGPT4:
-        return build_model(model_config(self.folder), torch.device("cpu"), torch.float32)
+        return build_with(self)
 
     @property
     def generations(self) -> list[str]:
@@ -96,10 +98,15 @@ class Case:
         for row, (text, answer) in enumerate(zip(texts, answers, strict=True)):
             assert text.startswith(before) and text.endswith(after)
             instruction = text[len(before) : len(text) - len(after)]
-            pictures = () if images is None else (self.pixels[images[row]],)
-            encoded: Encoded = self.model.encoder.encode_example(instruction, answer, num_images=len(pictures))
-            samples.append(Sample(image_id=str(row), images=pictures, encoded=encoded))
+            own = () if images is None else (self.pixels[images[row]],)
+            encoded: Encoded = self.model.encoder.encode_example(instruction, answer, num_images=len(own))
+            samples.append(Sample(image_id=str(row), images=own, encoded=encoded))
         return collate(samples)
+
+    def training_batch(self) -> Batch:
+        """Two samples with an image each."""
+        inputs = self.inputs["train_list"]
+        return self.batch(inputs["images"], inputs["instruction"], inputs["answer"])
 
     def settings(self, kwargs: dict[str, Any]) -> GenerationConfig:
         """Our settings for the original's; its min_length counted BOS, ours counts new tokens only."""
@@ -111,3 +118,8 @@ class Case:
         ids = row[1:]
         eos = self.tokens["eos"]
         return ids[: ids.index(eos)] if eos in ids else ids
+
+
+def build_with(case: Case, **changes: Any) -> MiniGPT4:
+    """The model of a fixture folder with some settings changed, in float32 on the CPU."""
+    return build_model(model_config(case.folder, **changes), CPU, torch.float32)

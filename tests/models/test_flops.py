@@ -47,8 +47,7 @@ def test_tokens_with_and_without_padding() -> None:
 
 def test_images_cost_the_encoders_operations_unless_their_features_are_cached(parity_a: Case) -> None:
     model = parity_a.model
-    inputs = parity_a.inputs["train_list"]
-    batch = parity_a.batch(inputs["images"], inputs["instruction"], inputs["answer"])
+    batch = parity_a.training_batch()
     assert batch.images is not None
     count = len(batch.images)
     without = model.work_meter().of(replace(batch, images=None)).flops

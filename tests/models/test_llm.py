@@ -1,20 +1,166 @@
-"""Compiled blocks compute the same, and new lengths do not compile anew."""
+"""The frozen language model: folders that do not load, quantisation, sharding, compilation."""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._dynamo.utils import counters
 
-from minigpt4.models.llm import compile_blocks
-from minigpt4.models.loading import build_model
-from tests.models.parity import Case, model_config
+from minigpt4.common.distributed import Processes
+from minigpt4.common.errors import CheckpointError, ConfigError
+from minigpt4.common.files import PROJECT
+from minigpt4.common.schema import LlmSharding, LowResource
+from minigpt4.models.llm import build_llm, compile_blocks, shards_llm
+from tests.models.parity import CPU, Case, build_with
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++)")
+
+
+def test_folder_without_language_model(parity_a: Case, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.llama_model"):
+        build_with(parity_a, llama_model=str(tmp_path))
+
+
+def test_truncated_language_model(parity_a: Case, tmp_path: Path) -> None:
+    for file in (parity_a.folder / "llama").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"model\.llama_model: the weights"):
+        build_with(parity_a, llama_model=str(tmp_path))
+
+
+def test_language_model_with_missing_weights(parity_a: Case, tmp_path: Path) -> None:
+    for file in (parity_a.folder / "llama").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    state = load_file(tmp_path / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="1 weights are missing"):
+        build_with(parity_a, llama_model=str(tmp_path))
+
+
+def test_pytorch_bin_language_model(parity_a: Case, tmp_path: Path) -> None:
+    for file in (parity_a.folder / "llama").iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save(load_file(parity_a.folder / "llama" / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    model = build_with(parity_a, llama_model=str(tmp_path))
+    assert torch.equal(model.llama_model.lm_head.weight, parity_a.model.llama_model.lm_head.weight)
+
+
+def test_weights_to_be_sharded_keep_the_number_format_of_their_files(parity_a: Case, tmp_path: Path) -> None:
+    folder = shutil.copytree(parity_a.folder / "llama", tmp_path / "llama")
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | {"torch_dtype": "bfloat16"}))
+    llm = build_llm(folder, LowResource.off, None, CPU)
+    assert {weight.dtype for weight in llm.parameters()} == {torch.float16}
+
+
+@pytest.mark.parametrize(
+    ("low_resource", "tolerance", "alike"), [(LowResource.int8, 0.02, 0.98), (LowResource.nf4, 0.12, 0.75)]
+)
+def test_quantised_language_model(parity_a: Case, low_resource: LowResource, tolerance: float, alike: float) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    model = build_with(parity_a, low_resource=low_resource)
+    assert model.device == CPU
+    layer = model.llama_model.get_decoder().layers[0].self_attn.q_proj
+    assert layer.weight.dtype in (torch.int8, torch.uint8)
+    batch = parity_a.training_batch()
+    loss = model(batch) / batch.num_targets
+    reference = parity_a.model(batch) / batch.num_targets
+    assert loss.item() == pytest.approx(reference.item(), rel=tolerance)
+    assert loss.item() != reference.item()
+    loss.backward()
+    parity_a.model.zero_grad()
+    reference.backward()
+    ours, plain = model.llama_proj.weight.grad, parity_a.model.llama_proj.weight.grad
+    assert torch.nn.functional.cosine_similarity(ours.flatten(), plain.flatten(), dim=0) > alike
+
+
+def two_ranks() -> Processes:
+    return Processes(device=CPU, world_size=2)
+
+
+def test_quantised_weights_are_not_sharded() -> None:
+    assert shards_llm(LlmSharding.all, LowResource.off, two_ranks())
+    with pytest.raises(ConfigError, match=r"run\.shard_llm: all .* model\.low_resource=4bit"):
+        shards_llm(LlmSharding.all, LowResource.nf4, two_ranks())
+
+
+def test_a_single_process_holds_all_weights(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not shards_llm(LlmSharding.node, LowResource.off, Processes(device=CPU))
+    assert "only one process to shard over" in caplog.text
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert shards_llm(LlmSharding.node, LowResource.off, two_ranks())
+
+
+PROGRAM = """
+import os
+from pathlib import Path
+import torch
+from minigpt4.common.distributed import SharedGradients, start_processes
+from minigpt4.common.schema import LlmSharding
+from minigpt4.models.loading import build_model
+from minigpt4.models.llm import shard_llm
+from tests.models.parity import model_config
+from tests.models.small_llm import make_batch
+
+processes = start_processes("cpu")
+os.environ["LOCAL_WORLD_SIZE"] = "2"  # as on machines with two processes each
+cfg = model_config(Path("tests/fixtures/parity_a"))
+batch = make_batch(((9 + processes.rank, 4), (30, 1)))
+results = []
+for sharding in (None, LlmSharding.node, LlmSharding.all):
+    torch.manual_seed(0)
+    model = build_model(cfg, processes.device, torch.float32, keep_llm_on_cpu=sharding is not None)
+    size = sum(p.numel() for p in model.llama_model.parameters())
+    if sharding is not None:
+        shard_llm(model, torch.float32, sharding, processes)
+        held = sum(p.to_local().numel() for p in model.llama_model.parameters())
+        kinds = {b.dtype for b in model.llama_model.buffers() if b.is_floating_point()}
+        print(f"<{sharding.value}: {processes.rank} holds {held / size:.2f}, buffers in {kinds}>", flush=True)
+    shared = SharedGradients(model, processes)
+    loss = model(batch)  # without images: the projection must take part all the same
+    loss.backward()
+    results.append((sharding, loss.detach(), model.get_parameter("llama_proj.module.weight").grad))
+_, expected, expected_gradient = results[0]
+for sharding, loss, gradient in results[1:]:
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient, expected_gradient)
+    print(f"<{sharding.value}: {processes.rank} agrees>", flush=True)
+processes.shutdown()
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_each_process_holds_its_share(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(script)]
+    done = subprocess.run(
+        [sys.executable, *command],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    for rank in range(4):
+        for sharding, share in (("node", "0.50"), ("all", "0.25")):
+            assert f"<{sharding}: {rank} holds {share}, buffers in {{torch.float32}}>" in done.stdout
+            assert f"<{sharding}: {rank} agrees>" in done.stdout
 
 
 class Marked(nn.Module):
@@ -42,7 +188,7 @@ def test_the_outermost_stacks_are_compiled_with_free_sizes() -> None:
 def test_compiled_steps_give_the_same_loss_and_gradient(parity_a: Case, tmp_path: Path) -> None:
     torch._dynamo.reset()
     counters.clear()
-    model = build_model(model_config(parity_a.folder, compile=True), torch.device("cpu"), torch.float32)
+    model = build_with(parity_a, compile=True)
     inputs = parity_a.inputs["train_list"]
     graphs = []
     for answers in (inputs["answer"], [answer + " and more" for answer in inputs["answer"]], ["one", "two three"]):

@@ -109,7 +109,7 @@ def test_loss_and_gradient(case: Case, name: str) -> None:
 def test_loss_of_each_sample(case: Case) -> None:
     inputs = case.inputs["train_list"]
     losses = case.model.answer_losses(case.batch(inputs["images"], inputs["instruction"], inputs["answer"]))
-    # The original averages over all positions of the padded sequence, learnt or not; the sum below it is the same.
+    # The original averages over all positions of the padded sequence, targets or not; the sum is the same.
     width = case.arrays["train_list_reduction_none.targets"].shape[1] - 1
     assert_close_to(losses, case.arrays["train_list_reduction_none.loss"] * width)
 
