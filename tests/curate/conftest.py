@@ -19,7 +19,7 @@ from minigpt4.common.schema import ModelConfig, Precision, RefineConfig
 from minigpt4.curate.ledger import Event, Ledger
 from minigpt4.curate.refine import refine
 
-TEXT = "There is a large red circle at the top of the picture."
+TEXT = "There is a large red circle at the top of the image."
 PROMPTS = Path(__file__).parents[2] / "prompts"
 Behaviour = Callable[[BaseHTTPRequestHandler], None]
 

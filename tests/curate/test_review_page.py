@@ -23,7 +23,7 @@ PATIENCE = 40
 NOTHING = "Nothing waits for a decision."
 MARKUP = "</textarea><script>window.hit=1</script><img src=x onerror='window.hit=1'> <b>bold</b> &amp; $token"
 TEXTS = (
-    "There is a large red circle at the top of the picture, and a small blue star is below it.",
+    "There is a large red circle at the top of the image, and a small blue star is below it.",
     "A pink ring stands at the left, beside two green squares of which the smaller one is in front.",
     MARKUP,
     "There is a yellow heart in the centre.",
@@ -100,8 +100,8 @@ def page(ledger: Ledger, tmp_path: Path, new_window: Callable[..., Any]) -> Iter
     """Four samples that wait for a person."""
     fill(ledger, 4, lambda n: described(n, f"{TEXTS[n]} {TEXTS[n]}"), lambda n: refined(n, TEXTS[n]), kept)
     (tmp_path / "image").mkdir()
-    for number, picture in enumerate(drawn_scenes(4)):
-        picture.save(tmp_path / "image" / f"{number}.jpg")
+    for number, image in enumerate(drawn_scenes(4)):
+        image.save(tmp_path / "image" / f"{number}.jpg")
     server = ReviewServer(0, Review(ledger, tmp_path / "image"))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

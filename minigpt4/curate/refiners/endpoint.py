@@ -123,7 +123,7 @@ class EndpointRefiner(Refiner):
         if response.headers.get("Content-Type", "").startswith("text/html") or text.startswith("<"):
             raise RefineError(f"HTML instead of JSON: {excerpt!r}")
         answer, usage = parse_completion(text, excerpt)
-        if self._redact(answer) != answer:
+        if self._key and self._key.search(answer):
             raise RefineError("the answer holds the key of curation.refine.api_key_env", usage)
         return validate_correction(answer, description, self.settings.min_overlap, usage)
 
