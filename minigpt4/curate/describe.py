@@ -104,7 +104,7 @@ def draw(datasets: Mapping[str, InstructionDataset], count: int, seed: int) -> l
 
 
 class Describer:
-    """Describes batches of images; a batch of a number gets the same descriptions whenever it is described.
+    """Describes batches of images; what is sampled for a batch depends on its number, not on the batches before it.
 
     Args:
         settings: prompts, lengths and number of descriptions.

@@ -54,7 +54,7 @@ class SampleState:
 
     @property
     def rejected_by(self) -> str | None:
-        """ "review", or "rule" and its name; None: it is not rejected."""
+        """What rejected it: "review", or "rule" and the name of the rule; None: it is not rejected."""
         if self.decision is not None:
             return "review" if self.decision == "reject" else None
         return None if self.broken_rule is None else f"rule {self.broken_rule}"

@@ -97,7 +97,7 @@ class Page:
 
 @pytest.fixture
 def page(ledger: Ledger, tmp_path: Path, new_window: Callable[..., Any]) -> Iterator[Page]:
-    """Four samples that wait for a person."""
+    """Four samples that wait for a decision."""
     fill(ledger, 4, lambda n: described(n, f"{TEXTS[n]} {TEXTS[n]}"), lambda n: refined(n, TEXTS[n]), kept)
     (tmp_path / "image").mkdir()
     for number, image in enumerate(drawn_scenes(4)):

@@ -40,7 +40,7 @@ class LocalRefiner(Refiner):
         votes = Counter(thing for text in texts for thing in set(named_things(text)))
         support = {thing: number / len(texts) for thing, number in votes.items()}
         cleaned = [clean(text, support, self.min_support) for text in texts]
-        best = max(cleaned, key=lambda item: item.score)  # the first of equals: rather the main description
+        best = max(cleaned, key=lambda item: item.score)  # of equals the first, the main description
         if not best.text:
             return Correction(texts[0], agreement=0.0)
         agreement = sum(support[thing] for thing in best.named) / len(best.named) if best.named else 0.0
