@@ -1,1 +1,1 @@
-"""Annotations -> records -> samples -> batches. What a dataset is stands in a YAML card, not in a class."""
+"""Annotations -> records -> samples -> batches. A dataset is described by a YAML card, not by a class."""

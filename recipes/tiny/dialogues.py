@@ -92,7 +92,7 @@ def short_caption(scene: Scene, rng: random.Random) -> str:
 
 
 def _two_turns(scene: Scene, rng: random.Random, prompts: list[str]) -> Dialogue:
-    """A first turn with its answer, then a question: how a chat goes on.
+    """A first turn with its answer, then a question: how a chat continues.
 
     Chat programs differ in whether the end mark of an answer is also the start of the next turn, and in whether a
     system message comes first; both occur.

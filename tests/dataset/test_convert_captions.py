@@ -66,7 +66,7 @@ def test_rows_that_cannot_be_used_are_counted(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_limit_stops_reading(tmp_path: Path) -> None:
-    source = write(tmp_path / "ccs.json", json.dumps(ROWS)[:-3000])  # what lies behind is not looked at
+    source = write(tmp_path / "ccs.json", json.dumps(ROWS)[:-3000])  # what follows is not read
     assert main([str(source), "--limit", "7", "--out", str(tmp_path / "few.csv")]) == 0
     assert table(tmp_path / "few.csv") == ROWS[:7]
 

@@ -77,8 +77,8 @@ def test_dialogues_have_one_image_and_learn_the_answer_only(encoder: PromptEncod
         rng = random.Random(number)
         dialogue = make_dialogue(training_scene(rng), rng, prompts)
         encoded = dialogue.encode(encoder)
-        learnt = [label for label in encoded.labels if label >= 0]
-        assert encoder.tokenizer.decode(learnt) == dialogue.answer + "###"
+        targets = [label for label in encoded.labels if label >= 0]
+        assert encoder.tokenizer.decode(targets) == dialogue.answer + "###"
         assert encoded.input_ids.count(-1) == CODE_LENGTH and encoded.input_ids[0] == 1
 
 

@@ -84,7 +84,7 @@ class TestJsonl:
         assert isinstance(problem, RowProblem)
         assert str(problem).startswith(f"{path}, line 2: broken JSON (Expecting value at column 30)")
 
-    def test_files_that_cannot_be_read_as_a_whole(self, tmp_path: Path) -> None:
+    def test_files_that_cannot_be_read_at_all(self, tmp_path: Path) -> None:
         latin = tmp_path / "a.jsonl"
         latin.write_bytes(b'{"image": "a.jpg", "answer": "x"}\n{"image": "a.jpg", "answer": "caf\xe9"}\n')
         with pytest.raises(DataError, match=r"a\.jsonl, line 2: not UTF-8"):
