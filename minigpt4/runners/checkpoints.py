@@ -218,35 +218,6 @@ def check_same_run(content: Mapping[str, Any], identity: Mapping[str, Any], path
         logger.warning("resuming with a difference: %s", difference)
 
 
-def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) of every leaf that differs."""
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
-        if old != new:
-            yield prefix, old, new
-        return
-    for name in [*old, *(name for name in new if name not in old)]:
-        key = f"{prefix}.{name}" if prefix else str(name)
-        if name in old or any(fnmatch(key, pattern) for pattern in OPEN_ENDED_KEYS):
-            yield from _differences(old.get(name), new.get(name), key)
-
-
-def _check_folder(run: RunConfig, resumed: Path | None) -> None:
-    """Refuse a `run_dir` that would mix two runs, before large files are read."""
-    if run.run_dir is None:
-        return
-    folder = Path(run.run_dir)
-    if resumed is not None and folder.resolve() != resumed.parent.resolve():
-        raise ConfigError(
-            f"run.run_dir is {folder}, but run.resume_ckpt_path is in {resumed.parent}, where the run continues; "
-            "leave run.run_dir out"
-        )
-    if resumed is None and any(folder.glob("checkpoint_*.pth")):
-        raise ConfigError(
-            f"run.run_dir: {folder} holds the checkpoints of another run; resume it by "
-            f"--options run.resume_ckpt_path={AUTO}, or choose another folder"
-        )
-
-
 def open_run_folder(run: RunConfig, config: Mapping[str, Any], resumed: Path | None = None) -> Path:
     """Make the run's folder where needed, and write config.yaml into it; to be called on rank 0 only.
 
@@ -344,3 +315,32 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def _check_folder(run: RunConfig, resumed: Path | None) -> None:
+    """Refuse a `run_dir` that would mix two runs, before large files are read."""
+    if run.run_dir is None:
+        return
+    folder = Path(run.run_dir)
+    if resumed is not None and folder.resolve() != resumed.parent.resolve():
+        raise ConfigError(
+            f"run.run_dir is {folder}, but run.resume_ckpt_path is in {resumed.parent}, where the run continues; "
+            "leave run.run_dir out"
+        )
+    if resumed is None and any(folder.glob("checkpoint_*.pth")):
+        raise ConfigError(
+            f"run.run_dir: {folder} holds the checkpoints of another run; resume it by "
+            f"--options run.resume_ckpt_path={AUTO}, or choose another folder"
+        )
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) of every leaf that differs."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        if old != new:
+            yield prefix, old, new
+        return
+    for name in [*old, *(name for name in new if name not in old)]:
+        key = f"{prefix}.{name}" if prefix else str(name)
+        if name in old or any(fnmatch(key, pattern) for pattern in OPEN_ENDED_KEYS):
+            yield from _differences(old.get(name), new.get(name), key)

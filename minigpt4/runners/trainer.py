@@ -134,7 +134,7 @@ class Trainer:
         epoch, iteration = divmod(self.state.step, self.plan.steps_per_epoch)
         logger.info("resumed from %s: epoch %d, step %d of it", path, epoch, iteration)
 
-    def train(self) -> TrainState:
+    def train(self) -> None:
         """Train to the end of the last epoch.
 
         Raises:
@@ -145,7 +145,7 @@ class Trainer:
         total_steps = self.plan.total_steps
         if self.state.step >= total_steps:
             logger.info("all %d epochs are done already; raise run.max_epoch to train longer", self.plan.max_epoch)
-            return self.state
+            return
         self.trackers.start(self.state.step)
         with self._stop, logging_redirect_tqdm():
             batches = iter(self.train_batches(self.state.step))
@@ -156,7 +156,6 @@ class Trainer:
                 if self.state.step < total_steps and self._stop.agreed(0, self.processes):
                     self._exit(self.folder / epoch_file(self.state.step // self.plan.steps_per_epoch - 1))
         self.trackers.finish()
-        return self.state
 
     def _train_epoch(self, batches: Iterator[Batch]) -> None:
         """Train to the end of the current epoch."""
