@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -207,9 +208,9 @@ def _normalised(layer: Layer) -> Layer:
     if isinstance(datasets, DictConfig):
         for name in [name for name in datasets if datasets[name] is None]:
             datasets[name] = {}
-        for name in datasets:
+        for name in map(str, datasets):
             if OmegaConf.select(datasets, f"{name}.reader", default=None) == "none":
-                datasets[name].reader = None
+                datasets[name].reader = None  # older cards of shards say "none"
     return Layer(layer.name, values)
 
 
@@ -220,24 +221,24 @@ def _with_shared_settings(layers: Sequence[Layer]) -> Sequence[Layer]:
         ConfigError: Two places disagree; the message names both with their values.
     """
     for setting in SHARED_SETTINGS:
+        run_key = f"run.{setting}"
         found: dict[str, tuple[Any, Layer]] = {}
         for layer in layers:
-            if OmegaConf.select(layer.values, f"run.{setting}", default=None) is not None:
-                found[f"run.{setting}"] = (layer.values.run[setting], layer)
+            if (value := OmegaConf.select(layer.values, run_key, default=None)) is not None:
+                found[run_key] = (value, layer)
             datasets = OmegaConf.select(layer.values, "datasets", default=None)
-            for name in datasets if isinstance(datasets, DictConfig) else ():
+            for name in map(str, datasets) if isinstance(datasets, DictConfig) else ():
                 if isinstance(datasets[name], DictConfig) and setting in datasets[name]:
                     found[f"datasets.{name}.{setting}"] = (datasets[name].pop(setting), layer)
-        first, *others = found.items() or [("", (None, None))]
-        for key, (value, layer) in others:
-            if value != first[1][0]:
+        for (key, (value, _)), (other_key, (other, layer)) in pairwise(found.items()):
+            if value != other:
                 raise ConfigError(
-                    f"{layer.name}: {key} is {value}, but {first[0]} is {first[1][0]}; all datasets of a run share "
-                    f"one value: set run.{setting} and leave it out of datasets"
+                    f"{layer.name}: {other_key} is {other}, but {key} is {value}; all datasets of a run share one "
+                    f"value: set {run_key} and leave it out of datasets"
                 )
-        if found and f"run.{setting}" not in found:
+        if found and run_key not in found:
             value, layer = list(found.values())[-1]
-            OmegaConf.update(layer.values, f"run.{setting}", value)
+            OmegaConf.update(layer.values, run_key, value)
     return layers
 
 

@@ -105,7 +105,9 @@ class TestRestarts:
 
     def test_the_store_of_a_failed_attempt_is_refused(self, torchrun: Callable[..., None]) -> None:
         torchrun(1)
-        with pytest.raises(ConfigError, match=f"{OWN_STORE}=1 and start torchrun .* run the same command again: it resumes"):
+        with pytest.raises(
+            ConfigError, match=f"{OWN_STORE}=1 and start torchrun .* run the same command again: it resumes"
+        ):
             distributed._check_restart()
 
     def test_the_first_attempt_warns(self, torchrun: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
