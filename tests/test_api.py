@@ -41,17 +41,16 @@ def counted_passes(model: LoadedModel) -> Iterator[list[int]]:
 
 class TestDescribe:
     def test_the_answer_follows_the_image(self, tiny: LoadedModel) -> None:
-        answers = tiny.describe([picture.image for picture in drawn_scenes()])
-        told = [picture.is_named_in(answer) for picture, answer in zip(drawn_scenes(), answers, strict=True)]
+        answers = tiny.describe([scene.image for scene in drawn_scenes()])
+        told = [scene.is_named_in(answer) for scene, answer in zip(drawn_scenes(), answers, strict=True)]
         swapped = [
-            picture.is_named_in(answer)
-            for picture, answer in zip(drawn_scenes(), answers[1:] + answers[:1], strict=True)
+            scene.is_named_in(answer) for scene, answer in zip(drawn_scenes(), answers[1:] + answers[:1], strict=True)
         ]
         assert sum(told) >= 8
         assert sum(swapped) <= 1
 
     def test_one_image_any_form_any_batch(self, tiny: LoadedModel, tmp_path: Path) -> None:
-        images = [picture.image for picture in drawn_scenes(5)]
+        images = [scene.image for scene in drawn_scenes(5)]
         expected = tiny.describe(images)
         path = drawn_scenes()[0].save(tmp_path / "a.png")
         assert [tiny.describe(image) for image in images] == expected
@@ -61,7 +60,7 @@ class TestDescribe:
             assert answer in (expected[0], [expected[0]])
 
     def test_a_question_each(self, tiny: LoadedModel) -> None:
-        image = next(picture.image for picture in drawn_scenes() if len(picture.words) == 2)
+        image = next(scene.image for scene in drawn_scenes() if len(scene.words) == 2)
         answers = tiny.describe([image, image], ["How many objects are there?", "Describe this image in detail."])
         assert answers[0] == "There are two objects."
         assert answers[1] == tiny.describe(image)
@@ -121,9 +120,9 @@ class TestStream:
 class TestChat:
     def test_later_questions_are_about_the_image(self, tiny: LoadedModel) -> None:
         for number in (1, 2):
-            picture = next(picture for picture in drawn_scenes() if len(picture.words) == number)
+            scene = next(scene for scene in drawn_scenes() if len(scene.words) == number)
             chat = tiny.chat()
-            assert picture.is_named_in(chat.ask("Describe this image in detail.", [picture.image]))
+            assert scene.is_named_in(chat.ask("Describe this image in detail.", [scene.image]))
             assert ("one", "two")[number - 1] in chat.ask("How many objects are there?")
             assert chat.prompt.count("<ImageHere>") == 1
             assert [turn.images for turn in chat.turns] == [1, 0]
@@ -161,8 +160,8 @@ class TestChat:
         assert chat.ask("How many objects are there?")
 
     def test_a_full_context_drops_old_turns_but_not_the_image(self, tiny: LoadedModel) -> None:
-        chat, picture = tiny.chat(), drawn_scenes()[0]
-        chat.ask("Describe this image in detail.", [picture.image])
+        chat, scene = tiny.chat(), drawn_scenes()[0]
+        chat.ask("Describe this image in detail.", [scene.image])
         for _ in range(30):
             chat.ask("What is in this picture?")
             if chat.dropped:
@@ -173,7 +172,7 @@ class TestChat:
 
 
 def test_threads_do_not_disturb_each_other(tiny: LoadedModel) -> None:
-    images = [picture.image for picture in drawn_scenes()]
+    images = [scene.image for scene in drawn_scenes()]
     expected, found = tiny.describe(images), {}
 
     def work(number: int) -> None:

@@ -26,8 +26,8 @@ def folder(tmp_path: Path) -> Path:
     """Six images and a broken one."""
     images = tmp_path / "images"
     (images / "deeper").mkdir(parents=True)
-    for number, picture in enumerate(drawn_scenes()[:6]):
-        picture.save(images / ("deeper" if number == 5 else "") / f"{number}.png")
+    for number, scene in enumerate(drawn_scenes()[:6]):
+        scene.save(images / ("deeper" if number == 5 else "") / f"{number}.png")
     (images / "3b.jpg").write_bytes(b"not an image")
     (images / "notes.txt").write_text("not an image either")
     return images

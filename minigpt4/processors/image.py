@@ -30,8 +30,8 @@ try:
 except ImportError:  # torchvision has announced a release without it; Pillow then decodes everything
     decode_jpeg = None
 
-# Pillow remarks on odd files, which nobody can act on, and its size limit is above ours. A filter for the process, not
-# `catch_warnings` around each image: that is not safe in threads, and can leave all later warnings ignored.
+# Pillow warns of odd files that it reads all the same, and of sizes within our limit. One filter for the process, since
+# `catch_warnings` around each image is not safe in threads: it can leave all later warnings ignored.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 MAX_PIXELS = 100_000_000

@@ -44,7 +44,7 @@ def _deep(dtype: str) -> Image.Image:
     return Image.fromarray(np.linspace(0, 60_000, SIZE[0] * SIZE[1]).reshape(SIZE[1], SIZE[0]).astype(dtype))
 
 
-def _multi_picture() -> bytes:
+def _mpo() -> bytes:
     stream = io.BytesIO()
     _photo().save(stream, "MPO", save_all=True, append_images=[Image.new("RGB", SIZE, "red")])
     return stream.getvalue()
@@ -58,7 +58,7 @@ FORMS: dict[str, Callable[[], bytes]] = {
     "turned.jpg": lambda: saved(_photo(), "JPEG", exif=_exif(6)),
     "mirrored.jpg": lambda: saved(_photo(), "JPEG", exif=_exif(2)),
     "small.jpg": lambda: saved(_photo().resize((40, 30)), "JPEG"),
-    "mpo.jpg": _multi_picture,
+    "mpo.jpg": _mpo,
     "rgb.png": lambda: saved(_photo(), "PNG"),
     "rgba.png": lambda: saved(_half_clear("RGBA"), "PNG"),
     "grey_alpha.png": lambda: saved(_half_clear("LA"), "PNG"),

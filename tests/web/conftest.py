@@ -38,7 +38,7 @@ def _served(models: list[LoadedModel], labels: list[str]) -> Iterator[str]:
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Images of scenes as files."""
     folder = tmp_path_factory.mktemp("images")
-    return [picture.save(folder / f"{number}.png") for number, picture in enumerate(drawn_scenes())]
+    return [scene.save(folder / f"{number}.png") for number, scene in enumerate(drawn_scenes())]
 
 
 @pytest.fixture

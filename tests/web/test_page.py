@@ -44,7 +44,7 @@ def test_page_command_line_and_api_agree(address: str, tiny: LoadedModel, files:
     client = gradio_client.Client(address, verbose=False)
     page = [client.predict(image=gradio_client.handle_file(file), api_name="/describe") for file in files[:3]]
     assert [row["answer"] for row in rows] == page == tiny.describe(files[:3])
-    assert all(picture.is_named_in(answer) for picture, answer in zip(drawn_scenes(), page, strict=False))
+    assert all(scene.is_named_in(answer) for scene, answer in zip(drawn_scenes(), page, strict=False))
 
 
 def test_mistakes_come_back_as_a_line_and_the_server_survives(address: str, files: list[str], broken: str) -> None:
