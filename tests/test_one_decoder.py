@@ -25,8 +25,8 @@ from minigpt4.common.schema import Config, EvaluationConfig
 from minigpt4.curate import describe as curation
 from minigpt4.curate.__main__ import run as curate
 from minigpt4.curate.ledger import read_events, sample_states
+from minigpt4.datasets import check
 from minigpt4.datasets.builders import build_datasets
-from minigpt4.datasets.check import check_dataset
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.loaders import train_loader
 from minigpt4.evaluation.report import thumbnail
@@ -96,7 +96,8 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Pixels:
         found[Path(name or str(source)).name] = pixels
         return pixels
 
-    monkeypatch.setattr(image_module, "decode_image", decode_image)
+    for module in (image_module, check):
+        monkeypatch.setattr(module, "decode_image", decode_image)
     return found
 
 
@@ -155,7 +156,7 @@ def test_evaluation(
 
 
 def test_data_check(config: Config, decoded: Pixels, side: int, expected: Pixels) -> None:
-    assert check_dataset("forms", config.datasets["forms"], config.model).problems == []
+    assert check.check_dataset("forms", config.datasets["forms"], config.model).problems == []
     found = dict(decoded)
     assert_equal({name: ImageProcessor(side)(pixels.numpy()) for name, pixels in found.items()}, expected)
 
