@@ -201,7 +201,7 @@ class TestShippedFiles:
     @pytest.mark.parametrize("path", RUN_CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
     def test_run_configs_load(self, path: Path) -> None:
         config = load_config(path).config
-        # Who only talks needs no dataset.
+        # A chat needs no dataset.
         assert config.datasets or path.name == "minigpt4_eval.yaml"
         assert config.model.llama_model
 
