@@ -175,7 +175,7 @@ def fail_if_called(*_: Any, **__: Any) -> None:
         (["evaluation.limit=3", "evaluation.fraction=0.5"], ["checkpoint_0.pth"], ConfigError, "choose one"),
         (["evaluation.limit=0"], ["checkpoint_0.pth"], ConfigError, "evaluation.limit"),
         (["evaluation.fraction=2"], ["checkpoint_0.pth"], ConfigError, "evaluation.fraction"),
-        (["evaluation.scenes=none.json"], ["checkpoint_0.pth"], MetricError, "none.json"),
+        (["evaluation.scenes=none.json"], ["checkpoint_0.pth"], DataError, "none.json"),
         ([], ["checkpoint_0.pth", "checkpoint_9.pth"], CheckpointError, "checkpoint_9.pth does not exist"),
         ([], ["checkpoint_0.pth", "checkpoint_0.pth"], ConfigError, "named twice"),
         (["model.ckpt=null"], [], ConfigError, "no checkpoint to evaluate"),
