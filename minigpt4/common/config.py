@@ -199,7 +199,7 @@ def _normalised(layer: Layer) -> Layer:
     gone = [key for key in REMOVED_KEYS if OmegaConf.select(values, key, default=None) is not None]
     if gone:
         listed = "; ".join(f"{key} ({REMOVED_KEYS[key]})" for key in gone)
-        raise ConfigError(f"{layer.name}: keys of the ancestors' configurations that are gone: {listed}")
+        raise ConfigError(f"{layer.name}: keys of the original configuration files that do not exist here: {listed}")
     for key, words in SWITCHES.items():
         value = OmegaConf.select(values, key)
         if isinstance(value, bool):
