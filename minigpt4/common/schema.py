@@ -1,5 +1,7 @@
-"""Every setting of a YAML file or `--options`: its type, default, range and meaning. Values are refused here, nowhere
-else: each number's range stands beside it, and `check_values` compares a configuration with them."""
+"""Every setting of a YAML file or `--options`: its type, default, range and meaning.
+
+The range of a number is beside it, and `check_values` compares a configuration with the ranges.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,10 @@ class Range:
     """The numbers that a setting may have; None: no bound on that side.
 
     Attributes:
-        at_least: Smallest value.
-        above: Lower bound that is no value itself.
-        at_most: Largest value.
-        below: Upper bound that is no value itself.
+        at_least: smallest value.
+        above: exclusive lower bound.
+        at_most: largest value.
+        below: exclusive upper bound.
     """
 
     at_least: float | None = None
@@ -52,8 +54,8 @@ def check_values(section: Any, prefix: str = "") -> None:
     """Refuse numbers outside their ranges, numbers that are not finite, and values that contradict each other.
 
     Args:
-        section: One of the dataclasses below, with everything in it.
-        prefix: Dotted key in front of its fields, for messages; ends in a full stop where it is not empty.
+        section: one of the dataclasses below.
+        prefix: dotted key in front of its fields, for messages; empty, or ends in a full stop.
 
     Raises:
         ConfigError: The message names the key, the value and what was expected.
@@ -309,8 +311,8 @@ class RunConfig:
     device: str = "auto"
     """auto, cpu or cuda."""
     shard_llm: LlmSharding = LlmSharding.off
-    """Shard the frozen language model among ranks, where it does not fit on one card: off, node or all. Its layers are
-    gathered when they compute, which costs time."""
+    """Shard the frozen language model among ranks, where it does not fit on one GPU: off, node or all. Its blocks
+    are gathered when they compute, which costs time."""
     amp: Amp = Amp.auto
     """Mixed precision: auto, bf16, fp16 or off."""
     lr_sched: str = "linear_warmup_cosine_lr"
@@ -326,9 +328,9 @@ class RunConfig:
     lr_decay_rate: float = number(0.9, above=0, at_most=1)
     """linear_warmup_step_lr: factor of each epoch."""
     weight_decay: float = number(0.05, at_least=0)
-    """Of matrices; biases and norms do not decay."""
+    """Weight decay of matrices; biases and norms do not decay."""
     beta2: float = number(0.999, at_least=0, below=1)
-    """AdamW's second moment."""
+    """Decay rate of AdamW's second moment."""
     max_grad_norm: float | None = number(1.0, above=0)
     """Gradients are clipped to this norm; null: not clipped."""
     batch_size: int = number(8, at_least=1)

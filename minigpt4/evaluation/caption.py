@@ -223,10 +223,12 @@ def _compute(
         from pycocoevalcap.rouge.rouge import Rouge
 
         scored = {"ROUGE_L": Rouge().compute_score(gold, listed)}
-    else:
+    elif name == "cider":
         from pycocoevalcap.cider.cider import Cider
 
         scored = {"CIDEr": Cider().compute_score(gold, listed)}
+    else:
+        raise AssertionError(f"{name} is in METRICS and is not computed")
     return {
         metric: (float(score), dict(zip(gold, map(float, values), strict=True)))
         for metric, (score, values) in scored.items()
