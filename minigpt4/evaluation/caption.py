@@ -11,25 +11,27 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
 from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import MetricError, did_you_mean, first_few
-from minigpt4.common.files import write_json
+from minigpt4.common.files import read_json, write_json
 from minigpt4.evaluation.java import check_tokenizer, tokenize
 from minigpt4.evaluation.meteor_spice import SCORERS, check_java_scorer, score_with_java
 from minigpt4.evaluation.predictions import ReferenceFile, by_id, read_predictions, read_references, references_of
 from minigpt4.evaluation.protocol import Protocol
-from minigpt4.evaluation.statistics import NOTE, bootstrap_intervals
+from minigpt4.evaluation.statistics import NOTE, bootstrap_intervals, swap_images
 from minigpt4.evaluation.table import build_table
 
 METRICS = ("bleu", "rouge", "cider", "meteor", "spice")
 DEFAULT_METRICS = ("bleu", "rouge", "cider")
 """The metrics that need only the tokenizer's Java."""
 
+SWAP_SEED = 42
+"""Seed of the shuffled images where none is given."""
 Captions = dict[str, list[str]]
 """Image id -> captions."""
 PerImage = dict[str, dict[str, float]]
@@ -45,10 +47,15 @@ class CaptionScores:
     Attributes:
         corpus: metric -> score of the corpus; the names are Bleu_1..Bleu_4, ROUGE_L, CIDEr, METEOR, SPICE.
         per_image: image id -> metric -> score of that image.
+        controls: name -> score of the corpus where the caption of each image is another image's: CIDEr_shuffled.
+        bleu_counts: image id -> what BLEU sums over the images: matches of 1- to 4-grams, 1- to 4-grams, words, and
+            words of the reference closest in length; empty where BLEU was not computed.
     """
 
     corpus: dict[str, float]
     per_image: PerImage
+    controls: dict[str, float] = field(default_factory=dict)
+    bleu_counts: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def parse_metrics(metrics: str | Sequence[str]) -> tuple[str, ...]:
@@ -92,6 +99,7 @@ def score_captions(
     predictions: Mapping[str, str],
     metrics: str | Sequence[str] = DEFAULT_METRICS,
     timeout: float | None = None,
+    seed: int = SWAP_SEED,
 ) -> CaptionScores:
     """Score one prediction per image against the image's references.
 
@@ -100,11 +108,12 @@ def score_captions(
         predictions: image id -> caption, for exactly the same images. An empty caption is scored as such.
         metrics: any of bleu, rouge, cider, meteor, spice.
         timeout: seconds that METEOR or SPICE may take; the default grows with the number of images.
+        seed: seed of the shuffled images.
 
     Raises:
         MetricError: the ids differ, an image has no references, or a metric cannot be computed.
     """
-    return score_checkpoints(references, {"": predictions}, metrics, timeout)[""]
+    return score_checkpoints(references, {"": predictions}, metrics, timeout, seed)[""]
 
 
 def score_checkpoints(
@@ -112,6 +121,7 @@ def score_checkpoints(
     predictions: Mapping[str, Mapping[str, str]],
     metrics: str | Sequence[str] = DEFAULT_METRICS,
     timeout: float | None = None,
+    seed: int = SWAP_SEED,
 ) -> dict[str, CaptionScores]:
     """Score the predictions of several checkpoints for the same images.
 
@@ -122,6 +132,7 @@ def score_checkpoints(
         predictions: checkpoint -> image id -> caption.
         metrics: any of bleu, rouge, cider, meteor, spice.
         timeout: seconds that METEOR or SPICE may take for one checkpoint.
+        seed: seed of the shuffled images.
 
     Returns:
         Checkpoint -> scores, in the order of `predictions`.
@@ -130,7 +141,7 @@ def score_checkpoints(
         MetricError: as for `score_captions`; the message names the checkpoint.
     """
     names = parse_metrics(metrics)
-    checked = _check_references(references)
+    checked = check_references(references)
     captions = {label: _check_predictions(checked, given, label) for label, given in predictions.items()}
     texts = [text for listed in checked.values() for text in listed]
     texts += [text for listed in captions.values() for text in listed.values()]
@@ -152,11 +163,16 @@ def score_checkpoints(
                 corpus[metric] = score
                 for key, value in values.items():
                     per_image[key][metric] = value
-        scores[label] = CaptionScores(corpus, per_image)
+        controls = {}
+        if "cider" in names and len(gold) > 1:
+            shuffled = swap_images(results, seed)
+            controls["CIDEr_shuffled"] = _compute("cider", gold, shuffled, timeout)["CIDEr"][0]
+        counts = _bleu_counts(gold, results) if "bleu" in names else {}
+        scores[label] = CaptionScores(corpus, per_image, controls, counts)
     return scores
 
 
-def _check_references(references: Mapping[str, Sequence[str]]) -> Captions:
+def check_references(references: Mapping[str, Sequence[str]]) -> Captions:
     """The references with string ids.
 
     Raises:
@@ -180,7 +196,7 @@ def _check_predictions(references: Captions, predictions: Mapping[str, str], lab
     """The predictions with string ids, in the order of the references.
 
     Args:
-        references: what `_check_references` returned.
+        references: what `check_references` returned.
         predictions: image id -> caption.
         label: name of the checkpoint, for messages; may be empty.
 
@@ -235,11 +251,23 @@ def _compute(
     }
 
 
+def _bleu_counts(gold: Captions, results: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """`CaptionScores.bleu_counts` of tokenized captions."""
+    from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
+
+    counts = {}
+    for key, texts in gold.items():
+        counted = cook_test(results[key], cook_refs(texts), eff="closest")
+        counts[key] = (*counted["correct"], *counted["guess"], counted["testlen"], counted["reflen"])
+    return counts
+
+
 @exit_on_error()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score existing predictions, print the table and write the scores."""
     args = _parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    _check_out(Path(args.out))
     metrics = check_metrics(args.metrics)
     predictions, file = read_predictions(args.preds)
     if args.refs:
@@ -265,13 +293,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         selection={"only_predicted": True} if args.only_predicted else made.get("selection"),
         notes={"predictions": str(args.preds), "intervals_95": NOTE},
     )
-    row = {"checkpoint": args.label or Path(args.preds).stem, **scores.corpus}
+    row = {"checkpoint": args.label or Path(args.preds).stem, **scores.corpus, **scores.controls}
     intervals = {row["checkpoint"]: bootstrap_intervals(scores.per_image)}
     content = {"protocol": protocol.to_dict(), "rows": [row], "intervals_95": intervals, "per_image": scores.per_image}
     write_json(args.out, content)
     console = Console()
     console.print(build_table([row], caption=protocol.summary()))
     console.print(f"scores: {args.out}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_out(path: Path) -> None:
+    """Make sure that the results of an evaluation, which default to the same file name, are not overwritten.
+
+    Raises:
+        MetricError: the file holds several rows, or those of `eval_scripts/eval_flickr30k.py`.
+    """
+    content = read_json(path) if path.exists() else {}
+    if isinstance(content, dict) and ("checkpoints" in content or len(content.get("rows") or []) > 1):
+        raise MetricError(f"{path} holds the results of an evaluation: name another file by --out")
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -146,17 +146,14 @@ def merge_shards(shards: Iterable[Iterable[Prediction]], order: Sequence[str]) -
 def save_predictions(path: str | Path, predictions: Iterable[Prediction], protocol: Mapping[str, Any]) -> Path:
     """Write a predictions file atomically.
 
+    What took hours to generate is written as it is, checked or not: `load_predictions` checks it.
+
     Args:
         path: path of the file.
         predictions: one prediction per image.
         protocol: how they were made, as plain data (`Protocol.to_dict`).
-
-    Raises:
-        MetricError: an image comes twice.
     """
-    listed = list(predictions)
-    by_id(((item.image_id, item) for item in listed), "predictions")
-    write_json(path, {"protocol": dict(protocol), "predictions": [item.to_dict() for item in listed]})
+    write_json(path, {"protocol": dict(protocol), "predictions": [item.to_dict() for item in predictions]})
     return Path(path)
 
 

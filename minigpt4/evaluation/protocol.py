@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -89,6 +89,21 @@ class Protocol:
         plain = asdict(self)
         return {key: value for key, value in plain.items() if value not in (None, {}, "")}
 
+    def differences(self, made: Mapping[str, Any]) -> list[str]:
+        """What another protocol has otherwise ("split: was test, is val"); empty where scores can be compared.
+
+        Of the notes, only the frozen weights count.
+
+        Args:
+            made: the other protocol, as read from JSON; further entries do not matter.
+        """
+        now, before = _comparable(json.loads(json.dumps(self.to_dict()))), _comparable(made)
+        return [
+            f"{key}: was {before.get(key)}, is {now.get(key)}"
+            for key in dict.fromkeys([*now, *before])
+            if now.get(key) != before.get(key)
+        ]
+
     def summary(self) -> str:
         """One line for a table's caption."""
         low, high = self.references_per_image
@@ -99,6 +114,17 @@ class Protocol:
             f"{where}{f' ({part})' if part else ''}: {self.images:,} images, {per_image} references each, "
             f"references {self.references_sha256[:12]}"
         )
+
+
+def _comparable(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A protocol's entries that two comparable scores share, with those of its sections named like generation.top_p."""
+    notes = plain.get("notes")
+    chosen: dict[str, Any] = {item.name: plain.get(item.name) for item in fields(Protocol) if item.name != "notes"}
+    chosen["frozen_weights"] = notes.get("frozen_weights") if isinstance(notes, Mapping) else None
+    found = {}
+    for key, value in chosen.items():
+        found |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, Mapping) else {key: value}
+    return found
 
 
 def _scorer() -> str:

@@ -18,15 +18,14 @@ from PIL import Image
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import write_text
+from minigpt4.evaluation.comparisons import Comparisons
 from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.statistics import Intervals
-from minigpt4.evaluation.table import Row, best_rows, column, columns_of
+from minigpt4.evaluation.table import SHOWN, Row, best_rows, column, columns_of
 
 LONGER_SIDE = 360
 """Pixels of a thumbnail's longer side; a smaller image keeps its size."""
 JPEG_QUALITY = 82
-SHOWN = ("CIDEr", "METEOR", "ROUGE_L", "Bleu_4", "SPICE")
-"""Metrics shown beside a caption; the first of them that was measured ranks the images."""
 
 OpenImage = Callable[[Path], Image.Image]
 """Opens an image as RGB, or raises a DataError."""
@@ -64,6 +63,7 @@ def write_report(
     title: str = "Evaluation",
     trends: Path | None = None,
     intervals: Intervals | None = None,
+    comparisons: Comparisons | None = None,
     max_cards: int = 200,
     open_image: OpenImage | None = None,
 ) -> None:
@@ -77,6 +77,7 @@ def write_report(
         title: heading of the page.
         trends: PNG to embed.
         intervals: checkpoint -> metric -> (lower, upper).
+        comparisons: differences between the checkpoints and the first.
         max_cards: maximum number of images shown: half of them the best, half the worst, of the last checkpoint.
         open_image: opens an image for its thumbnail; None: no thumbnails.
     """
@@ -107,6 +108,7 @@ def write_report(
         title=escape(title),
         summary=escape(protocol.summary()),
         table=_table(rows),
+        comparisons=_comparisons(comparisons) if comparisons else "",
         intervals=_intervals(intervals or {}),
         protocol=_definitions(protocol.to_dict()),
         trends=_trends(trends) if trends else "",
@@ -184,6 +186,22 @@ def _table(rows: Sequence[Row]) -> str:
     return (
         f'<table class="scores"><thead><tr><th scope="col">Checkpoint</th>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table>"
+    )
+
+
+def _comparisons(comparisons: Comparisons) -> str:
+    """Differences to the first checkpoint as a table of their own."""
+    found = {(item.checkpoint, item.metric): item.text() for item in comparisons.differences}
+    labels, metrics = (list(dict.fromkeys(key[place] for key in found)) for place in range(2))
+    head = "".join(f'<th scope="col">{escape(column(metric).label)}</th>' for metric in metrics)
+    body = "\n".join(
+        f"<tr><td>{escape(label)}</td>{''.join(f'<td>{escape(found[label, metric])}</td>' for metric in metrics)}</tr>"
+        for label in labels
+    )
+    return (
+        f"<h3>Compared with {escape(comparisons.baseline)}</h3>\n"
+        f'<div class="scroll"><table class="scores"><thead><tr><th scope="col">Checkpoint</th>{head}</tr></thead>\n'
+        f'<tbody>{body}</tbody></table></div>\n<p class="note">{escape(comparisons.note)}</p>'
     )
 
 

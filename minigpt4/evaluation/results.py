@@ -14,6 +14,7 @@ from rich.table import Table
 from minigpt4.common.errors import MetricError
 from minigpt4.common.files import write_json, write_text
 from minigpt4.evaluation.caption import CaptionScores
+from minigpt4.evaluation.comparisons import compare
 from minigpt4.evaluation.predictions import Prediction
 from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.report import ImageResult, OpenImage, write_report
@@ -31,16 +32,20 @@ class CheckpointResult:
         scores: caption metrics.
         predictions: one prediction per image, with the references.
         more: further quantities of the row, e.g. {"object_accuracy": 0.93}.
+        path: path of the checkpoint, empty where unknown.
+        file: name of its predictions file in the folder of the results, empty where there is none.
     """
 
     checkpoint: str
     scores: CaptionScores
     predictions: Sequence[Prediction]
     more: Mapping[str, float] = field(default_factory=dict)
+    path: str = ""
+    file: str = ""
 
     def row(self) -> dict[str, Any]:
         """The row of metrics.json."""
-        return {"checkpoint": self.checkpoint, **self.scores.corpus, **self.more}
+        return {"checkpoint": self.checkpoint, **self.scores.corpus, **self.scores.controls, **self.more}
 
 
 @dataclass(frozen=True)
@@ -99,13 +104,21 @@ def write_results(
     out = Path(out_dir)
     rows = [result.row() for result in results]
     intervals = {result.checkpoint: bootstrap_intervals(result.scores.per_image) for result in results}
+    comparisons = compare({result.checkpoint: result.scores for result in results})
     content: dict[str, Any] = {"protocol": protocol.to_dict(), "rows": rows}
+    checkpoints = {item.checkpoint: {"path": item.path, "predictions": item.file} for item in results if item.file}
+    if checkpoints:
+        content["checkpoints"] = checkpoints
+    if comparisons:
+        content["comparisons"] = comparisons.to_dict()
     if any(intervals.values()):
         content |= {"intervals_95": intervals, "intervals_95_note": NOTE}
     summary = protocol.summary()
     images = _results_by_image(results, Path(image_dir) if image_dir else None)
     written = WrittenResults(
-        table=build_table(rows, title=title, caption=summary),
+        table=build_table(
+            rows, title=title, caption="\n".join([summary, *([comparisons.footnote()] if comparisons else [])])
+        ),
         metrics=out / "metrics.json",
         per_image=out / "per_image_scores.csv",
         trends=out / "metric_trends.png",
@@ -123,6 +136,7 @@ def write_results(
         title=title,
         trends=written.trends,
         intervals=intervals,
+        comparisons=comparisons,
         max_cards=max_cards,
         open_image=open_image,
     )

@@ -7,7 +7,7 @@ from random import Random
 
 import numpy as np
 
-AVERAGED = ("ROUGE_L", "CIDEr")
+AVERAGED = ("ROUGE_L", "CIDEr", "SPICE")
 """Metrics whose corpus score is the mean of the images' scores. BLEU and METEOR are not: the mean of their images'
 scores is another number, and an interval around it would mislead."""
 
@@ -57,7 +57,8 @@ def swap_images(captions: Mapping[str, str], seed: int) -> dict[str, str]:
     """The captions as if each image had been replaced by another one of the set.
 
     With the same prompt for all images and no sampling, a caption depends on nothing but its image. The captions of
-    shuffled images are therefore the shuffled captions, and need no second generation.
+    shuffled images are therefore the shuffled captions, and need no second generation. Where images have questions of
+    their own, the shuffled captions answer other questions as well.
 
     Args:
         captions: image id -> caption, for at least two images.

@@ -46,6 +46,7 @@ KNOWN = (
     Column("ROUGE_L", "ROUGE-L"),
     Column("CIDEr", "CIDEr"),
     Column("SPICE", "SPICE"),
+    Column("CIDEr_shuffled", "CIDEr, images shuffled", compared=False),
     Column("object_accuracy", "Largest object", percent=True),
     Column("all_objects_accuracy", "All objects", percent=True),
     Column("object_accuracy_shuffled", "Images shuffled", percent=True, compared=False),
@@ -53,6 +54,8 @@ KNOWN = (
     Column("fragments", "Fragments", percent=True, compared=False),
 )
 """Columns in the order of the table."""
+SHOWN = ("CIDEr", "METEOR", "ROUGE_L", "Bleu_4", "SPICE")
+"""Metrics for where there is room for few: beside a caption, below a table; the first that was measured comes first."""
 _BY_KEY = {column.key: column for column in KNOWN}
 
 
@@ -99,7 +102,7 @@ def build_table(rows: Sequence[Row], title: str | None = None, caption: str | No
     )
     table.add_column("Checkpoint", overflow="fold", min_width=10)
     for item in columns:
-        table.add_column(item.label, justify="right", no_wrap=not item.percent)
+        table.add_column(item.label, justify="right", no_wrap=item.compared and not item.percent)
     best = {item.key: best_rows(rows, item) for item in columns}
     for index, row in enumerate(rows):
         cells = [Text(str(row.get("checkpoint", "")))]

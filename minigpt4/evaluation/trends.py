@@ -25,6 +25,7 @@ COLOURS = {
     "METEOR": "#cc79a7",
     "SPICE": "#e69f00",
     "CIDEr": "#d55e00",
+    "CIDEr_shuffled": "#888888",
     "object_accuracy": "#6a3d9a",
     "all_objects_accuracy": "#b15928",
     "object_accuracy_shuffled": "#888888",
@@ -33,7 +34,7 @@ COLOURS = {
 PANELS = (
     ("BLEU", ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")),
     ("ROUGE-L, METEOR, SPICE", ("ROUGE_L", "METEOR", "SPICE")),
-    ("CIDEr", ("CIDEr",)),
+    ("CIDEr", ("CIDEr", "CIDEr_shuffled")),
     ("Objects named rightly", ("object_accuracy", "all_objects_accuracy", "object_accuracy_shuffled")),
 )
 """(title, metrics) of each panel."""

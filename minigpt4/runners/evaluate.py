@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import re
+import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from minigpt4.common.checkpoint import read_checkpoint
-from minigpt4.common.distributed import start_processes
+from minigpt4.common.distributed import Processes, start_processes
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.logging import set_up_logging
-from minigpt4.common.schema import Config, ModelConfig, Precision
+from minigpt4.common.schema import Config, EvaluationConfig, ModelConfig, Precision
 from minigpt4.datasets.builders import build_dataset
-from minigpt4.evaluation.caption import check_metrics, score_checkpoints
+from minigpt4.evaluation.caption import check_metrics, check_references, score_checkpoints
+from minigpt4.evaluation.earlier import ResultsFolder, choose_folder
 from minigpt4.evaluation.fluency import fluency_scores
+from minigpt4.evaluation.labels import checkpoint_labels
 from minigpt4.evaluation.predictions import Prediction, merge_shards, save_predictions
 from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.results import CheckpointResult, WrittenResults, write_results
@@ -27,7 +31,9 @@ from minigpt4.processors.image import open_image
 from minigpt4.runners.checkpoints import new_folder
 from minigpt4.scenes.scores import all_objects_accuracy, object_accuracy
 from minigpt4.scenes.vocabulary import Scene, load_scenes
-from minigpt4.tasks.captioning import Captioning, select_images
+from minigpt4.tasks.captioning import Captioning, check_image_ids, select_images
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(cfg: Config, checkpoints: Sequence[str]) -> WrittenResults | None:
@@ -63,6 +69,8 @@ def evaluate(cfg: Config, checkpoints: Sequence[str]) -> WrittenResults | None:
         train=False,
     )
     selection = select_images(dataset.records, settings.limit, settings.fraction, settings.seed)
+    check_image_ids(dataset.records[index] for index in selection)
+    check_references({dataset.records[index].image_id: dataset.records[index].answers for index in selection})
     model = _load_model(cfg.model, settings.precision, files, processes.device)
     captioning = Captioning(model, dataset, selection, settings, processes.rank, processes.world_size)
     out_dir = processes.run_on_main(lambda: _output_folder(settings.output_dir, cfg.paths.output_root))
@@ -73,34 +81,10 @@ def evaluate(cfg: Config, checkpoints: Sequence[str]) -> WrittenResults | None:
     for share in processes.gather(captioning.encode_images()):
         unreadable |= share
     skipped = list(unreadable.values())
-    order = [dataset.records[index].image_id for index in selection if index not in unreadable]
-    if not order:
+    records = [dataset.records[index] for index in selection if index not in unreadable]
+    if not records:
         raise DataError(f"none of the {len(selection)} images can be read; the first: {skipped[0]}")
-    predictions: dict[str, list[Prediction]] = {}
-    for label, path in zip(labels, files, strict=True):
-        load_projection(model, path)
-        predictions[label] = merge_shards(processes.gather(captioning.describe(label)), order)
-        if processes.is_main:
-            file = out_dir / f"predictions_{re.sub('[^A-Za-z0-9._-]+', '_', label)}.json"
-            save_predictions(file, predictions[label], {"checkpoint": path, "skipped": skipped})
-    processes.shutdown()
-    if not processes.is_main:
-        return None
-
-    references = {item.image_id: item.references for item in predictions[labels[0]]}
-    captions = {label: {item.image_id: item.caption for item in predictions[label]} for label in labels}
-    scores = score_checkpoints(references, captions, metrics)
-    results = []
-    for label in labels:
-        more = _scene_scores(captions[label], scenes, settings.seed) if scenes is not None else {}
-        if settings.fluency:
-            more |= fluency_scores(captions[label].values())
-        results.append(CheckpointResult(label, scores[label], predictions[label], more))
-    part = {
-        "limit": settings.limit,
-        "fraction": settings.fraction,
-        "seed": settings.seed if settings.fraction is not None else None,
-    }
+    references = {record.image_id: list(record.answers) for record in records}
     protocol = Protocol.of(
         references,
         metrics,
@@ -108,11 +92,37 @@ def evaluate(cfg: Config, checkpoints: Sequence[str]) -> WrittenResults | None:
         split=settings.split,
         prompt=model.encoder.template.render(captioning.prompt),
         generation=asdict(settings.generation),
-        selection={key: value for key, value in part.items() if value is not None},
+        selection=_selection(settings),
         notes={"frozen_weights": model.base} | ({"pictures_left_out": skipped} if skipped else {}),
     )
+    paths = {label: str(Path(file).resolve()) for label, file in zip(labels, files, strict=True)}
+    folder = processes.run_on_main(lambda: choose_folder(out_dir, protocol, paths))
+    predictions = {row.checkpoint: list(row.predictions) for row in folder.rows}
+    for label, path in zip(labels, files, strict=True):
+        load_projection(model, path)
+        made = {"checkpoint": path, "skipped": skipped} | protocol.to_dict()
+        predictions[label] = _describe(captioning, processes, label, list(references), folder, made)
+    processes.shutdown()
+    if not processes.is_main:
+        return None
+
+    captions = {label: {item.image_id: item.caption for item in listed} for label, listed in predictions.items()}
+    scores = score_checkpoints(references, captions, metrics, seed=settings.seed)
+    earlier = {row.checkpoint: row for row in folder.rows if row.checkpoint not in labels}
+    results = []
+    for label, listed in predictions.items():
+        more = _scene_scores(captions[label], scenes, settings.seed) if scenes is not None else {}
+        if settings.fluency:
+            more |= fluency_scores(captions[label].values())
+        row = earlier.get(label)
+        if row is not None:
+            # The earlier evaluation may have measured more than this one.
+            known = {"checkpoint", *scores[label].corpus, *scores[label].controls}
+            more = {key: value for key, value in row.values.items() if key not in known} | more
+        path, file = (row.path, row.file) if row is not None else (paths[label], folder.files[label])
+        results.append(CheckpointResult(label, scores[label], listed, more, path, file))
     return write_results(
-        out_dir,
+        folder.path,
         protocol,
         results,
         image_dir=dataset.images,
@@ -149,34 +159,78 @@ def checkpoint_files(checkpoints: Sequence[str], default: str | None) -> list[st
         default: model.ckpt, used where the command line names none.
 
     Raises:
-        ConfigError: there is none, or one is named twice.
+        ConfigError: there is none, or one is named twice, be it by another path or a symbolic link.
     """
     files = list(checkpoints) or ([default] if default else [])
     if not files:
         raise ConfigError("no checkpoint to evaluate: name some after --ckpt, or set model.ckpt")
-    repeated = sorted({path for path in files if files.count(path) > 1})
-    if repeated:
-        raise ConfigError(f"--ckpt: {repeated[0]} is named twice")
+    found: dict[Path, str] = {}
+    for file in files:
+        target = Path(file).resolve()
+        if target in found:
+            also = "" if found[target] == file else f", also as {found[target]}"
+            raise ConfigError(f"--ckpt: {file} is named twice{also}; name it once")
+        found[target] = file
     return files
 
 
-def checkpoint_labels(paths: Sequence[str]) -> list[str]:
-    """Different names for people: "epoch 3" for checkpoint_3.pth, else the file's name; where two would be equal, with
-    their folder's name, or else the path."""
-    labels = []
-    for path in map(Path, paths):
-        epoch = re.fullmatch(r"checkpoint_(\d+)", path.stem)
-        labels.append(f"epoch {epoch.group(1)}" if epoch else path.stem.replace("_", " "))
-    longer = [
-        f"{Path(path).parent.name} {label}" if labels.count(label) > 1 else label
-        for path, label in zip(paths, labels, strict=True)
-    ]
-    return [path if longer.count(label) > 1 else label for path, label in zip(paths, longer, strict=True)]
+def _describe(
+    captioning: Captioning,
+    processes: Processes,
+    label: str,
+    order: Sequence[str],
+    folder: ResultsFolder,
+    made: Mapping[str, Any],
+) -> list[Prediction]:
+    """Captions of all images by the projection that is loaded, written before anything can fail.
+
+    Args:
+        captioning: this rank's share of the images.
+        processes: all ranks. Each of several writes its share, which is deleted once the file of all is written.
+        label: label of the checkpoint.
+        order: ids of all images.
+        folder: where the predictions go.
+        made: how they are made, as plain data.
+    """
+    file = folder.path / folder.files[label]
+    part = file.with_suffix(f".rank{processes.rank}.json")
+    share = captioning.describe(label)
+    if processes.world_size > 1:
+        try:
+            save_predictions(part, share, made)
+        except OSError as error:
+            logger.warning("rank %d cannot keep its share in %s (%s)", processes.rank, part, error.strerror)
+    shares = processes.gather(share)
+    place = {image_id: number for number, image_id in enumerate(order)}
+    listed = sorted((item for given in shares for item in given), key=lambda item: place.get(item.image_id, len(place)))
+    processes.run_on_main(lambda: save_predictions(file, listed, made))
+    part.unlink(missing_ok=True)
+    return merge_shards([listed], order)
+
+
+def _selection(settings: EvaluationConfig) -> dict[str, Any]:
+    """The part of the split that is evaluated, for the protocol."""
+    seed = settings.seed if settings.fraction is not None else None
+    part = {"limit": settings.limit, "fraction": settings.fraction, "seed": seed}
+    return {key: value for key, value in part.items() if value is not None}
 
 
 def _output_folder(output_dir: str | None, output_root: str) -> Path:
-    """`evaluation.output_dir`, or a new folder named by the time."""
-    return Path(output_dir) if output_dir else new_folder(Path(output_root) / "evaluation")
+    """`evaluation.output_dir`, or a new folder named by the time.
+
+    Raises:
+        ConfigError: no file can be written there.
+    """
+    folder = Path(output_dir) if output_dir else Path(output_root) / "evaluation"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"evaluation.output_dir: {folder} cannot be written to ({error.strerror}); name another folder by --out"
+        ) from error
+    return folder if output_dir else new_folder(folder)
 
 
 def _load_model(cfg: ModelConfig, precision: Precision, files: Sequence[str], device: torch.device) -> MiniGPT4:

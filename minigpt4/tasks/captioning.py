@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,24 @@ def select_images(records: Sequence[Record], limit: int | None, fraction: float 
         return hashlib.sha256(f"{seed}-{records[index].image_id}".encode()).hexdigest()
 
     return sorted(sorted(range(len(records)), key=rank)[: math.ceil(fraction * len(records))])
+
+
+def check_image_ids(records: Iterable[Record]) -> None:
+    """Make sure that every record has an image id of its own, by which its prediction is kept.
+
+    Raises:
+        DataError: two records have the same; the message names both.
+    """
+    found: dict[str, Record] = {}
+    for record in records:
+        first = found.get(record.image_id)
+        if first is not None:
+            raise DataError(
+                f"{record.source}: the image id '{record.image_id}' is also that of {first.source}, and predictions "
+                "are kept by image id; give each row an id of its own, also where two rows ask about one image ('id' "
+                "in JSONL and CSV; in a folder, the image's name without its suffix)"
+            )
+        found[record.image_id] = record
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from minigpt4.evaluation import java
 from minigpt4.evaluation.caption import check_metrics, main, parse_metrics, score_captions, score_checkpoints
 from minigpt4.evaluation.predictions import Prediction, merge_shards, save_predictions
 from minigpt4.evaluation.protocol import references_sha256
+from minigpt4.evaluation.statistics import swap_images
 
 Captions = dict[str, list[str]]
 
@@ -189,6 +190,20 @@ def test_checkpoints_score_together_as_each_alone() -> None:
         score_checkpoints(REFERENCES, {"stage 1": PREDICTIONS, "epoch 0": {}})
 
 
+def test_shuffled_images_score_like_captions_of_other_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenized: list[int] = []
+    monkeypatch.setattr(
+        "minigpt4.evaluation.caption.tokenize", lambda texts: tokenized.append(len(texts)) or java.tokenize(texts)
+    )
+    scores = score_captions(REFERENCES, PREDICTIONS, ["cider"], seed=3)
+    assert tokenized == [12]
+    swapped = score_captions(REFERENCES, swap_images(PREDICTIONS, 3), ["cider"])
+    assert scores.controls == {"CIDEr_shuffled": pytest.approx(swapped.corpus["CIDEr"])}
+    assert scores.controls["CIDEr_shuffled"] < 0.2 < scores.corpus["CIDEr"]
+    assert score_captions(REFERENCES, PREDICTIONS, ["bleu"]).controls == {}
+    assert score_captions({"1": ["a dog"]}, {"1": "a dog"}, ["cider"]).controls == {}
+
+
 def test_metric_names() -> None:
     assert parse_metrics("BLEU, rouge,bleu,") == ("bleu", "rouge")
     assert check_metrics(["cider", "meteor"]) == ("cider", "meteor")
@@ -274,7 +289,7 @@ def test_coco_files(
 ) -> None:
     found = run(tmp_path / "out" / "metrics.json", "--refs", coco, "--preds", results, "--label", "mine")
     scores = score_captions(references, predictions)
-    assert found["rows"] == [{"checkpoint": "mine", **scores.corpus}]
+    assert found["rows"] == [{"checkpoint": "mine", **scores.corpus, **scores.controls}]
     assert found["per_image"] == scores.per_image
     protocol = found["protocol"]
     assert (protocol["images"], protocol["references"], protocol["references_per_image"]) == (2, 3, [1, 2])
@@ -303,6 +318,17 @@ def test_a_predictions_file_carries_its_references_and_protocol(
     found = run(tmp_path / "m.json", "--preds", str(path), "--metrics", "rouge")
     assert found["rows"] == [{"checkpoint": "epoch_4", **score_captions(references, predictions, "rouge").corpus}]
     assert {key: found["protocol"][key] for key in made} == made
+
+
+def test_the_results_of_an_evaluation_are_not_overwritten(
+    tmp_path: Path, coco: str, results: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for content in ({"rows": [{}, {}]}, {"rows": [{}], "checkpoints": {}}):
+        path = write(tmp_path / "metrics.json", content)
+        assert "holds the results of an evaluation" in refused(
+            capsys, "--refs", coco, "--preds", results, "--out", path
+        )
+        assert json.loads(Path(path).read_text()) == content
 
 
 def test_only_predicted(tmp_path: Path, flickr: str) -> None:

@@ -28,12 +28,17 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
     path = save_predictions(tmp_path / "p.json", LISTED, {})
     before = path.read_bytes()
-    with pytest.raises(MetricError, match=r"come twice.*: 1"):
-        save_predictions(path, [*LISTED, Prediction("1", "again")], {})
     with pytest.raises(TypeError):
         save_predictions(path, [Prediction("1", "a", extra={"tensor": object()})], {})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_whatever_was_generated_is_written(tmp_path: Path) -> None:
+    path = save_predictions(tmp_path / "p.json", [*LISTED, Prediction("1", "again")], {})
+    assert [item["caption"] for item in json.loads(path.read_text())["predictions"]][-1] == "again"
+    with pytest.raises(MetricError, match=r"come twice.*: 1"):
+        load_predictions(path)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

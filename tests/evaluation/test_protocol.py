@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from minigpt4.evaluation.protocol import Protocol, references_sha256
 
 
@@ -10,6 +12,21 @@ def test_the_hash_depends_on_the_references() -> None:
     assert references_sha256({2: ["c"], 1: ("a", "b")}) == base  # type: ignore[dict-item]
     assert references_sha256({"1": ["b", "a"], "2": ["c"]}) != base
     assert references_sha256({"1": ["a"], "2": ["b", "c"]}) != base
+
+
+def test_protocols_are_compared_as_read_from_json() -> None:
+    protocol = Protocol.of(
+        {"1": ["a"]}, ["bleu"], dataset="a", generation={"top_p": 1.0}, notes={"frozen_weights": {"llm": "1"}, "x": 1}
+    )
+    plain = json.loads(json.dumps(protocol.to_dict()))
+    assert protocol.differences(plain) == []
+    assert protocol.differences(plain | {"checkpoint": "a.pth", "notes": plain["notes"] | {"x": 2}}) == []
+    changed = plain | {"split": "val", "generation": {"top_p": 0.9}, "notes": {"frozen_weights": {"llm": "2"}}}
+    assert protocol.differences(changed) == [
+        "split: was val, is None",
+        "generation.top_p: was 0.9, is 1.0",
+        "frozen_weights.llm: was 2, is 1",
+    ]
 
 
 def test_protocol_in_words() -> None:

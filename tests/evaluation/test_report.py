@@ -75,6 +75,8 @@ def test_the_page_loads_nothing_and_runs_no_foreign_script(
     assert cards[0]["data-scores"] == "0.5,1.5"
     assert [option["value"] for option in page.all("option")][:2] == ["0", "1"]
     assert len(page.all("td", "best")) == 2
+    assert len(page.all("table", "scores")) == 2
+    assert "Compared with stage 1" in page.text and "+1.000 (1.000 to 1.000), p 0.0" in page.text
 
 
 def test_thumbnails_show_the_pixels_that_the_model_saw(tmp_path: Path, image_folder: Path) -> None:

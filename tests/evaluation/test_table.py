@@ -40,6 +40,15 @@ def test_columns_are_in_order_and_the_best_values_marked() -> None:
     }
 
 
+def test_the_control_is_beside_the_metrics_and_never_the_best() -> None:
+    rows = [{"checkpoint": name, "CIDEr": value, "CIDEr_shuffled": value / 10} for name, value in (("a", 1), ("b", 2))]
+    assert cells(rows) == {
+        "Checkpoint": ["a", "b"],
+        "CIDEr": ["1.000", "*2.000*"],
+        "CIDEr, images shuffled": ["0.100", "0.200"],
+    }
+
+
 def test_nothing_to_compare_has_no_best() -> None:
     assert "*" not in str(cells(ROWS[:1]))
     assert "*" not in str(cells([ROWS[0], {**ROWS[0], "checkpoint": "same"}]))

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from minigpt4.common.config import load_config
-from minigpt4.common.errors import CheckpointError, ConfigError, DataError, MetricError
+from minigpt4.common.distributed import Processes
+from minigpt4.common.errors import CheckpointError, ConfigError, DataError, MetricError, ProcessLostError
 from minigpt4.common.schema import EvaluationConfig
 from minigpt4.common.types import Record
-from minigpt4.evaluation.predictions import load_predictions
-from minigpt4.runners.evaluate import checkpoint_labels, evaluate
+from minigpt4.evaluation.earlier import ResultsFolder
+from minigpt4.evaluation.predictions import Prediction, load_predictions
+from minigpt4.runners.evaluate import _describe, checkpoint_files, evaluate
 from minigpt4.tasks.captioning import Captioning, select_images
 from tests.models.parity import Case
 from tests.runners.project import PARITY_A, REPOSITORY, Project
@@ -128,7 +133,7 @@ def test_nothing_readable_is_an_error(project: Project, tmp_path: Path) -> None:
 
 
 def test_predictions_are_kept_when_scoring_fails(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise MetricError("Java went away")
 
     monkeypatch.setattr("minigpt4.runners.evaluate.score_checkpoints", fail)
@@ -178,6 +183,7 @@ def fail_if_called(*_: Any, **__: Any) -> None:
         (["evaluation.scenes=none.json"], ["checkpoint_0.pth"], DataError, "none.json"),
         ([], ["checkpoint_0.pth", "checkpoint_9.pth"], CheckpointError, "checkpoint_9.pth does not exist"),
         ([], ["checkpoint_0.pth", "checkpoint_0.pth"], ConfigError, "named twice"),
+        ([], ["checkpoint_0.pth", "./checkpoint_0.pth"], ConfigError, "named twice, also as checkpoint_0.pth"),
         (["model.ckpt=null"], [], ConfigError, "no checkpoint to evaluate"),
     ],
 )
@@ -192,6 +198,28 @@ def test_everything_that_can_fail_does_so_before_generation(
     monkeypatch.setattr(Captioning, "encode_images", fail_if_called)
     with pytest.raises(error, match=words.replace(".", r"\.")):
         run(project, *options, ckpt=tuple(ckpt))
+
+
+def test_image_ids_are_checked_before_anything_is_loaded(
+    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("minigpt4.runners.evaluate._load_model", fail_if_called)
+    rows = [
+        {"image": "image_24.png", "question": f"Question {n}?", "answer": "a dog", "split": "val"} for n in range(2)
+    ]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"line 2: the image id 'image_24' is also that of .*line 1.*an id of its own"):
+        run(project, f"datasets.shapes.annotations={path}", f"datasets.shapes.images={project.folder}")
+
+
+def test_an_output_folder_that_cannot_be_written_is_found_before_encoding(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Captioning, "encode_images", fail_if_called)
+    (project.folder / "a file").touch()
+    with pytest.raises(ConfigError, match=r"evaluation\.output_dir: .*a file cannot be written to .*--out"):
+        run(project, out="a file")
 
 
 def records(count: int) -> list[Record]:
@@ -226,7 +254,76 @@ def test_groups_are_distributed_complete(parity_a: Case) -> None:
     assert all(len(share) > 0 for share in shares)
 
 
-def test_labels() -> None:
-    assert checkpoint_labels(["stage_1.pth", "a/checkpoint_0.pth"]) == ["stage 1", "epoch 0"]
-    assert checkpoint_labels(["a/checkpoint_0.pth", "b/checkpoint_0.pth"]) == ["a epoch 0", "b epoch 0"]
-    assert checkpoint_labels(["a/x.pth", "b/a/x.pth"]) == ["a/x.pth", "b/a/x.pth"]
+def test_a_file_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.pth").touch()
+    (tmp_path / "link.pth").symlink_to("a.pth")
+    for again in ("a.pth", "./a.pth", str(tmp_path / "a.pth"), "link.pth"):
+        with pytest.raises(ConfigError, match=rf"--ckpt: {re.escape(again)} is named twice"):
+            checkpoint_files(["a.pth", again], None)
+    assert checkpoint_files(["a.pth", "b.pth"], None) == ["a.pth", "b.pth"]
+
+
+def test_checkpoints_whose_names_meet_have_rows_and_files_of_their_own(project: Project) -> None:
+    names = ("a b.pth", "a_b.pth", "模型.pth", "模板.pth")
+    for name in names:
+        shutil.copy(project.folder / "checkpoint_0.pth", project.folder / name)
+    out = run(project, "evaluation.limit=2", ckpt=names, out="names")
+    content = json.loads((out / "metrics.json").read_text())
+    assert [row["checkpoint"] for row in content["rows"]] == ["a b.pth", "a_b.pth", "模型", "模板"]
+    for name, entry in zip(names, content["checkpoints"].values(), strict=True):
+        assert entry["path"] == str((project.folder / name).resolve())
+        assert load_predictions(out / entry["predictions"]).protocol["checkpoint"] == name
+    assert len(list(out.glob("predictions_*.json"))) == 4
+
+
+def test_results_join_those_of_the_same_protocol_and_replace_no_others(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def labels(folder: Path) -> list[str]:
+        return [row["checkpoint"] for row in json.loads((folder / "metrics.json").read_text())["rows"]]
+
+    both = ("checkpoint_0.pth", "checkpoint_1.pth")
+    out = run(project, "evaluation.limit=4", "evaluation.fluency=true", ckpt=both, out="kept")
+    before = json.loads((out / "metrics.json").read_text())
+    # The command without --ckpt evaluates model.ckpt, here another file.
+    shutil.copy(project.folder / "checkpoint_1.pth", project.folder / "stage1.pth")
+    run(project, "evaluation.limit=4", "model.ckpt=stage1.pth", ckpt=(), out="kept")
+    content = json.loads((out / "metrics.json").read_text())
+    assert labels(out) == ["epoch 0", "epoch 1", "stage1"]
+    assert content["rows"][:2] == before["rows"] and "fragments" in content["rows"][0]
+    assert {key: value for key, value in content["rows"][2].items() if key != "checkpoint"} == {
+        key: value for key, value in content["rows"][1].items() if key not in ("checkpoint", "repetition", "fragments")
+    }
+    assert {item["checkpoint"] for item in content["comparisons"]["differences"]} == {"epoch 1", "stage1"}
+    assert len((out / "per_image_scores.csv").read_text().splitlines()) == 1 + 3 * 4
+    # The same checkpoint again replaces its own row, in its place.
+    run(project, "evaluation.limit=4", out="kept")
+    assert labels(out) == ["epoch 0", "epoch 1", "stage1"]
+    assert not out.with_name("kept-2").exists()
+    # Other settings make other scores.
+    run(project, "evaluation.limit=3", out="kept")
+    assert labels(out) == ["epoch 0", "epoch 1", "stage1"] and labels(out.with_name("kept-2")) == ["epoch 0"]
+    assert "images: was 4, is 3" in capsys.readouterr().err
+
+
+def test_a_failing_merge_leaves_all_that_was_generated(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    describe = Captioning.describe
+    monkeypatch.setattr(Captioning, "describe", lambda self, label: [*(found := describe(self, label)), found[0]])
+    with pytest.raises(MetricError, match="come twice"):
+        run(project, out="unmerged")
+    (path,) = (project.folder / "unmerged").iterdir()
+    assert len(json.loads(path.read_text())["predictions"]) == 8
+
+
+def test_each_rank_writes_its_share_before_the_others_are_waited_for(tmp_path: Path) -> None:
+    class Lost(Processes):
+        def gather(self, value: Any) -> Any:
+            raise ProcessLostError("rank 1 ended")
+
+    share = [Prediction("1", "a dog")]
+    captioning = SimpleNamespace(describe=lambda label: share)
+    folder = ResultsFolder(tmp_path, [], {"epoch 0": "predictions_epoch_0.json"})
+    with pytest.raises(ProcessLostError):
+        _describe(captioning, Lost(device=torch.device("cpu"), rank=0, world_size=2), "epoch 0", ["1", "2"], folder, {})  # type: ignore[arg-type]
+    assert load_predictions(tmp_path / "predictions_epoch_0.rank0.json").predictions == share
