@@ -386,7 +386,8 @@ class EvaluationConfig:
     scenes: str | None = None
     """Ground truth of drawn scenes (scenes.json): adds object accuracies, for the right and for shuffled images."""
     output_dir: str | None = None
-    """Folder of predictions and results; null: a new one in `paths.output_root`/evaluation."""
+    """Folder of predictions and results; null: a new one in `paths.output_root`/evaluation. Results that it holds stay:
+    rows of the same protocol in the new table, others in their folder, while the new ones go to one beside it."""
     precision: Precision = Precision.auto
     """Number format of the frozen weights in evaluation and chat: auto, float32, bfloat16 or float16."""
     fluency: bool = False

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from minigpt4.common.cli import exit_on_error
-from minigpt4.common.errors import MetricError, did_you_mean, first_few
+from minigpt4.common.errors import DataError, MetricError, did_you_mean, first_few
 from minigpt4.common.files import read_json, write_json
 from minigpt4.evaluation.java import check_tokenizer, tokenize
 from minigpt4.evaluation.meteor_spice import SCORERS, check_java_scorer, score_with_java
@@ -308,7 +308,12 @@ def _check_out(path: Path) -> None:
     Raises:
         MetricError: the file holds several rows, or those of `eval_scripts/eval_flickr30k.py`.
     """
-    content = read_json(path) if path.exists() else {}
+    if not path.is_file():
+        return
+    try:
+        content = read_json(path)
+    except DataError:
+        return
     if isinstance(content, dict) and ("checkpoints" in content or len(content.get("rows") or []) > 1):
         raise MetricError(f"{path} holds the results of an evaluation: name another file by --out")
 
