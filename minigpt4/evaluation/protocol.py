@@ -121,7 +121,7 @@ def _comparable(plain: Mapping[str, Any]) -> dict[str, Any]:
     notes = plain.get("notes")
     chosen: dict[str, Any] = {item.name: plain.get(item.name) for item in fields(Protocol) if item.name != "notes"}
     chosen["frozen_weights"] = notes.get("frozen_weights") if isinstance(notes, Mapping) else None
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in chosen.items():
         found |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, Mapping) else {key: value}
     return found

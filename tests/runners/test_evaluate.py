@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -296,7 +297,8 @@ def test_results_join_those_of_the_same_protocol_and_replace_no_others(
         key: value for key, value in content["rows"][1].items() if key not in ("checkpoint", "repetition", "fragments")
     }
     assert {item["checkpoint"] for item in content["comparisons"]["differences"]} == {"epoch 1", "stage1"}
-    assert len((out / "per_image_scores.csv").read_text().splitlines()) == 1 + 3 * 4
+    with (out / "per_image_scores.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 3 * 4
     # The same checkpoint again replaces its own row, in its place.
     run(project, "evaluation.limit=4", out="kept")
     assert labels(out) == ["epoch 0", "epoch 1", "stage1"]
