@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
@@ -19,6 +16,7 @@ from minigpt4.common.errors import DataError
 from minigpt4.common.files import PROJECT
 from minigpt4.generate import AnswerFile, Question, main, questions_of_files, questions_of_jsonl, row_of
 from tests.drawn import drawn_scenes
+from tests.launch import launch
 
 
 @pytest.fixture
@@ -190,10 +188,8 @@ def _file(folder: Path, content: str | bytes) -> Path:
 def test_two_processes_write_what_one_writes(folder: Path, tmp_path: Path, asked: list[int]) -> None:
     complete = generate(tmp_path / "one.jsonl", "--images", str(folder))
     out = tmp_path / "two.jsonl"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "minigpt4.generate"]
-    command += ["--images", str(folder), "--out", str(out), "--batch-size", "2", "--options", "run.device=cpu"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=200)
+    command = ["-m", "minigpt4.generate", "--images", str(folder), "--out", str(out), "--batch-size", "2"]
+    done = launch(*command, "--options", "run.device=cpu", ranks=2, cwd=PROJECT)
     assert done.returncode == 0, done.stderr[-2000:]
     assert [json.loads(line) for line in out.read_text().splitlines()] == complete
     assert "7 rows: 6 answered, 0 already done, 1 failed" in done.stdout

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minigpt4.common.files import PROJECT
+from tests.launch import launch
 
 STAGE1 = "minigpt4/assets/tiny/stage1.pth"
 
 
 def run(output: Path, *command: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=PROJECT,
-        env=os.environ | {"MINIGPT4_OUTPUT": str(output)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    done = launch(*command, cwd=PROJECT, environment={"MINIGPT4_OUTPUT": str(output), "OMP_NUM_THREADS": "2"})
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.files import PROJECT
 from minigpt4.common.schema import LlmSharding, LowResource
 from minigpt4.models.llm import build_llm, compile_blocks, shards_llm
+from tests.launch import launch
 from tests.models.parity import CPU, Case, build_with
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++)")
@@ -147,15 +145,7 @@ processes.shutdown()
 def test_each_process_holds_its_share(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(script)]
-    done = subprocess.run(
-        [sys.executable, *command],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-        cwd=PROJECT,
-        timeout=300,
-    )
+    done = launch(str(script), ranks=4, cwd=PROJECT)
     assert done.returncode == 0, done.stderr
     for rank in range(4):
         for sharding, share in (("node", "0.50"), ("all", "0.25")):

@@ -23,14 +23,13 @@ from PIL import Image
 
 from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.files import read_appended
+from tests.launch import launch
 from tests.models.parity import model_config
 
 REPOSITORY = Path(__file__).parents[2]
 PARITY_A = REPOSITORY / "tests" / "fixtures" / "parity_a"
 TIMED = {"seconds", "samples_per_second", "tokens_per_second", "padded_tokens_per_second", "mfu"}
 """Values of log.txt that depend on the machine's speed."""
-TIMEOUT = 600
-"""Seconds after which a run is taken for hung, also on a busy machine."""
 WORDS = "a red green blue dog man tree house stands near the old wide river bridge and two"
 LOG_LINE = re.compile(
     r"Train: data epoch: \[(?P<epoch>\d+)\]  \[ *(?P<iteration>\d+)/(?P<iterations>\d+)\]  "
@@ -134,11 +133,11 @@ class Project:
             text=True,
         )
 
-    def train(self, *options: str, **launch: Any) -> tuple[int, str]:
-        """Run the training command to its end: (exit status, output)."""
-        process = self.start(*options, **launch)
-        output, _ = process.communicate(timeout=TIMEOUT)
-        return process.returncode, output
+    def train(self, *options: str, processes: int = 1) -> tuple[int, str]:
+        """Run the training command to its end, with `processes` as the ranks of a run: (exit status, output)."""
+        script = [str(REPOSITORY / "train.py"), "--cfg-path", "config.yaml"]
+        done = launch(*script, *(["--options", *options] if options else []), ranks=processes, cwd=self.folder)
+        return done.returncode, done.stdout + done.stderr
 
     def train_here(self, *options: str, dry_run: bool = False) -> Path:
         """Train in this process, which starts faster; returns `run.run_dir`.

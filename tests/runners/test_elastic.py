@@ -16,6 +16,7 @@ import torch
 
 from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.distributed import OWN_STORE
+from minigpt4.common.errors import ConfigError
 from tests.runners.conftest import LONG, PAIR
 from tests.runners.project import (
     LOG_LINE,
@@ -83,10 +84,10 @@ def test_killed_workers_are_restarted_and_resume(project: Project, pair: Path) -
     assert {file.name for file in folder.iterdir()} == {file.name for file in pair.iterdir()}
 
 
-def test_restarts_without_a_run_folder_are_refused(project: Project) -> None:
-    status, output = project.train(processes=1, torchrun=("--standalone", "--max-restarts=1"))
-    assert status != 0
-    assert "set --options run.run_dir=FOLDER run.resume_ckpt_path=auto" in output
+def test_restarts_without_a_run_folder_are_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    with pytest.raises(ConfigError, match=r"set --options run\.run_dir=FOLDER run\.resume_ckpt_path=auto"):
+        project.train_here()
     assert not (project.folder / "output").exists()
 
 

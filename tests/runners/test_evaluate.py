@@ -7,8 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +23,7 @@ from minigpt4.evaluation.earlier import ResultsFolder
 from minigpt4.evaluation.predictions import Prediction, load_predictions
 from minigpt4.runners.evaluate import _describe, checkpoint_files, evaluate
 from minigpt4.tasks.captioning import Captioning, select_images
+from tests.launch import launch
 from tests.models.parity import Case
 from tests.runners.project import PARITY_A, REPOSITORY, Project
 
@@ -96,16 +95,8 @@ def test_an_image_alone_gets_the_same_caption(written: Path, project: Project) -
 @pytest.mark.distributed
 def test_two_processes_predict_the_same_as_one(written: Path, project: Project) -> None:
     script = str(REPOSITORY / "eval_scripts" / "eval_flickr30k.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
-    command += ["--cfg-path", "config.yaml", "--ckpt", "checkpoint_0.pth", "checkpoint_1.pth", "--out", "two"]
-    done = subprocess.run(
-        [*command, "--options", *OPTIONS],
-        cwd=project.folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    command = [script, "--cfg-path", "config.yaml", "--ckpt", "checkpoint_0.pth", "checkpoint_1.pth", "--out", "two"]
+    done = launch(*command, "--options", *OPTIONS, ranks=2, cwd=project.folder)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("predictions_epoch_0.json", "predictions_epoch_1.json", "metrics.json"):
         one, two = (json.loads((folder / name).read_text()) for folder in (written, project.folder / "two"))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,8 @@ from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.models.loading import build_model, build_prompt_encoder
 from minigpt4.runners import precompute
-from tests.runners.project import TIMEOUT, Project, printed_losses
+from tests.launch import launch
+from tests.runners.project import Project, printed_losses
 
 CPU = torch.device("cpu")
 CACHE = "datasets.shapes.feature_cache=cache"
@@ -129,11 +127,7 @@ def test_images_of_another_size_are_refused(project: Project) -> None:
 
 @pytest.mark.distributed
 def test_the_command_under_two_processes(project: Project) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "minigpt4.runners.precompute", "--cfg-path", "config.yaml", "--options", CACHE]
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=TIMEOUT
-    )
+    done = launch("-m", "minigpt4.runners.precompute", "--cfg-path", "config.yaml", "--options", CACHE, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     names = {name for shard in Path("cache").glob("*.safetensors") for name in _names(shard)}
     assert len(names) == 31

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from minigpt4.common.config import load_config
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.runners.train import train
 from minigpt4.scenes.files import write_shards
-from tests.runners.project import REPOSITORY, TIMEOUT, assert_same_run, logging_restored, untimed_epochs
+from tests.launch import launch
+from tests.runners.project import REPOSITORY, assert_same_run, logging_restored, untimed_epochs
 
 SHORT = ("run.max_epoch=2", "run.iters_per_epoch=5", "run.save_freq=7", "run.num_workers=0", "run.device=cpu")
 SMALL = ("run.batch_size=4", "datasets.laion.shuffle_shards=2")
@@ -146,21 +146,11 @@ def test_stage_2_without_a_checkpoint_says_how(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_see_the_same_samples(data: Path, complete: Path, tmp_path: Path) -> None:
-    """Under torchrun, where rank 0 makes the index and the other rank waits for it."""
-    import subprocess
-    import sys
-
+    """Rank 0 makes the index, and the other rank waits for it."""
     shutil.copytree(data / "stage1", tmp_path / "stage1", ignore=shutil.ignore_patterns("minigpt4_index"))
     halved = ("run.batch_size=2", f"paths.output_root={tmp_path}")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(REPOSITORY / "train.py"), "--cfg-path", str(REPOSITORY / "train_configs" / "scenes_stage1.yaml")]
-    done = subprocess.run(
-        [*command, "--options", *SHORT, *SMALL, *halved, f"run.run_dir={tmp_path}/run"],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    command = [str(REPOSITORY / "train.py"), "--cfg-path", str(REPOSITORY / "train_configs" / "scenes_stage1.yaml")]
+    done = launch(*command, "--options", *SHORT, *SMALL, *halved, f"run.run_dir={tmp_path}/run", ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
     for alone, shared in zip(untimed_epochs(complete), untimed_epochs(tmp_path / "run"), strict=True):
         assert shared["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
