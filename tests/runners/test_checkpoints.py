@@ -29,10 +29,10 @@ from minigpt4.runners.checkpoints import (
     rng_state,
     set_rng_state,
 )
+from tests.launch import TIMEOUT
 from tests.runners.conftest import LONG
 from tests.runners.project import (
     LOG_LINE,
-    TIMEOUT,
     Project,
     assert_same_run,
     printed_losses,

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from minigpt4.common.checkpoint import read_checkpoint
+from tests.launch import TIMEOUT
 from tests.runners.conftest import LONG
-from tests.runners.project import LOG_LINE, REPOSITORY, TIMEOUT, Project, read_epochs, tensorboard_scalars
+from tests.runners.project import LOG_LINE, REPOSITORY, Project, read_epochs, tensorboard_scalars
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

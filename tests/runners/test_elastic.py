@@ -17,10 +17,10 @@ import torch
 from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.distributed import OWN_STORE
 from minigpt4.common.errors import ConfigError
+from tests.launch import TIMEOUT
 from tests.runners.conftest import LONG, PAIR
 from tests.runners.project import (
     LOG_LINE,
-    TIMEOUT,
     Project,
     assert_same_run,
     printed_losses,
