@@ -99,6 +99,8 @@ def build_table(rows: Sequence[Row], title: str | None = None, caption: str | No
         box=box.SIMPLE_HEAD,
         caption_justify="left",
         title_justify="left",
+        # The ten columns of the drawn scenes fit into 100 characters.
+        padding=(0, 1 if len(columns) < 10 else 0),
     )
     table.add_column("Checkpoint", overflow="fold", min_width=10)
     for item in columns:

@@ -54,6 +54,16 @@ def test_nothing_to_compare_has_no_best() -> None:
     assert "*" not in str(cells([ROWS[0], {**ROWS[0], "checkpoint": "same"}]))
 
 
+def test_all_columns_of_the_drawn_scenes_fit_into_100_characters() -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    shown = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr", "CIDEr_shuffled", "object_accuracy")
+    shown += ("all_objects_accuracy", "object_accuracy_shuffled")
+    console.print(build_table([{"checkpoint": "epoch 4", **dict.fromkeys(shown, 1.0)}]))
+    lines = console.export_text().splitlines()
+    assert any(line.split() == ["epoch", "4", *["1.000"] * 7, *["100.0", "%"] * 3] for line in lines)
+    assert any(line.count("shuffled") == 2 for line in lines)
+
+
 def test_the_table_on_a_terminal() -> None:
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(build_table(ROWS, title="A [title]", caption="[caption]"))
