@@ -1,21 +1,29 @@
-"""Weight files: safe reading, atomic writing and fingerprints."""
+"""Weight files: safe reading, atomic writing, fingerprints, and what stands for files where weights are random."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from minigpt4.common.errors import CheckpointError
+from minigpt4.common.errors import CheckpointError, one_line
 from minigpt4.common.files import write_atomically
 
+VERIFIED_BYTES = 256 * 2**20
+"""Largest .pth file whose checksums are compared: every checkpoint of a projection, published ones too. Those of the
+frozen weights' files (GB) are not: they are mapped, and comparing would read every byte once more at each start."""
+RANDOM_SEED = 0
+"""Seed of frozen weights that no file holds."""
 BLOCK_BYTES = 65_536
 """Size of each block of a file that `fingerprint` hashes."""
 NUM_BLOCKS = 16
@@ -33,29 +41,53 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a .pth or .safetensors file, on the CPU, memory-mapped where the format allows.
 
     Raises:
-        CheckpointError: The file does not exist, is truncated or no checkpoint, or is a pickle that would run code.
+        CheckpointError: The file does not exist, is damaged or no checkpoint, or is a pickle that would run code.
     """
     file = Path(path)
     if not file.is_file():
         raise CheckpointError(f"checkpoint {file} does not exist")
-    if file.suffix == ".safetensors":
-        return _read_safetensors(file)
-    content = _read_torch(file)
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else _read_torch(file)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged header or pickle can raise anything
+        raise CheckpointError(
+            f"{file} is truncated, damaged or no checkpoint ({one_line(error)}); copy or download it again"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: a mapping of names to tensors is expected, found {type(content).__name__}")
     return content
 
 
-def _read_safetensors(file: Path) -> dict[str, Any]:
-    try:
-        return dict(load_file(file))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is truncated or no safetensors file ({error}); copy it again") from error
+def read_projection(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors of a trained projection and its metadata, which are the same in both formats.
+
+    Args:
+        path: .pth or .safetensors file.
+
+    Returns:
+        Names -> tensors as `model_state`, and the metadata; published checkpoints have none.
+
+    Raises:
+        CheckpointError: As for `read_checkpoint`.
+    """
+    content = read_checkpoint(path)
+    metadata = content.get("metadata")
+    if Path(path).suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:  # has just been read
+            metadata = file.metadata()
+    found = metadata if isinstance(metadata, dict) else {}
+    return model_state(content), {str(key): str(value) for key, value in found.items()}
 
 
 def _read_torch(file: Path) -> Any:
     with file.open("rb") as stream:
         zipped = stream.read(4) == b"PK\x03\x04"
+    if zipped and file.stat().st_size <= VERIFIED_BYTES:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()  # torch itself compares no checksum
+        if damaged is not None:
+            raise CheckpointError(f"{file} is damaged (wrong checksum of {damaged}); copy or download it again")
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
@@ -65,14 +97,6 @@ def _read_torch(file: Path) -> Any:
                 "Only tensors and plain values are read: save it again as {'model': state_dict}"
             ) from error
         raise CheckpointError(f"{file} is no checkpoint (not written by torch.save); copy it again") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{file} is truncated or no checkpoint ({_first_line(error)}); copy or download it again"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def model_state(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,3 +127,24 @@ def fingerprint(path: str | Path) -> str:
                 stream.seek(max(0, size - BLOCK_BYTES) * block // (NUM_BLOCKS - 1))
                 digest.update(stream.read(BLOCK_BYTES))
     return digest.hexdigest()[:16]
+
+
+def frozen_identity(path: str | None, settings: Mapping[str, str]) -> str:
+    """Identifies a frozen part's weights: its file's fingerprint, or what its random weights are drawn from.
+
+    Args:
+        path: the file; None: random weights.
+        settings: everything that the shapes of random weights depend on.
+    """
+    if path:
+        return fingerprint(path)
+    drawn_from = json.dumps([RANDOM_SEED, dict(settings)], sort_keys=True)
+    return f"random:{hashlib.sha256(drawn_from.encode()).hexdigest()[:16]}"
+
+
+@contextmanager
+def seeded_weights() -> Iterator[None]:
+    """Weights made on the CPU inside are drawn from RANDOM_SEED; the random state outside stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(RANDOM_SEED)
+        yield

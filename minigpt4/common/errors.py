@@ -43,6 +43,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return "known: " + (", ".join(candidates) or "none")
 
 
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """The beginning of an error's message in one line, or its type where it has none: libraries may write pages."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= longest else f"{line[:longest]}..."
+
+
 def first_few(names: Iterable[object], shown: int = 5) -> str:
     """The first names and how many more there are: "a, b, c and 7 more"."""
     listed = [str(name) for name in names]

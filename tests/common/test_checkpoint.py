@@ -1,15 +1,27 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from minigpt4.common.checkpoint import BLOCK_BYTES, fingerprint, model_state, read_checkpoint, write_checkpoint
+from minigpt4.common.checkpoint import (
+    BLOCK_BYTES,
+    fingerprint,
+    frozen_identity,
+    model_state,
+    read_checkpoint,
+    read_projection,
+    seeded_weights,
+    write_checkpoint,
+)
 from minigpt4.common.errors import CheckpointError
+from minigpt4.common.files import asset
 
 STATE = {"a": torch.arange(3.0), "b": torch.zeros(2, 2)}
 
@@ -71,6 +83,78 @@ def test_other_content_and_missing_files_are_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "no.pth")
 
 
+def damaged_copies(content: bytes, flipped: int, copies: int = 300) -> Iterator[bytes]:
+    """The content with one random bit of its first `flipped` bytes flipped, and cut at a random place."""
+    rng = Random("damage")
+    for _ in range(copies):
+        flip = bytearray(content)
+        flip[rng.randrange(flipped)] ^= 1 << rng.randrange(8)
+        yield bytes(flip)
+        yield content[: rng.randrange(len(content))]
+
+
+def same(one: Any, two: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return list(one) == list(two) and all(same(one[key], two[key]) for key in one)
+    return bool(one == two)
+
+
+def test_a_damaged_checkpoint_is_refused_or_reads_back_equal(tmp_path: Path) -> None:
+    source = Path(asset("tiny/aligned.pth"))
+    expected, path = read_checkpoint(source), tmp_path / "c.pth"
+    refused = 0
+    for content in damaged_copies(source.read_bytes(), source.stat().st_size):
+        path.write_bytes(content)
+        try:
+            found = read_checkpoint(path)
+        except CheckpointError as error:
+            assert "c.pth" in str(error) and "\n" not in str(error)
+            refused += 1
+        else:
+            assert same(found, expected)
+    assert refused > 500
+
+
+@pytest.mark.parametrize("record", ["data.pkl", "data/0"])
+def test_a_flipped_bit_of_the_content_is_noticed(tmp_path: Path, record: str) -> None:
+    path = tmp_path / "c.pth"
+    write_checkpoint(path, {"model": {"a": torch.full((16,), 3.0)}, "epoch": 12345})
+    content = bytearray(path.read_bytes())
+    wanted = {"data.pkl": (12345).to_bytes(2, "little"), "data/0": torch.full((4,), 3.0).numpy().tobytes()}[record]
+    content[content.index(wanted)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"c\.pth is damaged \(wrong checksum of \S+/{record}\)"):
+        read_checkpoint(path)
+
+
+def test_a_damaged_header_of_safetensors_raises_no_other_error(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save_file(STATE, path, metadata={"prompt_template": "{}"})
+    original = path.read_bytes()
+    refused = 0
+    for content in damaged_copies(original, 8 + int.from_bytes(original[:8], "little")):
+        path.write_bytes(content)
+        try:
+            read_projection(path)
+        except CheckpointError as error:
+            assert "c.safetensors" in str(error)
+            refused += 1
+    assert refused > 300
+
+
+def test_a_projection_reads_the_same_from_both_formats(tmp_path: Path) -> None:
+    metadata = {"prompt_template": "{}", "num_query_token": "32"}
+    write_checkpoint(tmp_path / "c.pth", {"model": STATE, "epoch": 3, "metadata": metadata})
+    save_file(STATE, tmp_path / "c.safetensors", metadata=metadata)
+    for name in ("c.pth", "c.safetensors"):
+        state, found = read_projection(tmp_path / name)
+        assert same(dict(sorted(state.items())), STATE) and found == metadata
+    write_checkpoint(tmp_path / "published.pth", {"model": STATE})
+    assert read_projection(str(tmp_path / "published.pth"))[1] == {}
+
+
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "epoch": 1}, lambda s: {"state_dict": s}])
 @pytest.mark.parametrize("prefix", ["", "module.", "module.module."])
 def test_the_tensors_are_found_under_wrappers(wrap: Any, prefix: str) -> None:
@@ -114,3 +198,29 @@ def test_write_checkpoint_is_atomic(tmp_path: Path) -> None:
         write_checkpoint(path, {"model": lambda: None})  # not picklable: writing fails half way
     assert read_checkpoint(path)["epoch"] == 3
     assert [file.name for file in tmp_path.iterdir()] == ["c.pth"]
+
+
+def test_random_frozen_weights_are_the_same_each_time_and_leave_the_random_state_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with seeded_weights():
+        first = torch.rand(3)
+    assert torch.equal(torch.rand(3), expected)
+    with seeded_weights():
+        assert torch.equal(torch.rand(3), first)
+
+
+def test_random_frozen_weights_are_identified_by_what_they_are_drawn_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "c.pth"
+    file.write_bytes(b"x")
+    assert (
+        frozen_identity(str(file), {"blocks": "2"}) == frozen_identity(str(file), {"blocks": "3"}) == fingerprint(file)
+    )
+    first = frozen_identity(None, {"blocks": "2"})
+    assert first.startswith("random:") and first == frozen_identity(None, {"blocks": "2"})
+    assert first != frozen_identity(None, {"blocks": "3"})
+    monkeypatch.setattr("minigpt4.common.checkpoint.RANDOM_SEED", 1)
+    assert first != frozen_identity(None, {"blocks": "2"})
