@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from torch import Tensor, nn
 
-from benchmarks.presets import IMAGE_SIZE, Preset, build_ours, build_peer
+from benchmarks.presets import IMAGE_SIZE, VOCABULARY, Preset, build_ours, build_peer
 from minigpt4.common.files import asset
 from minigpt4.common.schema import ModelConfig
 from minigpt4.models.minigpt4 import MiniGPT4
@@ -22,7 +23,6 @@ QFORMER_SIZES = (
 )  # fmt: skip
 SIZES = "sizes.json"
 """The model's sizes as fields of a ModelConfig."""
-TOKENIZER = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def write_weight_files(preset: Preset, dtype: torch.dtype, folder: Path, *, with_bin: bool, with_peer: bool) -> None:
@@ -42,13 +42,23 @@ def write_weight_files(preset: Preset, dtype: torch.dtype, folder: Path, *, with
     torch.save({"model": _published_qformer(model)}, ours / "qformer.pth")
     llm: Any = model.llama_model
     llm.save_pretrained(ours / "llama", max_shard_size=SHARD_BYTES)
-    for name in TOKENIZER:
-        shutil.copy(Path(asset("tiny")) / "llama" / name, ours / "llama" / name)
+    _write_tokenizer(ours / "llama")
     (folder / SIZES).write_text(json.dumps(_sizes(preset, model)), encoding="utf-8")
     if with_bin:
         _write_bins(llm, ours / "llama", ours / "llama_bin")
     if with_peer:
         build_peer(preset, model, dtype).save_pretrained(folder / "peer", max_shard_size=SHARD_BYTES)
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """The tiny model's tokenizer, with as many unused tokens behind its own as the language model embeds more."""
+    source = Path(asset("tiny")) / "llama"
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(source / name, folder / name)
+    tokenizer = ModelProto.FromString((source / "tokenizer.model").read_bytes())
+    for number in range(len(tokenizer.pieces), VOCABULARY):
+        tokenizer.pieces.add(piece=f"<unused {number}>", type=ModelProto.SentencePiece.UNUSED)
+    (folder / "tokenizer.model").write_bytes(tokenizer.SerializeToString())
 
 
 def _published_vision(model: MiniGPT4) -> dict[str, Tensor]:

@@ -8,12 +8,19 @@ everything behind it. The tokenizers of all other language models come from tran
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, one_line
 from minigpt4.common.files import read_json
+
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+"""Files that most language models' tokenizers are read from, one of them or both."""
+PROBE = "a dog and two cats on the grass"
+"""Text that every tokenizer of a language model gives back after encoding it."""
+MIN_USED = 0.5
+"""Least share of a language model's embeddings that its tokenizer has tokens for: some pad them, by a few per cent."""
 
 
 class Tokenizer(Protocol):
@@ -41,12 +48,18 @@ class SentencePieceTokenizer:
     Args:
         model_file: `tokenizer.model`.
         added_tokens: further tokens from `added_tokens.json`, text -> id.
+        stripping: special tokens that swallow the spaces in front of them and behind them, text -> (front, behind).
 
     Raises:
         ConfigError: The file is no sentencepiece model.
     """
 
-    def __init__(self, model_file: Path, added_tokens: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        model_file: Path,
+        added_tokens: Mapping[str, int] | None = None,
+        stripping: Mapping[str, tuple[bool, bool]] | None = None,
+    ) -> None:
         import sentencepiece
 
         self._pieces = sentencepiece.SentencePieceProcessor()
@@ -59,15 +72,24 @@ class SentencePieceTokenizer:
         self.bos_id: int | None = self._pieces.bos_id() if self._pieces.bos_id() >= 0 else None
         self.eos_id: int | None = self._pieces.eos_id() if self._pieces.eos_id() >= 0 else None
         ids = [i for i in (self._pieces.unk_id(), self.bos_id, self.eos_id) if i is not None and i >= 0]
-        self._special = {self._pieces.id_to_piece(i): i for i in ids} | (added_tokens or {})
+        self._special = {self._pieces.id_to_piece(i): i for i in ids} | dict(added_tokens or {})
+        self._stripping = dict(stripping or {})
         self._special_ids = frozenset(self._special.values())
         self._split = re.compile("(" + "|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) + ")")
-        self.vocab_size = max(self._pieces.get_piece_size(), 1 + max(self._special_ids, default=-1))
+        self._num_pieces: int = self._pieces.get_piece_size()
+        self.vocab_size = max(self._num_pieces, 1 + max(self._special_ids, default=-1))
 
     def encode(self, text: str) -> list[int]:
         """Ids of one segment of text."""
         ids: list[int] = []
-        for part in self._split.split(text):
+        parts = self._split.split(text)
+        for place in range(1, len(parts), 2):  # the special tokens
+            front, behind = self._stripping.get(parts[place], (False, False))
+            if front:
+                parts[place - 1] = parts[place - 1].rstrip()
+            if behind:
+                parts[place + 1] = parts[place + 1].lstrip()
+        for part in parts:
             if part in self._special:
                 ids.append(self._special[part])
             elif part:
@@ -75,8 +97,8 @@ class SentencePieceTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, without special tokens."""
-        text: str = self._pieces.decode([i for i in ids if i not in self._special_ids])
+        """Text of `ids`, without special tokens and those that a language model embeds beyond its tokenizer's."""
+        text: str = self._pieces.decode([i for i in ids if i < self._num_pieces and i not in self._special_ids])
         return text
 
 
@@ -95,8 +117,10 @@ class TransformersTokenizer:
 
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"model.llama_model: no usable tokenizer in {folder}: {error}") from error
+        except Exception as error:  # damaged files can raise anything
+            raise ConfigError(
+                f"model.llama_model: no usable tokenizer in {folder} ({one_line(error)}): {_advice(folder)}"
+            ) from error
         self.bos_id: int | None = self._tokenizer.bos_token_id
         self.eos_id: int | None = self._tokenizer.eos_token_id
         self.vocab_size = len(self._tokenizer)
@@ -116,13 +140,76 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of the language model in `folder`.
 
     Raises:
-        ConfigError: The folder holds no usable tokenizer.
+        ConfigError: The folder holds no usable tokenizer, or one that loses text: transformers makes up a tokenizer
+            where files are missing.
         DataError: One of its JSON files is broken.
     """
-    model_file = folder / "tokenizer.model"
     config_file = folder / "config.json"
-    model_type = read_json(config_file).get("model_type") if config_file.is_file() else None
+    model_type = _read_object(config_file).get("model_type")
+    if config_file.is_file() and not isinstance(model_type, str):
+        raise ConfigError(
+            f"model.llama_model: {config_file} has no model_type, so it describes no language model; copy it again"
+        )
+    model_file = folder / "tokenizer.model"
+    tokenizer: Tokenizer
     if model_file.is_file() and model_type == "llama":
-        added = folder / "added_tokens.json"
-        return SentencePieceTokenizer(model_file, read_json(added) if added.is_file() else None)
-    return TransformersTokenizer(folder)
+        added = _read_object(folder / "added_tokens.json")
+        wrong = [text for text, number in added.items() if not text or type(number) is not int or number < 0]
+        if wrong:
+            raise ConfigError(f"{folder / 'added_tokens.json'}: {wrong[0]!r} should be a text with an id")
+        tokenizer = SentencePieceTokenizer(model_file, added, _stripping(folder, added))
+    else:
+        tokenizer = TransformersTokenizer(folder)
+    decoded = tokenizer.decode(tokenizer.encode(PROBE))
+    if "".join(decoded.split()).casefold() != "".join(PROBE.split()):
+        raise ConfigError(
+            f"model.llama_model: the tokenizer in {folder} turns {PROBE!r} into {decoded!r}, so it is not the language "
+            f"model's: {_advice(folder)}"
+        )
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Tokenizer, num_embeddings: int, folder: Path) -> None:
+    """Refuse a tokenizer whose size is not the language model's.
+
+    Args:
+        tokenizer: tokenizer of the language model.
+        num_embeddings: tokens that the language model embeds.
+        folder: folder that both were loaded from, for messages.
+
+    Raises:
+        ConfigError: Their sizes do not fit, or a special token has no embedding.
+    """
+    special = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None and not 0 <= i < num_embeddings]
+    if special or not MIN_USED * num_embeddings <= tokenizer.vocab_size <= num_embeddings:
+        found = f"the special token {special[0]}" if special else f"{tokenizer.vocab_size} tokens"
+        raise ConfigError(
+            f"model.llama_model: the tokenizer in {folder} has {found}, the language model embeds {num_embeddings}; "
+            f"they do not belong together: {_advice(folder)}"
+        )
+
+
+def _advice(folder: Path) -> str:
+    """What to do about a folder without the language model's own tokenizer, naming the files that are missing."""
+    missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
+    lacks = f"the folder has no {' and no '.join(missing)}; " if missing else ""
+    return f"{lacks}copy the language model's own {' or '.join(missing or TOKENIZER_FILES)} into it"
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of the language model; empty where there is no such file."""
+    content = read_json(file) if file.is_file() else {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} should hold a JSON object, not a {type(content).__name__}; copy it again")
+    return content
+
+
+def _stripping(folder: Path, added: Mapping[str, int]) -> dict[str, tuple[bool, bool]]:
+    """The special tokens that swallow spaces: those described by a plain text only, as in the older transformers."""
+    values = _read_object(folder / "special_tokens_map.json").values()
+    special = [token for value in values for token in (value if isinstance(value, list) else [value])]
+    plain = [*added, *(token for token in special if isinstance(token, str))]
+    described = [token for token in special if isinstance(token, dict)]
+    return dict.fromkeys(plain, (True, True)) | {
+        str(token.get("content")): (bool(token.get("lstrip")), bool(token.get("rstrip"))) for token in described
+    }

@@ -12,6 +12,7 @@ from minigpt4.common.distributed import start_processes
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import WEIGHTS_VARIABLE, require_path
 from minigpt4.common.schema import GenerationConfig, ModelConfig, Precision, RefineConfig
+from minigpt4.conversation.tokenizer import check_vocabulary
 from minigpt4.curate.refiners.base import Correction, RefineError, Refiner, read_request, validate_correction
 from minigpt4.models.generation import Generator
 from minigpt4.models.llm import build_llm
@@ -43,6 +44,8 @@ class LanguageModelRefiner(Refiner):
         place = start_processes(device).device
         self.encoder = build_prompt_encoder(model)
         self.llm = build_llm(folder, model.low_resource, evaluation_dtype(precision, place), place)
+        embedding = self.llm.get_input_embeddings()  # type: ignore[operator]
+        check_vocabulary(self.encoder.tokenizer, embedding.weight.shape[0], folder)
         self.context = getattr(self.llm.config, "max_position_embeddings", None) or model.max_context_len
         self.generation = GenerationConfig(
             max_new_tokens=settings.max_tokens,
