@@ -6,6 +6,7 @@ The range of a number is beside it, and `check_values` compares a configuration 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -174,17 +175,19 @@ class ModelConfig:
     vit_model: str = "eva_giant_patch14_224"
     """Name of the vision backbone in timm."""
     vit_weights: str | None = None
-    """File with the backbone's weights; null: random weights (tests only)."""
+    """File with the backbone's weights; null: random weights, refused without `allow_random`."""
     vit_blocks: int = number(39, at_least=1)
     """Transformer blocks used; the file may hold more."""
     vit_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm's constructor, for a backbone of other sizes than the published one."""
     q_former_model: str | None = None
-    """File with query tokens, ln_vision and Q-Former weights, in BLIP-2's layout; null: random weights (tests only)."""
+    """File with query tokens, ln_vision and Q-Former weights, in BLIP-2's layout; null: as for `vit_weights`."""
     num_query_token: int = number(32, at_least=1)
     """Learned queries, which is the number of image tokens in the prompt."""
     q_former_args: dict[str, Any] = field(default_factory=dict)
     """Further fields of transformers' `Blip2QFormerConfig`."""
+    allow_random: bool = False
+    """Let frozen image encoders without a file have random weights, the same at each load (tests only)."""
     llama_model: str | None = None
     """Folder of the language model in Hugging Face's layout."""
     low_resource: LowResource = LowResource.off
@@ -214,6 +217,21 @@ class ModelConfig:
         """(field, what is wrong with it), beyond the ranges."""
         if self.prompt_template.count("{}") != 1:
             yield "prompt_template", f"{self.prompt_template!r} must contain '{{}}' once, where the instruction goes"
+        for section, options in (("vit_args", self.vit_args), ("q_former_args", self.q_former_args)):
+            for name, value in options.items():
+                if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
+                    yield f"{section}.{name}", f"{value} should be a finite number of at least 0"
+
+    def image_encoder_sizes(self) -> dict[str, str]:
+        """Settings that the frozen image encoders are built with, as text for identities and metadata."""
+        return {
+            "vit_model": self.vit_model,
+            "vit_blocks": str(self.vit_blocks),
+            "vit_args": json.dumps(self.vit_args, sort_keys=True),
+            "image_size": str(self.image_size),
+            "q_former_args": json.dumps(self.q_former_args, sort_keys=True),
+            "num_query_token": str(self.num_query_token),
+        }
 
 
 @dataclass(kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minigpt4.common.checkpoint import fingerprint
+from minigpt4.common.checkpoint import frozen_identity
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import read_json, write_atomically, write_json
 from minigpt4.common.schema import ModelConfig
@@ -38,17 +38,14 @@ def cache_identity(cfg: ModelConfig, image_size: int, dtype: torch.dtype) -> dic
         image_size: side of the images in pixels.
         dtype: number format that the encoders compute in.
     """
-    files = {"vit_weights": cfg.vit_weights, "q_former_model": cfg.q_former_model}
-    return {
+    sizes = cfg.image_encoder_sizes()
+    return sizes | {
         "transform": TRANSFORM,
         "image_size": str(image_size),
         "dtype": str(dtype).removeprefix("torch."),
-        "vit_model": cfg.vit_model,
-        "vit_blocks": str(cfg.vit_blocks),
-        "vit_args": json.dumps(cfg.vit_args, sort_keys=True),
-        "q_former_args": json.dumps(cfg.q_former_args, sort_keys=True),
-        "num_query_token": str(cfg.num_query_token),
-    } | {name: fingerprint(path) if path else "random" for name, path in files.items()}
+        "vit_weights": frozen_identity(cfg.vit_weights, sizes),
+        "q_former_model": frozen_identity(cfg.q_former_model, sizes),
+    }
 
 
 def check_identity(folder: Path, identity: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from minigpt4.common.distributed import Processes
-from minigpt4.common.errors import CheckpointError, ConfigError, first_few
+from minigpt4.common.errors import CheckpointError, ConfigError, first_few, one_line
 from minigpt4.common.schema import LlmSharding, LowResource
 from minigpt4.models.minigpt4 import MiniGPT4
 
@@ -44,10 +45,14 @@ def build_llm(folder: Path, low_resource: LowResource, dtype: torch.dtype | None
         if dtype is None:
             config.dtype = None  # the configuration's format may differ from that of the files
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"model.llama_model: {folder} holds no usable causal language model: {error}") from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"model.llama_model: the weights in {folder} cannot be read: {error}") from error
+    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"model.llama_model: the weights in {folder} cannot be read: {one_line(error)}"
+        ) from error
+    except Exception as error:  # a damaged config.json can raise anything
+        raise ConfigError(
+            f"model.llama_model: {folder} holds no usable causal language model: {one_line(error)}"
+        ) from error
     llm, report = loaded
     if report["missing_keys"] or report["mismatched_keys"]:
         names = [str(name) for name in [*report["missing_keys"], *report["mismatched_keys"]]]

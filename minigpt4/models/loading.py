@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from minigpt4.common.checkpoint import fingerprint, model_state, read_checkpoint
+from minigpt4.common.checkpoint import RANDOM_SEED, fingerprint, frozen_identity, read_checkpoint, read_projection
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.files import WEIGHTS_VARIABLE, require_path
 from minigpt4.common.registry import models
 from minigpt4.common.schema import Amp, ModelConfig, Precision
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import STAGE1_PATTERN, configured_template
-from minigpt4.conversation.tokenizer import load_tokenizer
+from minigpt4.conversation.tokenizer import check_vocabulary, load_tokenizer
 from minigpt4.models.llm import build_llm, compile_blocks
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.qformer import QFormer, build_qformer, query_width
@@ -33,6 +33,8 @@ DTYPES = {
     Precision.float16: torch.float16,
 }
 """Number formats of the frozen weights by `run.amp` and `model.precision`."""
+BASE_FILES = ("vit_weights", "q_former_model", "llama_model")
+"""Frozen parts that a checkpoint knows by fingerprint; what else it records of them are sizes."""
 
 
 def build_model(
@@ -58,30 +60,35 @@ def build_model(
         The model in eval mode.
 
     Raises:
-        ConfigError: An unknown architecture, or a path that is not set or does not exist.
+        ConfigError: An unknown architecture, a path that is not set or does not exist, or a tokenizer that does not
+            belong to the language model.
         CheckpointError: A file that cannot be read or does not fit.
     """
     architecture: type[MiniGPT4] = models.get(cfg.arch)
     llm_folder = require_path(cfg.llama_model, "model.llama_model", WEIGHTS_VARIABLE, folder=True)
-    paths = {"model.vit_weights": cfg.vit_weights, "model.q_former_model": cfg.q_former_model, "model.ckpt": cfg.ckpt}
-    files = {key: require_path(path, key, WEIGHTS_VARIABLE) for key, path in paths.items() if path}
+    for key, path in (("vit_weights", cfg.vit_weights), ("q_former_model", cfg.q_former_model), ("ckpt", cfg.ckpt)):
+        if path:
+            require_path(path, f"model.{key}", WEIGHTS_VARIABLE)
     if cfg.ckpt:
         read_checkpoint(cfg.ckpt)  # a broken file is found now, not after minutes of loading the others
     encoder = build_prompt_encoder(cfg)
-    vision, qformer = build_image_encoders(cfg, device, dtype) if with_encoders else (None, None)
+    vision, qformer = None, None
+    if with_encoders:
+        vision, qformer = build_image_encoders(cfg, device, dtype)
+    else:
+        _check_encoder_weights(cfg)
     llm_dtype, llm_device = (None, torch.device("cpu")) if keep_llm_on_cpu else (dtype, device)
     llm = build_llm(llm_folder, cfg.low_resource, llm_dtype, llm_device)
     if cfg.compile:
         compile_blocks(vision, qformer, llm)
-    base = {key.removeprefix("model."): fingerprint(path) for key, path in files.items() if key != "model.ckpt"}
-    base["llama_model"] = fingerprint(llm_folder)
+    sizes = cfg.image_encoder_sizes()
+    base = sizes | {
+        "vit_weights": frozen_identity(cfg.vit_weights, sizes),
+        "q_former_model": frozen_identity(cfg.q_former_model, sizes),
+        "llama_model": fingerprint(llm_folder),
+    }
     model = architecture(vision, qformer, llm, encoder, query_width(cfg.q_former_args), base)
-    embedded = model.token_embedding.weight.shape[0]
-    if encoder.tokenizer.vocab_size > embedded:
-        raise ConfigError(
-            f"model.llama_model: the tokenizer in {llm_folder} has {encoder.tokenizer.vocab_size} tokens, the "
-            f"language model embeds {embedded}; they do not belong together"
-        )
+    check_vocabulary(encoder.tokenizer, model.token_embedding.weight.shape[0], llm_folder)
     if cfg.ckpt:
         load_projection(model, cfg.ckpt)
     return model.eval()
@@ -101,6 +108,7 @@ def build_prompt_encoder(cfg: ModelConfig) -> PromptEncoder:
 
 def build_image_encoders(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> tuple[VisionEncoder, QFormer]:
     """The two frozen image encoders; arguments and errors as for `build_model`."""
+    _check_encoder_weights(cfg)
     vision = build_vision_encoder(
         cfg.vit_model, cfg.image_size, cfg.vit_blocks, cfg.vit_args, cfg.vit_weights, dtype, device
     )
@@ -112,13 +120,11 @@ def load_projection(model: MiniGPT4, path: str | Path) -> None:
     """Load a checkpoint's projection into `model`.
 
     Raises:
-        CheckpointError: It has another width, or was trained with another template.
+        CheckpointError: It has another width, was trained with another template, or is not finite.
     """
-    content = read_checkpoint(path)
-    metadata = content.get("metadata")
-    if isinstance(metadata, dict):  # published checkpoints have none
-        _check_metadata(model, metadata, str(path))
-    model.load_trainable(model_state(content), str(path))
+    state, metadata = read_projection(path)
+    _check_metadata(model, metadata, str(path))
+    model.load_trainable(state, str(path))
 
 
 def with_projection(model: MiniGPT4, path: str | Path) -> MiniGPT4:
@@ -134,6 +140,23 @@ def with_projection(model: MiniGPT4, path: str | Path) -> MiniGPT4:
     return second.eval()
 
 
+def _check_encoder_weights(cfg: ModelConfig) -> None:
+    """Refuse random weights of a frozen encoder, or say that they are random where that is allowed."""
+    for key, path in (("vit_weights", cfg.vit_weights), ("q_former_model", cfg.q_former_model)):
+        if path:
+            continue
+        if not cfg.allow_random:
+            raise ConfigError(
+                f"model.{key} is not set: that frozen part would be random and tell nothing about an image; give the "
+                f"file's path by --options model.{key}=PATH, or set model.allow_random: true for a test"
+            )
+        logger.warning(
+            "model.%s is not set: that frozen part has random weights (seed %d); use it for tests only",
+            key,
+            RANDOM_SEED,
+        )
+
+
 def _check_metadata(model: MiniGPT4, metadata: dict[str, str], source: str) -> None:
     ours = model.metadata()
     # In stage 1 the language model sees no dialogue, so that projection fits any template: stage 2 builds on it.
@@ -144,19 +167,27 @@ def _check_metadata(model: MiniGPT4, metadata: dict[str, str], source: str) -> N
                 f"{source} was trained with {key} {json.dumps(metadata[key])}, this configuration has "
                 f"{json.dumps(ours[key])}; set model.{key} to the checkpoint's, or choose another checkpoint"
             )
-    if metadata.get("system", "") != ours["system"]:
+    if "prompt_template" in metadata and metadata.get("system", "") != ours["system"]:
         logger.warning(
             "%s was trained with the system message %s, this configuration has %s (model.system); answers may be worse",
             source,
             json.dumps(metadata.get("system", "")),
             json.dumps(ours["system"]),
         )
-    changed = [key for key in metadata if key.startswith("base.") and metadata[key] != ours.get(key)]
-    if changed:
+    changed = sorted(
+        key.removeprefix("base.") for key in metadata if key.startswith("base.") and metadata[key] != ours.get(key)
+    )
+    files = [name for name in changed if name in BASE_FILES]
+    sizes = [
+        f"{name} was {metadata[f'base.{name}']}, is {ours.get(f'base.{name}')}" for name in changed if name not in files
+    ]
+    if files:
         logger.warning(
-            "%s was trained on other files of %s than those loaded now; answers may be worse",
-            source,
-            ", ".join(key.removeprefix("base.") for key in sorted(changed)),
+            "%s was trained on other files of %s than those loaded now; answers may be worse", source, ", ".join(files)
+        )
+    if sizes:
+        logger.warning(
+            "%s was trained with image encoders of other sizes (%s); answers may be worse", source, "; ".join(sizes)
         )
 
 

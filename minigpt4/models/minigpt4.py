@@ -39,7 +39,7 @@ class MiniGPT4(nn.Module):
         llama_model: causal language model of transformers.
         encoder: encodes prompts for this language model.
         query_width: width of the Q-Former.
-        base: fingerprints of the frozen parts' files, by name.
+        base: fingerprints of the frozen parts' files and the sizes of the image encoders, by name.
     """
 
     def __init__(
@@ -195,7 +195,8 @@ class MiniGPT4(nn.Module):
             source: file name for messages.
 
         Raises:
-            CheckpointError: Missing or unexpected tensors, or a projection for another language model.
+            CheckpointError: Missing or unexpected tensors, a projection for another language model, or numbers that are
+                not finite.
         """
         missing = [name for name in PROJECTION if name not in state]
         unexpected = unexpected_keys(state, PROJECTION, CHECKPOINT_UNUSED)
@@ -211,6 +212,11 @@ class MiniGPT4(nn.Module):
                     f"{source} was trained for another model: {name} has shape {tuple(state[name].shape)}, this "
                     f"language model (width {self.llm_width}) needs {tuple(parameter.shape)}; "
                     "check model.ckpt and model.llama_model"
+                )
+            if not state[name].is_floating_point() or not bool(state[name].isfinite().all()):
+                raise CheckpointError(
+                    f"{source}: {name} should hold finite floating-point numbers only, but has NaN, infinity or other "
+                    "values; choose a checkpoint from before its training failed"
                 )
         with torch.no_grad():
             for name in PROJECTION:

@@ -10,8 +10,8 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from minigpt4.common.checkpoint import model_state, read_checkpoint
-from minigpt4.common.errors import CheckpointError, ConfigError, first_few
+from minigpt4.common.checkpoint import model_state, read_checkpoint, seeded_weights
+from minigpt4.common.errors import CheckpointError, ConfigError, first_few, one_line
 from minigpt4.models.published_weights import (
     QFORMER_PREFIX,
     QFORMER_UNUSED,
@@ -34,20 +34,20 @@ class QFormer(nn.Module):
         options: further fields of `Blip2QFormerConfig`.
 
     Raises:
-        ConfigError: The config has no such field.
+        ConfigError: The config has no such field, or no Q-Former can be built with these values.
     """
 
     def __init__(self, vision_width: int, num_queries: int, options: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        unknown = sorted(set(options or {}) - set(Blip2QFormerConfig().to_dict()))
-        if unknown:
-            raise ConfigError(f"model.q_former_args: transformers' Blip2QFormerConfig has no field '{unknown[0]}'")
-        config = Blip2QFormerConfig(encoder_hidden_size=vision_width, **dict(options or {}))
+        config = _qformer_config(options or {}, encoder_hidden_size=vision_width)
         config._attn_implementation = "sdpa"
         self.width: int = config.hidden_size
         self.ln_vision = nn.LayerNorm(vision_width, eps=LN_VISION_EPS)
-        self.query_tokens = nn.Parameter(torch.zeros(1, num_queries, config.hidden_size))
-        self.bert = Blip2QFormerModel(config)
+        try:
+            self.query_tokens = nn.Parameter(torch.zeros(1, num_queries, config.hidden_size))
+            self.bert = Blip2QFormerModel(config)
+        except Exception as error:  # the fields are checked one by one only; together they can raise anything
+            raise _unusable(error) from error
         nn.init.normal_(self.query_tokens, std=config.initializer_range)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -80,15 +80,17 @@ def build_qformer(
         vision_width: width of the image features.
         num_queries: number of learned queries (Q).
         options: further fields of `Blip2QFormerConfig`.
-        weights: BLIP-2's file; None: random weights.
+        weights: BLIP-2's file; None: random weights, the same at each call.
         dtype: number format of the weights.
         device: device of the weights.
 
     Raises:
+        ConfigError: As for `QFormer`.
         CheckpointError: The file does not fit.
     """
     if weights is None:
-        qformer = QFormer(vision_width, num_queries, options).to(device=device, dtype=dtype)
+        with seeded_weights():
+            qformer = QFormer(vision_width, num_queries, options).to(device=device, dtype=dtype)
         qformer.ln_vision.float()
     else:
         with init_empty_weights(include_buffers=False):
@@ -100,8 +102,22 @@ def build_qformer(
 
 
 def query_width(options: Mapping[str, Any]) -> int:
-    """Width of the Q-Former with these fields of `Blip2QFormerConfig`."""
-    return int(options.get("hidden_size", Blip2QFormerConfig().hidden_size))
+    """Width of the Q-Former with these fields of `Blip2QFormerConfig`; errors as for `QFormer`."""
+    return int(_qformer_config(options).hidden_size)
+
+
+def _qformer_config(options: Mapping[str, Any], **own: Any) -> Blip2QFormerConfig:
+    unknown = sorted(set(options) - set(Blip2QFormerConfig().to_dict()))
+    if unknown:
+        raise ConfigError(f"model.q_former_args: transformers' Blip2QFormerConfig has no field '{unknown[0]}'")
+    try:
+        return Blip2QFormerConfig(**own, **options)
+    except Exception as error:
+        raise _unusable(error) from error
+
+
+def _unusable(error: Exception) -> ConfigError:
+    return ConfigError(f"model.q_former_args: no Q-Former can be built with these values: {one_line(error)}")
 
 
 def _qformer_state(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

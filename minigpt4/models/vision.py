@@ -12,8 +12,8 @@ from accelerate import init_empty_weights
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from minigpt4.common.checkpoint import model_state, read_checkpoint
-from minigpt4.common.errors import CheckpointError, ConfigError, first_few
+from minigpt4.common.checkpoint import model_state, read_checkpoint, seeded_weights
+from minigpt4.common.errors import CheckpointError, ConfigError, first_few, one_line
 from minigpt4.models.published_weights import VIT_UNUSED, load_strictly, unexpected_keys
 
 
@@ -30,16 +30,31 @@ class VisionEncoder(nn.Module):
         options: further arguments of timm's constructor.
 
     Raises:
-        ConfigError: timm has no such backbone, or it does not accept the options.
+        ConfigError: timm has no such backbone, it does not accept the options, or it cannot divide the image into
+            patches.
     """
 
     def __init__(self, name: str, image_size: int, num_blocks: int, options: Mapping[str, Any] | None = None) -> None:
         super().__init__()
+        own = {"img_size": ("image_size", image_size), "depth": ("vit_blocks", num_blocks)}
+        for option, (key, value) in own.items():
+            if (options or {}).get(option, value) != value:
+                raise ConfigError(
+                    f"model.vit_args.{option} contradicts model.{key}, which is {value}; set that instead"
+                )
         sizes = {"img_size": image_size, "depth": num_blocks, "num_classes": 0} | dict(options or {})
         try:
             backbone: Any = timm.create_model(name, pretrained=False, **sizes)
-        except (RuntimeError, TypeError, AssertionError) as error:
-            raise ConfigError(f"model.vit_model: timm cannot build '{name}' with {sizes}: {error}") from error
+        except Exception as error:  # timm's constructors check little: a wrong value can raise anything
+            raise ConfigError(
+                f"model.vit_model: timm cannot build '{name}' with {sizes}: {one_line(error)}; check model.vit_args, "
+                "model.image_size and model.vit_blocks"
+            ) from error
+        patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1,))
+        if any(image_size < side or image_size % side for side in patch):
+            raise ConfigError(
+                f"model.image_size: {image_size} should be a multiple of {patch[0]}, the side of the backbone's patches"
+            )
         backbone.norm = nn.Identity()
         backbone.fc_norm = nn.Identity()
         self.backbone: Any = backbone
@@ -73,15 +88,17 @@ def build_vision_encoder(
         image_size: side of the square input in pixels (S).
         num_blocks: number of transformer blocks.
         options: further arguments of timm's constructor.
-        weights: published file; None: random weights.
+        weights: published file; None: random weights, the same at each call.
         dtype: number format of the weights.
         device: device of the weights.
 
     Raises:
+        ConfigError: As for `VisionEncoder`.
         CheckpointError: The file does not fit.
     """
     if weights is None:
-        encoder = VisionEncoder(name, image_size, num_blocks, options)
+        with seeded_weights():
+            encoder = VisionEncoder(name, image_size, num_blocks, options)
     else:
         with init_empty_weights(include_buffers=False):
             encoder = VisionEncoder(name, image_size, num_blocks, options)

@@ -1,4 +1,4 @@
-"""Generation settings as keywords."""
+"""Generation settings as keywords, and values that no range of a field covers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schema import GenerationConfig, GenerationSettings, override_generation
+from minigpt4.common.schema import GenerationConfig, GenerationSettings, ModelConfig, check_values, override_generation
 
 
 def test_the_others_are_unchanged() -> None:
@@ -36,3 +36,11 @@ def test_the_keywords_are_the_configurations_fields() -> None:
 def test_wrong_settings_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         override_generation(GenerationConfig(), values)
+
+
+@pytest.mark.parametrize("section", ["vit_args", "q_former_args"])
+@pytest.mark.parametrize("value", [-1, -0.5, float("nan"), float("inf")])
+def test_sizes_of_the_encoders_are_not_negative(section: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"^model\.{section}\.size: .* should be a finite number of at least 0"):
+        check_values(ModelConfig(**{section: {"size": value}}), "model.")
+    check_values(ModelConfig(**{section: {"size": 4, "name": "gelu", "flag": True}}), "model.")

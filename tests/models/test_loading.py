@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minigpt4.common.checkpoint import write_checkpoint
-from minigpt4.common.errors import CheckpointError, ConfigError
+from minigpt4.common.errors import CheckpointError, ConfigError, MiniGPT4Error
 from minigpt4.common.schema import Amp, Precision
-from minigpt4.models.loading import evaluation_dtype, load_projection, train_precision, with_projection
-from tests.models.parity import CPU, Case, build_with
+from minigpt4.datasets.feature_cache import cache_identity
+from minigpt4.models.loading import build_model, evaluation_dtype, load_projection, train_precision, with_projection
+from tests.models.parity import CPU, Case, build_with, model_config
 
 
 def projection(case: Case) -> dict[str, Tensor]:
@@ -47,8 +50,15 @@ def test_fresh_projection_without_checkpoint(parity_a: Case, fresh: Any) -> None
     assert torch.equal(fresh.qformer.query_tokens, parity_a.model.qformer.query_tokens)
 
 
+def save_projection(path: Path, content: Any) -> None:
+    if path.suffix == ".safetensors":
+        save_file(content["model"], path, metadata=content.get("metadata"))
+    else:
+        torch.save(content, path)
+
+
 def assert_refused(model: Any, path: Path, content: Any, *words: str) -> None:
-    torch.save(content, path)
+    save_projection(path, content)
     before = model.llama_proj.weight.clone()
     with pytest.raises(CheckpointError) as caught:
         load_projection(model, path)
@@ -74,28 +84,101 @@ def test_half_a_projection(parity_a: Case, fresh: Any, tmp_path: Path) -> None:
     assert_refused(fresh, tmp_path / "c.pth", {"model": state}, "llama_proj.bias")
 
 
-def test_a_projection_of_stage_1_goes_into_any_template(parity_a: Case, fresh: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["c.pth", "c.safetensors"])
+def test_a_projection_of_stage_1_goes_into_any_template(parity_a: Case, fresh: Any, tmp_path: Path, name: str) -> None:
     metadata = {"prompt_template": "{}", "end_sym": "\n"}
-    write_checkpoint(tmp_path / "c.pth", {"model": projection(parity_a), "metadata": metadata})
-    load_projection(fresh, tmp_path / "c.pth")
+    save_projection(tmp_path / name, {"model": projection(parity_a), "metadata": metadata})
+    load_projection(fresh, tmp_path / name)
     assert torch.equal(fresh.llama_proj.weight, projection(parity_a)["llama_proj.weight"])
     content = {"model": projection(parity_a), "metadata": metadata | {"num_query_token": "7"}}
-    assert_refused(fresh, tmp_path / "d.pth", content, "num_query_token")
+    assert_refused(fresh, tmp_path / f"other_{name}", content, "num_query_token")
 
 
-def test_checkpoint_of_another_template(parity_a: Case, fresh: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["c.pth", "c.safetensors"])
+def test_checkpoint_of_another_template(parity_a: Case, fresh: Any, tmp_path: Path, name: str) -> None:
     content = {"model": projection(parity_a), "metadata": {"prompt_template": "[INST] {} [/INST]"}}
-    assert_refused(fresh, tmp_path / "c.pth", content, "[INST] {} [/INST]", "model.prompt_template")
+    assert_refused(fresh, tmp_path / name, content, "[INST] {} [/INST]", "model.prompt_template")
 
 
-def test_other_base_weights_are_a_warning(
-    parity_a: Case, fresh: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("name", ["c.pth", "c.safetensors"])
+def test_other_base_weights_and_sizes_are_warnings(
+    parity_a: Case, fresh: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    metadata = fresh.metadata() | {"base.llama_model": "0123456789abcdef"}
-    write_checkpoint(tmp_path / "c.pth", {"model": projection(parity_a), "metadata": metadata})
+    metadata = fresh.metadata() | {"base.llama_model": "0123456789abcdef", "base.vit_blocks": "39"}
+    save_projection(tmp_path / name, {"model": projection(parity_a), "metadata": metadata})
     with caplog.at_level(logging.WARNING):
-        load_projection(fresh, tmp_path / "c.pth")
-    assert "other files of llama_model" in caplog.text
+        load_projection(fresh, tmp_path / name)
+    assert "other files of llama_model than" in caplog.text
+    assert f"other sizes (vit_blocks was 39, is {parity_a.config['vit']['depth']})" in caplog.text
+
+
+def test_the_sizes_of_the_image_encoders_are_recorded(parity_a: Case) -> None:
+    metadata = parity_a.model.metadata()
+    assert metadata["base.image_size"] == str(parity_a.config["image_size"])
+    assert metadata["base.vit_model"] == "eva_giant_patch14_224"
+    assert '"embed_dim"' in metadata["base.vit_args"] and '"hidden_size"' in metadata["base.q_former_args"]
+
+
+@pytest.mark.parametrize("own", [{}, {"format": "pt"}])
+def test_a_projection_of_another_tool_or_an_older_version_loads_silently(
+    parity_a: Case, fresh: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, own: dict[str, str]
+) -> None:
+    fresh.encoder.template = replace(fresh.encoder.template, system="Be kind.")
+    save_projection(tmp_path / "c.safetensors", {"model": projection(parity_a), "metadata": own})
+    load_projection(fresh, tmp_path / "c.safetensors")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["llama_proj.weight", "llama_proj.bias"])
+def test_a_projection_that_is_not_finite(parity_a: Case, fresh: Any, tmp_path: Path, name: str, value: float) -> None:
+    state = projection(parity_a)
+    state[name].view(-1)[-1] = value
+    assert_refused(fresh, tmp_path / "c.pth", {"model": state}, name, "NaN, infinity")
+
+
+def test_a_projection_of_integers(parity_a: Case, fresh: Any, tmp_path: Path) -> None:
+    state = {name: tensor.long() for name, tensor in projection(parity_a).items()}
+    assert_refused(fresh, tmp_path / "c.pth", {"model": state}, "llama_proj.weight", "floating-point")
+
+
+RANDOM_PARTS = {"vit_weights": None, "q_former_model": None}
+
+
+@pytest.mark.parametrize("key", RANDOM_PARTS)
+def test_a_frozen_part_without_weights_is_refused(parity_a: Case, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.{key} is not set: .*model\.allow_random"):
+        build_with(parity_a, **{key: None})
+    with pytest.raises(ConfigError, match=rf"model\.{key} is not set"):
+        build_model(model_config(parity_a.folder, **{key: None}), CPU, torch.float32, with_encoders=False)
+
+
+def test_random_frozen_parts_are_the_same_at_each_load_and_named(
+    parity_a: Case, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(1)
+    first = build_with(parity_a, allow_random=True, **RANDOM_PARTS)
+    assert [key for key in RANDOM_PARTS if f"model.{key} is not set: that frozen part has random" in caplog.text]
+    second = build_with(parity_a, allow_random=True, **RANDOM_PARTS)
+    for part in ("visual_encoder", "qformer"):
+        ours, theirs = getattr(first, part).state_dict(), getattr(second, part).state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert first.qformer.query_tokens.std() > 0
+    plain = build_with(parity_a)
+    for key in RANDOM_PARTS:
+        assert first.base[key] == second.base[key] != plain.base[key]
+        assert first.metadata()[f"base.{key}"].startswith("random:")
+    cfg = model_config(parity_a.folder, allow_random=True, **RANDOM_PARTS)
+    identity = cache_identity(cfg, cfg.image_size, torch.float32)
+    assert all(identity[key] == first.base[key] for key in RANDOM_PARTS)
+
+
+def test_random_frozen_parts_leave_the_random_state_alone(parity_a: Case) -> None:
+    torch.manual_seed(1)
+    loaded = build_with(parity_a, ckpt=None).llama_proj.weight
+    torch.manual_seed(1)
+    drawn = build_with(parity_a, ckpt=None, allow_random=True, **RANDOM_PARTS).llama_proj.weight
+    assert torch.equal(loaded, drawn)
 
 
 @pytest.mark.parametrize("key", ["vit_weights", "q_former_model", "llama_model", "ckpt"])
@@ -124,6 +207,63 @@ def test_a_tokenizer_with_more_tokens_than_the_language_model_embeds(parity_a: C
     (folder / "added_tokens.json").write_text('{"<new>": 100000}')
     with pytest.raises(ConfigError, match="has 100001 tokens, the language model embeds"):
         build_with(parity_a, llama_model=str(folder))
+
+
+def test_a_folder_without_its_tokenizer(parity_a: Case, tmp_path: Path) -> None:
+    folder = shutil.copytree(parity_a.folder / "llama", tmp_path / "llama")
+    (folder / "tokenizer.model").unlink()
+    with pytest.raises(ConfigError, match=r"no tokenizer\.model and no tokenizer\.json; copy") as caught:
+        build_with(parity_a, llama_model=str(folder))
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_is_compared_with_the_embeddings_themselves(parity_a: Case, tmp_path: Path) -> None:
+    folder = shutil.copytree(parity_a.folder / "llama", tmp_path / "llama")
+    described = json.loads((folder / "config.json").read_text())
+    state = load_file(folder / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[name] = state[name].repeat(3, 1)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(described | {"vocab_size": 2400}))
+    with pytest.raises(ConfigError, match="has 800 tokens, the language model embeds 2400; they do not belong"):
+        build_with(parity_a, llama_model=str(folder))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"model_type": "llama", ',
+        "[1, 2]",
+        '"llama"',
+        "{}",
+        '{"hidden_size": 64}',
+        '{"model_type": 7}',
+        '{"model_type": "no such model"}',
+        "[" * 100_000,
+        "",
+        "\x00\xff",
+    ],
+)
+def test_a_damaged_description_of_the_language_model(parity_a: Case, tmp_path: Path, content: str) -> None:
+    assert_description_refused(parity_a, tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"vocab_size": "many"}, {"num_attention_heads": 0}, {"hidden_size": -64}, {"hidden_act": 3}, {"rms_norm_eps": []}],
+)
+def test_a_description_that_transformers_cannot_take(parity_a: Case, tmp_path: Path, change: dict[str, Any]) -> None:
+    described = json.loads((parity_a.folder / "llama" / "config.json").read_text())
+    assert_description_refused(parity_a, tmp_path, json.dumps(described | change))
+
+
+def assert_description_refused(parity_a: Case, tmp_path: Path, content: str) -> None:
+    folder = shutil.copytree(parity_a.folder / "llama", tmp_path / "llama")
+    (folder / "config.json").write_text(content, encoding="latin-1")
+    with pytest.raises(MiniGPT4Error) as caught:
+        build_with(parity_a, llama_model=str(folder))
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize(

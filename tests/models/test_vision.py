@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -24,6 +25,7 @@ def test_another_backbone(parity_a: Case, tmp_path: Path) -> None:
         vit_args={},
         image_size=64,  # the positional embedding is made for 224
         q_former_model=None,
+        allow_random=True,
         ckpt=None,
     )
     model = build_model(cfg, CPU, torch.float32)
@@ -49,3 +51,36 @@ def test_wrong_sizes_name_the_tensor(parity_a: Case) -> None:
 def test_an_unknown_backbone(parity_a: Case) -> None:
     with pytest.raises(ConfigError, match="timm cannot build 'eva_gigantic'"):
         build_with(parity_a, vit_model="eva_gigantic")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"embed_dim": "wide"},
+        {"embed_dim": -64},
+        {"num_heads": 0},
+        {"num_heads": "four"},
+        {"num_heads": [4]},
+        {"patch_size": 0},
+        {"patch_size": "8"},
+        {"patch_size": {"side": 8}},
+        {"mlp_ratio": "big"},
+        {"mlp_ratio": -4.0},
+        {"mlp_ratio": [1, 2]},
+        {"embed_dims": 64},
+        {"act_layer": "no such layer"},
+        {"norm_layer": 3},
+        {"img_size": 28},
+        {"depth": 2},
+    ],
+)
+def test_values_that_timm_cannot_take(parity_a: Case, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"model\.vit_(model|args)") as caught:
+        build_with(parity_a, vit_args=model_config(parity_a.folder).vit_args | options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("image_size", [0, 1, 15, 57])
+def test_an_image_that_is_not_made_of_patches(parity_a: Case, image_size: int) -> None:
+    with pytest.raises(ConfigError, match=r"model\.image_size"):
+        build_with(parity_a, image_size=image_size)
