@@ -5,6 +5,9 @@ from __future__ import annotations
 import html
 import logging
 import secrets
+import socket
+import sys
+import time
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,14 +17,21 @@ from threading import Lock
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.files import asset
 from minigpt4.curate.ledger import DECISIONS, Ledger, SampleState, Tally
 
 logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 MAX_FORM_BYTES = 1 << 20
-CONTENT_POLICY = "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; form-action 'self'"
+MAX_CONNECTIONS = 32
+"""Connections served at a time, each by a thread; further ones are closed at once."""
+CONNECTION_SECONDS = 15.0
+"""Time for a request and its answer, after which the connection is closed."""
+CONTENT_POLICY = (
+    "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)
 FILES = {"/review.css": "text/css", "/review.js": "text/javascript"}
 """Files of the page -> their content types."""
 
@@ -105,13 +115,16 @@ class Review:
                 return "an edited text should not be empty; reject the sample instead"
             event = {"sample": sample, "step": "review", "decision": decision, "by": "person"}
             event |= {"text": text} if decision == "edit" else {}
-            self.ledger.append([event])
+            try:
+                self.ledger.append([event])
+            except DataError as error:
+                return f"the decision is not saved: {error}"
             state.apply(event)
         return None
 
 
 class ReviewServer(ThreadingHTTPServer):
-    """Serves the page to this machine.
+    """Serves the page to this machine; slow clients cannot hold it.
 
     Args:
         port: port; 0: any free one, which `server_port` then is.
@@ -123,6 +136,34 @@ class ReviewServer(ThreadingHTTPServer):
     def __init__(self, port: int, review: Review) -> None:
         super().__init__((HOST, port), _Handler)
         self.review = review
+        self._since: dict[Any, float] = {}
+        """Open connections, and when each was accepted."""
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection by a thread of its own, unless there are too many."""
+        if len(self._since) >= MAX_CONNECTIONS:
+            self.shutdown_request(request)
+            return
+        self._since[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Close the connections whose time is over; `serve_forever` calls this twice a second."""
+        latest = time.monotonic() - CONNECTION_SECONDS
+        for request, since in list(self._since.items()):
+            if since < latest:
+                with suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)  # its thread then reads the end, and closes it
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        self._since.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Show an error's traceback, unless the client has only gone away."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -156,13 +197,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """A decision: form fields token, sample, decision and text."""
-        length = self.headers.get("Content-Length", "")
         if not self._from_this_machine():
             return
-        if self.path != "/decide" or not length.isdigit() or int(length) > MAX_FORM_BYTES:
-            self._refuse(HTTPStatus.BAD_REQUEST, "expected a form sent to /decide")
+        body = self._read_form()
+        if self.path != "/decide" or body is None:
+            self._refuse(HTTPStatus.BAD_REQUEST, "expected a complete form sent to /decide")
             return
-        form = parse_qs(self.rfile.read(int(length)).decode("utf-8", errors="replace"), keep_blank_values=True)
+        form = parse_qs(body.decode("utf-8", errors="replace"), keep_blank_values=True)
         token, sample, decision, text = (form.get(key, [""])[0] for key in ("token", "sample", "decision", "text"))
         if token != self.server.review.token:
             self._refuse(HTTPStatus.FORBIDDEN, "this page is of an earlier review; open it again")
@@ -174,6 +215,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(HTTPStatus.SEE_OTHER)
         self.send_header("Location", f"/?before={quote(sample)}")
         self.end_headers()
+
+    def _read_form(self) -> bytes | None:
+        """The body; None where it is too long, or its end is missing: half a text must not become the sample's."""
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or len(length) > len(str(MAX_FORM_BYTES)) or int(length) > MAX_FORM_BYTES:
+            return None
+        body = self.rfile.read(int(length))
+        return body if len(body) == int(length) else None
 
     def _from_this_machine(self) -> bool:
         """Refuse other host names: any site can point one at this machine (DNS rebinding)."""
@@ -192,6 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind if kind.startswith("image/") else f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Content-Security-Policy", CONTENT_POLICY)
+        self.send_header("X-Frame-Options", "DENY")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cache-Control", "no-store")
         self.end_headers()

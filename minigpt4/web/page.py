@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minigpt4.api import LoadedModel
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
@@ -20,6 +25,8 @@ EXAMPLES = PACKAGE / "assets" / "examples"
 CSS = PACKAGE / "assets" / "web" / "page.css"
 LOCAL = "127.0.0.1"
 """Address the server listens on: this machine only."""
+HOSTS = (LOCAL, "localhost")
+"""Names under which a browser on this machine opens the page."""
 CONCURRENT_ANSWERS = 4
 """Answers that grow at the same time, a token of each in turn; each holds its keys and values in memory."""
 MAX_QUEUE = 64
@@ -64,7 +71,7 @@ def build_page(models: Sequence[LoadedModel], labels: Sequence[str], title: str 
 
 
 def serve(page: gr.Blocks, port: int | None = None, share: bool = False, block: bool = True) -> str:
-    """Serve the page on this machine.
+    """Serve the page on this machine; without a public link, requests under other host names are refused.
 
     Args:
         page: the page of `build_page`.
@@ -76,7 +83,7 @@ def serve(page: gr.Blocks, port: int | None = None, share: bool = False, block: 
         The page's address.
 
     Raises:
-        ConfigError: The port is taken.
+        ConfigError: The port is taken, or there is none of that number.
     """
     try:
         _, url, _ = page.launch(
@@ -87,13 +94,54 @@ def serve(page: gr.Blocks, port: int | None = None, share: bool = False, block: 
             css_paths=CSS,
             footer_links=["api"],
             max_file_size=MAX_UPLOAD,
+            app_kwargs={} if share else {"lifespan": _guard},
             prevent_thread_lock=not block,
             quiet=not block,
             ssr_mode=False,
         )
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise ConfigError(f"--port: {port or '7860 and the next hundred'} cannot be used; choose another") from error
     return url
+
+
+class LocalOnly:
+    """Refuses what a page of another site makes a browser on this machine send.
+
+    Any site can point a name of its own at this machine (DNS rebinding), so the Host must be one of `HOSTS`; and the
+    Origin, which browsers send with requests from a page, must be that of this page.
+
+    Args:
+        app: the server that gets the other requests.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it on."""
+        if scope["type"] in ("http", "websocket"):
+            headers = Headers(scope=scope)
+            host = headers.get("host", "").lower()
+            origin = headers.get("origin")
+            foreign = origin is not None and origin.lower().partition("://")[2] != host
+            if foreign or host.partition(":")[0] not in HOSTS:
+                address = f"http://{LOCAL}:{scope['server'][1]}/"
+                refusal = PlainTextResponse(f"open this page on its own machine as {address}\n", status_code=403)
+                await refusal(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+@asynccontextmanager
+async def _guard(app: FastAPI) -> AsyncIterator[None]:
+    """Put `LocalOnly` around the server before its first request.
+
+    Here, because Gradio puts its own CORS layer around all middleware that it is given, and that layer allows any
+    origin where the host is not local.
+    """
+    assert app.middleware_stack is not None
+    app.middleware_stack = LocalOnly(app.middleware_stack)
+    yield
 
 
 class Handlers:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import http.client
 import re
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.curate import review as review_module
 from minigpt4.curate.ledger import Ledger, read_events
 from minigpt4.curate.review import Review, ReviewServer, accept_rest, serve
 from tests.curate.conftest import described, fill, kept, refined, save_images
@@ -25,6 +28,10 @@ class Browser:
     def __init__(self, server: ReviewServer) -> None:
         self.port = server.server_port
         self.token = server.review.token
+
+    def open(self) -> socket.socket:
+        """A connection over which nothing was sent yet."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
 
     def get(self, path: str, host: str | None = None) -> tuple[int, bytes, dict[str, str]]:
         return self._ask("GET", path, None, host)
@@ -118,6 +125,83 @@ def test_other_sites_cannot_use_it(browser: Browser, ledger: Ledger) -> None:
     assert browser.get("/", host="evil.example:80")[0] == 403
     assert browser.post(host="evil.example:80", sample="1", decision="accept")[0] == 403
     assert decisions(ledger) == []
+
+
+def test_other_pages_cannot_frame_it(browser: Browser) -> None:
+    for path in ("/", "/sample/1", "/nothing"):
+        headers = browser.get(path)[2]
+        assert headers["X-Frame-Options"] == "DENY"
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+
+
+HALF_A_REQUEST = (b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: 127", b"POST /decide HTTP/1.1\r\nContent-Length: 99\r\n")
+
+
+@pytest.mark.parametrize("sent", HALF_A_REQUEST)
+def test_half_a_request_is_dropped(browser: Browser, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(review_module, "CONNECTION_SECONDS", 0.1)
+    with browser.open() as client:
+        client.sendall(sent)
+        while client.recv(1000):  # an answer such as 400 may come first; the end must
+            pass
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_dropped(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time limit for each byte would not do."""
+    monkeypatch.setattr(review_module, "CONNECTION_SECONDS", 0.3)
+    with browser.open() as client, pytest.raises(OSError):
+        client.settimeout(0.05)
+        while True:
+            client.sendall(b"a")
+            try:
+                if client.recv(1000) == b"":
+                    raise ConnectionResetError
+            except TimeoutError:
+                continue
+
+
+def test_half_a_decision_is_not_recorded(browser: Browser, ledger: Ledger) -> None:
+    body = urlencode({"token": browser.token, "sample": "1", "decision": "accept", "text": "Text 1, cut o"})
+    head = f"POST /decide HTTP/1.1\r\nHost: 127.0.0.1:{browser.port}\r\nContent-Length: {len(body) + 9}\r\n\r\n"
+    with browser.open() as client:
+        client.sendall((head + body).encode())
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1000).startswith(b"HTTP/1.0 400 ")
+    assert decisions(ledger) == []
+
+
+@pytest.mark.parametrize("length", ["\u00b2", "9" * 5000, "-1", "", "1e3"])
+def test_a_length_that_is_no_number_is_refused(browser: Browser, length: str) -> None:
+    head = f"POST /decide HTTP/1.1\r\nHost: 127.0.0.1:{browser.port}\r\nContent-Length: {length}\r\n\r\n"
+    with browser.open() as client:
+        client.sendall(head.encode("latin-1"))
+        assert client.recv(1000).startswith(b"HTTP/1.0 400 ")
+
+
+def test_idle_connections_do_not_exhaust_it(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(review_module, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(review_module, "CONNECTION_SECONDS", 0.5)
+    threads = threading.active_count()
+    with ExitStack() as stack:
+        clients = [stack.enter_context(browser.open()) for _ in range(20)]
+        assert all(client.recv(1) == b"" for client in clients[4:])  # closed at once
+        assert threading.active_count() <= threads + 4
+        assert all(client.recv(1) == b"" for client in clients)  # their time is over
+        assert browser.get("/")[0] == 200
+
+
+def test_a_decision_that_cannot_be_written_is_said(
+    browser: Browser, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(events: object) -> None:
+        raise DataError("ledger.jsonl cannot be written: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger, "append", full)
+        status, content, _ = browser.post(sample="1", decision="accept")
+    assert status == 409 and b"is not saved: ledger.jsonl cannot be written: No space left" in content
+    assert browser.post(sample="1", decision="reject")[0] == 303
+    assert decisions(ledger) == [("1", "reject", None)]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from tests.drawn import drawn_scenes
         (["--ckpt", "none.pth"], "none.pth does not exist"),
         (["--gpu-id", "99"], "there is no 'cuda:99' here"),
         (["--cfg-path", "none.yaml"], "none.yaml does not exist"),
+        (["--port", "99999"], "--port: 99999 cannot be used; choose another"),
     ],
 )
 def test_mistakes_end_with_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

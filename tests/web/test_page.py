@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,6 +78,42 @@ def test_the_switch_turns_sampling_on() -> None:
 
 def test_the_page_listens_on_this_machine_only(address: str) -> None:
     assert address.startswith("http://127.0.0.1:")
+
+
+def ask(address: str, headers: dict[str, str], method: str = "GET", path: str = "/") -> tuple[int, dict[str, str]]:
+    """Status and headers of the answer to a request; without a Host among `headers`, the page's own."""
+    netloc = address.removeprefix("http://").rstrip("/")
+    connection = http.client.HTTPConnection(netloc, timeout=20)
+    connection.request(method, path, headers={"Host": netloc} | headers)
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    return response.status, {name.lower(): value for name, value in response.getheaders()}
+
+
+PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example:7860", "192.168.0.3"])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/"), ("GET", "/config"), ("OPTIONS", "/gradio_api/upload")])
+def test_other_host_names_are_refused(address: str, host: str, method: str, path: str) -> None:
+    """Any site can point a name of its own at this machine."""
+    status, headers = ask(address, {"Host": host, "Origin": f"http://{host}", **PREFLIGHT}, method, path)
+    assert status == 403 and "access-control-allow-origin" not in headers
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:1", "http://127.0.0.1"])
+def test_pages_of_other_sites_are_refused(address: str, origin: str) -> None:
+    for method, more in (("GET", {}), ("POST", {}), ("OPTIONS", PREFLIGHT)):
+        status, headers = ask(address, {"Origin": origin, **more}, method, "/gradio_api/upload")
+        assert status == 403 and "access-control-allow-origin" not in headers
+
+
+def test_the_page_itself_is_answered_under_both_names(address: str) -> None:
+    port = address.rstrip("/").rpartition(":")[2]
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", "LOCALHOST"):
+        assert ask(address, {"Host": host})[0] == 200
+        assert ask(address, {"Host": host, "Origin": f"http://{host}"})[0] == 200
 
 
 def test_the_example_images_are_answered_correctly(tiny: LoadedModel) -> None:
