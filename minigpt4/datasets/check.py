@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from bisect import bisect_right
@@ -20,12 +21,14 @@ from tqdm import tqdm
 from minigpt4.common.cli import exit_on_error
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.files import replace_lone_surrogates
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig
 from minigpt4.common.types import Record
 from minigpt4.datasets.builders import SHARDS, dataset_prompts, images_folder, read_rows
+from minigpt4.datasets.leaks import Fingerprint, fingerprint, leaks
 from minigpt4.datasets.readers.rows import RowProblem
 from minigpt4.datasets.shards.dataset import SPLIT, ShardRecords, ShardSample, index_shards
-from minigpt4.processors.image import decode_image
+from minigpt4.processors.image import decode_image, image_bytes
 
 THREADS = 4
 """Threads that decode images: Pillow does so without holding Python's lock."""
@@ -94,38 +97,38 @@ def check_dataset(name: str, cfg: DatasetConfig, model: ModelConfig, with_images
             report.add_texts(row)
     if any(record.question is None for record in records):
         dataset_prompts(name, cfg, model)
+    splits: dict[str, set[str | None]] = defaultdict(set)
+    for record in records:
+        splits[record.image].add(record.split)
+    prints: dict[str, Fingerprint] = {}
     if with_images:
-        report.problems.extend(_broken_images(name, records, images_folder(name, cfg)))
-    shared = _images_in_several_splits(records)
-    if shared:
-        report.warnings.append(f"{len(shared):,} images are in more than one split, such as {shared[0]}")
+        for image, found in _open_images(name, records, images_folder(name, cfg)):
+            if isinstance(found, RowProblem):
+                report.problems.append(found)
+            else:
+                prints[image] = found
+    report.warnings += leaks(splits, prints)
     return report
 
 
-def _broken_images(name: str, records: Sequence[Record], folder: Path) -> Iterator[RowProblem]:
+def _open_images(name: str, records: Sequence[Record], folder: Path) -> Iterator[tuple[str, Fingerprint | RowProblem]]:
+    """Each image, opened once, and its fingerprint or why it cannot be used."""
     first_rows: dict[str, Record] = {}
     for record in records:
         first_rows.setdefault(record.image, record)
 
-    def problem(record: Record) -> RowProblem | None:
+    def open_image(record: Record) -> tuple[str, Fingerprint | RowProblem]:
+        path = folder / record.image
         try:
-            decode_image(folder / record.image)
+            data = image_bytes(path, str(path))
+            return record.image, fingerprint(data, decode_image(data, str(path)))
         except DataError as error:
-            return RowProblem(record.source, str(error))
-        return None
+            return record.image, RowProblem(record.source, str(error))
 
     with ThreadPoolExecutor(THREADS) as pool:
-        progress = tqdm(
-            pool.map(problem, first_rows.values()), total=len(first_rows), desc=f"{name}: images", disable=None
+        yield from tqdm(
+            pool.map(open_image, first_rows.values()), total=len(first_rows), desc=f"{name}: images", disable=None
         )
-        yield from filter(None, progress)
-
-
-def _images_in_several_splits(records: Sequence[Record]) -> list[str]:
-    splits: dict[str, set[str | None]] = defaultdict(set)
-    for record in records:
-        splits[record.image].add(record.split)
-    return [image for image, found in splits.items() if len(found) > 1]
 
 
 def _check_shards(name: str, cfg: DatasetConfig, with_samples: bool) -> Report:
@@ -175,23 +178,25 @@ def _read_samples(records: ShardRecords) -> Iterator[Record | RowProblem]:
 
 def show(console: Console, name: str, report: Report, limit: int | None) -> None:
     """Print a report: counts, lengths, an example, warnings and the first `limit` problems (None: all)."""
+
+    def line(text: str) -> None:
+        console.print(replace_lone_surrogates(text))  # names of files need not be UTF-8
+
     splits = ", ".join(f"{split} {count:,}" for split, count in report.splits.items()) or "none"
-    console.print(f"{name}: {report.splits.total():,} {report.unit} ({splits})")
+    line(f"{name}: {report.splits.total():,} {report.unit} ({splits})")
     if report.example is not None:
         words, example = report.words, report.example
-        console.print(
-            f"  answers: {words.total():,}, {min(words)} to {max(words)} words long, median {_median(words):g}"
-        )
+        line(f"  answers: {words.total():,}, {min(words)} to {max(words)} words long, median {_median(words):g}")
         question = f" | question: {example.question}" if example.question else ""
-        console.print(f"  example: {example.image}{question} | answers: {' / '.join(example.answers)}")
+        line(f"  example: {example.image}{question} | answers: {' / '.join(example.answers)}")
     for warning in report.warnings:
-        console.print(f"  warning: {warning}")
-    console.print(f"  bad rows: {len(report.problems):,}" if report.problems else "  bad rows: none")
+        line(f"  warning: {warning}")
+    line(f"  bad rows: {len(report.problems):,}" if report.problems else "  bad rows: none")
     for problem in report.problems[:limit]:
-        console.print(f"    {problem}")
+        line(f"    {problem}")
     hidden = len(report.problems[limit:]) if limit is not None else 0
     if hidden:
-        console.print(f"    ... and {hidden:,} more; --all shows them")
+        line(f"    ... and {hidden:,} more; --all shows them")
 
 
 def _median(counts: Counter[int]) -> float:
@@ -212,7 +217,7 @@ def load_card(card: str, options: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: There is no such card, or it is wrong.
     """
-    name = Path(card).stem.replace(".", "_")
+    name = re.sub(r"[.\[\]=\s]", "_", Path(card).stem)  # what a key of the configuration cannot have
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "check.yaml"
         run.write_text(yaml.safe_dump({"datasets": {name: {"card": card}}}), encoding="utf-8")

@@ -105,7 +105,7 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
     elif isinstance(source, np.ndarray | Tensor):
         image = _from_array(source, name)
     else:
-        data = _read(source, name)
+        data = image_bytes(source, name)
         image = _open_header(data, name)
     width, height = image.size
     if not width or not height:
@@ -117,6 +117,33 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
         )
     pixels = _quick_jpeg(data, image)
     return _decode(image, name) if pixels is None else pixels
+
+
+def image_bytes(source: Any, name: str) -> bytes:
+    """The content of an image file, given by its path, open, or as bytes.
+
+    Raises:
+        DataError: It does not exist, cannot be read or is empty; the message has `name`.
+    """
+    if not isinstance(source, str | Path | bytes | bytearray | memoryview) and not hasattr(source, "read"):
+        raise DataError(f"image {name} is of type {type(source).__name__}; expected {_ACCEPTED}")
+    try:
+        if isinstance(source, str | Path):
+            mode = os.stat(source).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe or a device might never end
+                raise OSError("it is not a regular file")
+            data = Path(source).read_bytes()
+        else:
+            data = source.read() if hasattr(source, "read") else bytes(source)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"image {name} does not exist") from error
+    except IsADirectoryError as error:
+        raise DataError(f"image {name} is a folder") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte, or a closed file
+        raise DataError(f"image {name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not data:
+        raise DataError(f"image {name} is empty (0 bytes)")
+    return data
 
 
 def normalize(pixels: Tensor) -> Tensor:
@@ -145,29 +172,6 @@ def stack_images(images: Sequence[Tensor]) -> Tensor:
     without it.
     """
     return torch.stack([image.movedim(0, -1) for image in images]).movedim(-1, 1)
-
-
-def _read(source: Any, name: str) -> bytes:
-    """The content of a file, given by its path, open, or as bytes."""
-    if not isinstance(source, str | Path | bytes | bytearray | memoryview) and not hasattr(source, "read"):
-        raise DataError(f"image {name} is of type {type(source).__name__}; expected {_ACCEPTED}")
-    try:
-        if isinstance(source, str | Path):
-            mode = os.stat(source).st_mode
-            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe or a device might never end
-                raise OSError("it is not a regular file")
-            data = Path(source).read_bytes()
-        else:
-            data = source.read() if hasattr(source, "read") else bytes(source)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"image {name} does not exist") from error
-    except IsADirectoryError as error:
-        raise DataError(f"image {name} is a folder") from error
-    except (OSError, ValueError) as error:  # ValueError: a path with a null byte, or a closed file
-        raise DataError(f"image {name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if not data:
-        raise DataError(f"image {name} is empty (0 bytes)")
-    return data
 
 
 def _open_header(data: bytes, name: str) -> Image.Image:
