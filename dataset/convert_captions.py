@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import DataError
-from minigpt4.common.files import write_atomically
+from minigpt4.common.files import replace_lone_surrogates, write_atomically
 
 COLUMNS = ("caption", "url")
 DELIMITERS = {".tsv": "\t", ".csv": ","}
@@ -91,6 +91,8 @@ class ArrayReader:
                 cut = error.msg.startswith("Unterminated") or error.pos >= len(self.text) - MAX_TOKEN
                 if self.ended or not cut or len(self.text) - self.position > MAX_VALUE:
                     raise self._broken(error.msg, truncated=self.ended and cut) from error
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists
+                raise self._broken(str(error)) from error
             else:
                 # At the end of a chunk, "12" may be the start of "12.5".
                 if self.ended or self.text[self.position] in '{["' or self.text[end : end + 1] in (*BLANKS, ",", "]"):
@@ -211,7 +213,7 @@ def _row(value: Any, counts: Counts) -> tuple[str, str] | None:
 
 
 def _text(value: Any) -> str:
-    return " ".join(value.split()) if isinstance(value, str) else ""
+    return replace_lone_surrogates(" ".join(value.split())) if isinstance(value, str) else ""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

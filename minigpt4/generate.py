@@ -6,16 +6,27 @@ Also runs under torchrun. After an interruption, the same command resumes.
 from __future__ import annotations
 
 import argparse
+import errno
 import glob
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.cli import add_config_arguments, console, exit_on_error, read_config
-from minigpt4.common.errors import ConfigError, DataError
-from minigpt4.common.files import IMAGE_SUFFIXES, read_appended, read_text, replace_lone_surrogates, write_text
+from minigpt4.common.errors import ConfigError, DataError, shown
+from minigpt4.common.files import (
+    IMAGE_SUFFIXES,
+    parse_json,
+    read_appended,
+    read_lines,
+    read_text,
+    replace_lone_surrogates,
+    write_text,
+    writing,
+)
 
 if TYPE_CHECKING:
     from minigpt4.api import LoadedModel
@@ -108,12 +119,12 @@ def questions_of_files(paths: Sequence[str], prompt: str) -> list[Question]:
     """
     questions = []
     for path in map(Path, paths):
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike pathlib, also of names that no file can have
             found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
             if not found:
                 raise DataError(f"--images: the folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
             questions += [Question(str(file), str(file), prompt) for file in found]
-        elif path.exists():
+        elif os.path.exists(path):
             questions.append(Question(str(path), str(path), prompt))
         else:
             raise DataError(f"--images: {path} does not exist")
@@ -128,21 +139,19 @@ def questions_of_jsonl(path: str | Path, prompt: str) -> list[Question]:
     """
     folder = Path(path).parent
     questions, ids = [], set()
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: broken JSON ({error})") from error
+            row = parse_json(line)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
         if not isinstance(row, dict):
             raise DataError(f"{where}: an object is expected, found {line[:60]!r}")
         if "image" not in row:
             raise DataError(f'{where}: no \'image\'; write {{"image": PATH, "question": TEXT}}')
         wrong = [key for key in _TEXT_FIELDS if key in row and not isinstance(row[key], str | int)]
         if wrong:
-            raise DataError(f"{where}: '{wrong[0]}' is {row[wrong[0]]!r}, should be text")
+            raise DataError(f"{where}: '{wrong[0]}' is {shown(row[wrong[0]])}, should be text")
         if "id" in row and str(row["id"]) in ids:
             raise DataError(f"{where}: the id '{row['id']}' occurs twice")
         ids.add(str(row.get("id", "")))
@@ -198,16 +207,19 @@ class AnswerFile:
         """Keep the settings beside the file, or compare them with those that its first answers were made with.
 
         Raises:
-            DataError: The file was begun with another model or other settings.
+            DataError: The file was begun with another model or other settings, or cannot be written.
         """
         kept = self.path.with_name(f"{self.path.name}.settings.json")
         text = json.dumps(settings, indent=1) + "\n"
-        begun = self.path.is_file() or self._parts()
-        if begun and kept.is_file() and read_text(kept) != text:
-            raise DataError(
-                f"{self.path} was begun with other settings ({kept}); choose another --out, or delete both files"
-            )
-        write_text(kept, text)
+        with writing(self.path):
+            if self.path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder; name a file")
+            begun = self.path.is_file() or self._parts()
+            if begun and kept.is_file() and read_text(kept) != text:
+                raise DataError(
+                    f"{self.path} was begun with other settings ({kept}); choose another --out, or delete both files"
+                )
+            write_text(kept, text)
 
     def merge_parts(self) -> dict[str, bool]:
         """Merge the file and its parts into one file in the order of the questions.
@@ -216,7 +228,7 @@ class AnswerFile:
             The ids of its rows, and whether each has an answer, not an error.
 
         Raises:
-            DataError: A damaged line, or rows that answer other questions.
+            DataError: A damaged line, rows that answer other questions, or a file that cannot be written.
         """
         parts = self._parts()
         rows = {row["id"]: row for file in (self.path, *parts) for row in _rows(file)}
@@ -228,15 +240,20 @@ class AnswerFile:
                 )
         if parts or self.path.is_file():
             ordered = (rows[name] for name in expected if name in rows)
-            write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered))
+            with writing(self.path):
+                write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered))
         for part in parts:
             part.unlink()
         return {name: "answer" in row for name, row in rows.items()}
 
     def append(self, rank: int, rows: Iterable[Mapping[str, str]]) -> None:
-        """Add rows to the part of the process `rank`."""
+        """Add rows to the part of the process `rank`.
+
+        Raises:
+            DataError: It cannot be written; the rows before are kept, and the same command resumes.
+        """
         part = self.path.with_name(f"{self.path.name}.part{rank}")
-        with part.open("a", encoding="utf-8") as file:
+        with writing(part), part.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def _parts(self) -> list[Path]:

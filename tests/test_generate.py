@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -163,7 +164,7 @@ class TestResume:
         (lambda path: questions_of_jsonl(_file(path, "{"), "?"), "line 1: broken JSON"),
         (lambda path: questions_of_jsonl(_file(path, "\n[1]"), "?"), "line 2: an object is expected"),
         (lambda path: questions_of_jsonl(_file(path, '{"id": "a"}'), "?"), "line 1: no 'image'"),
-        (lambda path: questions_of_jsonl(_file(path, '{"image": ["a"]}'), "?"), r"'image' is \['a'\], should be text"),
+        (lambda path: questions_of_jsonl(_file(path, '{"image": ["a"]}'), "?"), r"'image' is \[.a.\], should be text"),
         (
             lambda path: questions_of_jsonl(_file(path, '{"image": "a", "id": 1}\n' * 2), "?"),
             "line 2: the id '1' occurs twice",
@@ -193,3 +194,44 @@ def test_two_processes_write_what_one_writes(folder: Path, tmp_path: Path, asked
     assert done.returncode == 0, done.stderr[-2000:]
     assert [json.loads(line) for line in out.read_text().splitlines()] == complete
     assert "7 rows: 6 answered, 0 already done, 1 failed" in done.stdout
+
+
+class TestWhereNothingCanBeWritten:
+    def test_a_folder_of_that_name(self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "out.jsonl").mkdir()
+        with pytest.raises(SystemExit):
+            main(["--images", str(folder), "--out", str(tmp_path / "out.jsonl")])
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error == f"error: {tmp_path / 'out.jsonl'} cannot be written: it is a folder; name a file"
+
+    @pytest.mark.parametrize("out", ["file/out.jsonl", "x" * 300])
+    def test_a_path_that_cannot_be(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(SystemExit):
+            main(["--images", str(folder), "--out", str(tmp_path / out)])
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"error: {tmp_path / out} cannot be written: ")
+
+    def test_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(path: Path, text: str) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("minigpt4.generate.write_text", full)
+        file = AnswerFile(tmp_path / "out.jsonl", [])
+        with pytest.raises(DataError, match=r"out\.jsonl cannot be written: No space left"):
+            file.check_settings({})
+        with pytest.raises(DataError, match=r"nowhere/out\.jsonl\.part0 cannot be written"):
+            AnswerFile(tmp_path / "nowhere" / "out.jsonl", []).append(0, [{"id": "a"}])
+
+
+@pytest.mark.parametrize("row", ["[" * 5000, '{"image": ' + "9" * 5000 + "}", '{"image": "a", "image": "b"}', "\x00"])
+def test_rows_that_cannot_be_parsed_are_named(tmp_path: Path, row: str) -> None:
+    with pytest.raises(DataError, match=r"in\.jsonl, line 2: "):
+        questions_of_jsonl(_file(tmp_path, f'{{"image": "a.png"}}\n{row}\n'), "?")
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        questions_of_files(["x" * 5000], "?")

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
+from typing import Any
+
+SHOWN = 80
+"""Characters of a value that messages show."""
 
 
 class MiniGPT4Error(ValueError):
@@ -54,3 +59,12 @@ def first_few(names: Iterable[object], shown: int = 5) -> str:
     listed = [str(name) for name in names]
     more = f" and {len(listed) - shown:,} more" if len(listed) > shown else ""
     return ", ".join(listed[:shown]) + more
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: the first characters of its JSON."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:
+        text = f"a {type(value).__name__} that is nested too deeply"
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

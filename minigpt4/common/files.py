@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn what goes wrong with the disk inside into an error that names what was being written.
+
+    Args:
+        path: file or folder that is written.
+
+    Raises:
+        DataError: The disk is full, the folder cannot be written, or the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file atomically; a lone surrogate, which cannot be encoded, becomes a question mark."""
     write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", errors="replace")))
@@ -105,6 +123,34 @@ def read_text(path: str | Path) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """(number, line) of each line of a UTF-8 file that is not blank; errors as for `read_text`.
+
+    A line ends as on Linux, Windows or old Macs; separators such as U+2028 may be part of a text.
+    """
+    lines = re.split("\r\n|\r|\n", read_text(path))
+    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def parse_json(text: str) -> Any:
+    """The value that a line holds in JSON.
+
+    Raises:
+        DataError: It is broken, nested too deeply, or has a number of thousands of digits or an object with the same
+            key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except _RepeatedKeyError as error:
+        raise DataError(f"the key {error} comes twice in one object") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"broken JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError:
+        raise DataError("the JSON is nested too deeply") from None
+    except ValueError as error:
+        raise DataError(f"the JSON cannot be read ({error})") from error
+
+
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file.
 
@@ -123,6 +169,8 @@ def read_json(path: str | Path) -> Any:
         ) from error
     except RecursionError:
         raise DataError(f"{path}: the JSON is nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"{path}: the JSON cannot be read ({error})") from error
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -7,6 +7,7 @@ import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from random import Random
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from minigpt4.common.distributed import start_processes
 from minigpt4.common.errors import ConfigError, DataError
-from minigpt4.common.files import write_atomically
+from minigpt4.common.files import write_atomically, writing
 from minigpt4.common.registry import processors
 from minigpt4.common.schema import Config, DescribeConfig, GenerationConfig
 from minigpt4.conversation.dialogue import Dialogue, Turn
@@ -195,32 +196,39 @@ def _joined(dialogue: Dialogue) -> str:
 def _save_images(
     group: Sequence[SampleState], datasets: Mapping[str, InstructionDataset], images: Path
 ) -> tuple[list[SampleState], list[Event]]:
-    """Save the images that are not saved yet: the samples with an image, and the events of unreadable images."""
+    """Save the images that are not saved yet: the samples with an image, and the events of unreadable images.
+
+    Raises:
+        DataError: An image cannot be written.
+    """
     readable, failures = [], []
     for state in group:
         path = images / f"{state.sample}.jpg"
-        try:
-            if not path.is_file():
-                _save_image(path, state.drawn, datasets)
-            readable.append(state)
-        except DataError as error:
-            failures.append({"sample": state.sample, "step": "describe", "error": str(error)})
+        if not path.is_file():
+            try:
+                content = _jpeg_of(state.drawn, datasets)
+            except DataError as error:
+                failures.append({"sample": state.sample, "step": "describe", "error": str(error)})
+                continue
+            with writing(path):
+                write_atomically(path, partial(Path.write_bytes, data=content))
+        readable.append(state)
     return readable, failures
 
 
-def _save_image(path: Path, drawn: Event, datasets: Mapping[str, InstructionDataset]) -> None:
-    """Save the image of a sample as JPEG; a JPEG file is copied unchanged.
+def _jpeg_of(drawn: Event, datasets: Mapping[str, InstructionDataset]) -> bytes:
+    """The image of a sample as a JPEG file; one that is JPEG already is returned unchanged.
 
     Raises:
         DataError: It cannot be read or decoded, or the dataset has changed since it was drawn.
     """
     content = _read_image(drawn, datasets)
     image = open_image(content, drawn["name"])
-    if not content.startswith(JPEG_SIGNATURE):
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=JPEG_QUALITY)
-        content = buffer.getvalue()
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    if content.startswith(JPEG_SIGNATURE):
+        return content
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
 
 
 def _read_image(drawn: Event, datasets: Mapping[str, InstructionDataset]) -> bytes:

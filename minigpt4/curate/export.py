@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from minigpt4.common.errors import DataError
-from minigpt4.common.files import write_atomically, write_text
+from minigpt4.common.files import write_atomically, write_text, writing
 from minigpt4.curate.ledger import SampleState
 
 ANNOTATIONS, IMAGES = "filter_cap.json", "image"
@@ -30,7 +30,7 @@ def export(states: Mapping[str, SampleState], images: Path, out: Path) -> int:
         Number of samples written.
 
     Raises:
-        DataError: Nothing is accepted, `out` holds something else, or an image is missing.
+        DataError: Nothing is accepted, `out` holds something else or cannot be written, or an image is missing.
     """
     accepted = [state for state in states.values() if state.accepted]
     if not accepted:
@@ -40,17 +40,18 @@ def export(states: Mapping[str, SampleState], images: Path, out: Path) -> int:
     marker, folder = out / MARKER, out / IMAGES
     if out.is_dir() and any(out.iterdir()) and not marker.is_file():
         raise DataError(f"{out} holds files that curation did not write; set curation.export_dir to another folder")
-    write_text(marker, "Written by python -m minigpt4.curate export, which may write it again.\n")
     for state in accepted:
-        source, target = images / f"{state.sample}.jpg", folder / f"{state.sample}.jpg"
-        try:
+        if not (images / f"{state.sample}.jpg").is_file():
+            raise DataError(f"{images / state.sample}.jpg does not exist; run describe again to restore it")
+    rows = [{"image_id": state.sample, "caption": state.text} for state in accepted]
+    with writing(out):
+        write_text(marker, "Written by python -m minigpt4.curate export, which may write it again.\n")
+        for state in accepted:
+            source, target = images / f"{state.sample}.jpg", folder / f"{state.sample}.jpg"
             if not target.is_file() or not filecmp.cmp(source, target, shallow=False):
                 write_atomically(target, partial(shutil.copyfile, source))
-        except OSError as error:
-            raise DataError(f"{source} cannot be copied: {error.strerror}; run describe again to restore it") from error
-    rows = [{"image_id": state.sample, "caption": state.text} for state in accepted]
-    write_text(out / ANNOTATIONS, json.dumps({"annotations": rows}, ensure_ascii=False, indent=0))
-    for path in folder.glob("*.jpg"):
-        if path.stem not in states or not states[path.stem].accepted:
-            path.unlink()
+        write_text(out / ANNOTATIONS, json.dumps({"annotations": rows}, ensure_ascii=False, indent=0))
+        for path in folder.glob("*.jpg"):
+            if path.stem not in states or not states[path.stem].accepted:
+                path.unlink()
     return len(rows)

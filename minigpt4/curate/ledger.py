@@ -8,10 +8,12 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import read_appended
@@ -185,7 +187,7 @@ class Ledger:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: BinaryIO = path.open("a+b")
+            self._file: FileIO = path.open("a+b", buffering=0)
         except OSError as error:
             raise DataError(f"ledger {path} cannot be opened: {error.strerror}; set curation.dir") from error
         try:
@@ -207,11 +209,22 @@ class Ledger:
         self._file.close()
 
     def append(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Write events, and wait until they are on the disk."""
+        """Write events, and wait until they are on the disk.
+
+        Raises:
+            DataError: They cannot be written; none of them is then in the ledger.
+        """
         text = "".join(json.dumps(dict(event), ensure_ascii=False) + "\n" for event in events)
-        self._file.write(text.encode("utf-8", errors="replace"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        rest = memoryview(text.encode("utf-8", errors="replace"))
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(size)  # half a line would spoil the next one
+            raise DataError(f"ledger {self.path} cannot be written: {error.strerror or error}") from error
 
     def states(self) -> dict[str, SampleState]:
         """The state of every sample; errors as for `read_events` and `sample_states`."""

@@ -261,5 +261,6 @@ def _reader(cfg: DatasetConfig) -> type[Reader]:
 
 def _split_of(image: str, val_fraction: float) -> str:
     """`val` for a fixed share of image names, so that an image keeps its split when rows are added."""
-    share = int.from_bytes(hashlib.sha256(image.encode()).digest()[:8], "big") / 2**64
+    encoded = image.encode(errors="surrogatepass")  # a file's name need not be UTF-8
+    share = int.from_bytes(hashlib.sha256(encoded).digest()[:8], "big") / 2**64
     return "val" if share < val_fraction else "train"

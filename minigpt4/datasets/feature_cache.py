@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from minigpt4.common.checkpoint import frozen_identity
 from minigpt4.common.errors import DataError
-from minigpt4.common.files import read_json, write_atomically, write_json
+from minigpt4.common.files import read_json, write_atomically, write_json, writing
 from minigpt4.common.schema import ModelConfig
 
 TENSOR = "queries"
@@ -52,13 +53,22 @@ def check_identity(folder: Path, identity: Mapping[str, str]) -> None:
     """Refuse a cache that was computed with something else; a new one is given this identity.
 
     Raises:
-        DataError: The message names what differs, with both values.
+        DataError: The cache cannot be read or written, or was computed with something else; the message names what
+            differs, with both values.
     """
     file = folder / IDENTITY
-    if not file.is_file():
-        write_json(file, dict(identity))
+    if not os.path.exists(file):  # unlike pathlib, also below a folder that cannot be read
+        with writing(folder):
+            write_json(file, dict(identity))
         return
-    known = read_json(file)
+    try:
+        known = read_json(file)
+        if not isinstance(known, dict):
+            raise DataError(f"{file}: an object is expected, found {type(known).__name__}")
+    except DataError as error:
+        raise DataError(
+            f"the feature cache {folder} is damaged ({error}); delete the folder to compute it again"
+        ) from error
     changed = [
         f"{key} was {known.get(key)}, is {identity.get(key)}"
         for key in sorted({*known, *identity})
@@ -87,7 +97,7 @@ class FeatureCache:
         check_identity(self.folder, identity)
         self._rows: dict[str, tuple[Path, int]] = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
-            for row, name in enumerate(json.loads(_open(shard).metadata()["names"])):
+            for row, name in enumerate(_names(shard)):
                 self._rows[name] = (shard, row)
         self._shards: dict[Path, Any] = {}
 
@@ -122,17 +132,45 @@ def write_shard(folder: Path, names: Sequence[str], features: Iterable[Tensor]) 
         folder: folder of the cache.
         names: names of the images, each once.
         features: (Q, width) each, in the order of the names.
+
+    Raises:
+        DataError: It cannot be written.
     """
     # A hash of the names, so that no two processes choose the same file for different images.
     shard = folder / f"{hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()[:16]}.safetensors"
     tensors = {TENSOR: torch.stack([feature.to(torch.float16) for feature in features])}
     metadata = {"names": json.dumps(list(names))}
-    write_atomically(shard, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    try:
+        with writing(shard):
+            write_atomically(shard, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise DataError(f"{shard} cannot be written: {error}") from error
     return shard
+
+
+def _names(shard: Path) -> list[str]:
+    """The names of a shard's images, a row of its tensor each.
+
+    Raises:
+        DataError: It is broken.
+    """
+    file = _open(shard)
+    try:
+        names = json.loads(file.metadata()["names"])
+        rows = file.get_slice(TENSOR).get_shape()[0]
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise _broken(shard, error) from error
+    if not isinstance(names, list) or len(names) != rows or not all(isinstance(name, str) for name in names):
+        raise _broken(shard, f"the names of {rows} images are expected")
+    return names
 
 
 def _open(shard: Path) -> Any:
     try:
         return safe_open(shard, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise DataError(f"feature cache {shard} is broken ({error}); delete it to compute it again") from error
+        raise _broken(shard, error) from error
+
+
+def _broken(shard: Path, reason: object) -> DataError:
+    return DataError(f"feature cache {shard} is broken ({reason}); delete it to compute it again")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import DataError, first_few
-from minigpt4.common.files import DATA_VARIABLE, write_text
+from minigpt4.common.files import DATA_VARIABLE, write_text, writing
 
 COLUMNS = ("raw", "split", "filename")
 """Columns that a table must have."""
@@ -45,7 +45,8 @@ def prepare(annotations: Path, images: Path | None, out: Path) -> Summary:
     """Write the records of `annotations` whose images are in the folder `images` (None: all of them) to `out`.
 
     Raises:
-        DataError: A file is missing or malformed (the message names the row), or none of the images is there.
+        DataError: A file is missing or malformed (the message names the row), none of the images is there, or `out`
+            cannot be written.
     """
     if images is not None and not images.is_dir():
         raise DataError(
@@ -54,14 +55,15 @@ def prepare(annotations: Path, images: Path | None, out: Path) -> Summary:
         )
     records, missing = [], []
     for record in read_records(annotations):
-        if images is None or (images / record["filename"]).is_file():
+        if images is None or os.path.isfile(images / record["filename"]):  # also of names that no file can have
             records.append(record)
         else:
             missing.append(record["filename"])
     if not records:
         raise DataError(f"{images} holds none of the {len(missing):,} images, such as {missing[0]}; give --images DIR")
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
-    write_text(out, f"[\n{lines}\n]\n")
+    with writing(out):
+        write_text(out, f"[\n{lines}\n]\n")
     splits = Counter(record["split"] for record in records)
     captions = [len(record["captions"]) for record in records]
     return Summary({split: splits[split] for split in SPLITS}, missing, (min(captions), max(captions)))
@@ -136,8 +138,9 @@ def _list(row: dict[str, Any], column: str, kind: type) -> list[Any]:
     what = "texts" if kind is str else "integers"
     try:
         values = json.loads(row[column])
-    except (json.JSONDecodeError, TypeError) as error:
-        reason = f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else "empty"
+    except (ValueError, TypeError, RecursionError) as error:
+        place = f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else str(error)
+        reason = "empty" if isinstance(error, TypeError) else place
         raise DataError(f"broken JSON in '{column}' ({reason}); a list of {what} is expected") from error
     if not isinstance(values, list) or not all(type(value) is kind for value in values):
         raise DataError(f"'{column}' should be a list of {what}, found {row[column]:.80}")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from minigpt4.common.errors import did_you_mean, first_few, one_line
+from minigpt4.common.errors import did_you_mean, first_few, one_line, shown
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,20 @@ def test_an_error_of_a_library_in_one_line() -> None:
     assert one_line(ValueError(" first\n\n  second ")) == "first second"
     assert one_line(KeyError()) == "KeyError"
     assert one_line(ValueError("x" * 400), longest=10) == "x" * 10 + "..."
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("é", '"é"'), ([1, None], "[1, null]"), ("x" * 100, '"' + "x" * 76 + "..."), ({1}, '"{1}"')],
+)
+def test_a_value_is_shown_by_its_first_characters(value: object, expected: str) -> None:
+    assert shown(value) == expected
+
+
+def test_a_value_of_any_depth_is_shown() -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert shown(deep) == "a list that is nested too deeply"
+    while deep:  # one level at a time: freeing all at once would be as deep
+        deep = deep.pop()  # type: ignore[assignment]

@@ -11,14 +11,17 @@ import pytest
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import (
+    parse_json,
     read_appended,
     read_json,
+    read_lines,
     read_text,
     remove_temporary_files,
     replace_lone_surrogates,
     write_atomically,
     write_json,
     write_text,
+    writing,
 )
 
 PAIR = "\ud83d\ude00"
@@ -84,6 +87,7 @@ class TestReading:
             (b'{"a": 1}\n{"a": 2}', "line 2: broken JSON.*should be called .jsonl"),
             (b'{"a": {"b": 1, "b": 2}}', "the key 'b' comes twice"),
             (b"[" * 200_000, "nested too deeply"),
+            (b"9" * 5000, "the JSON cannot be read"),
         ],
     )
     def test_a_broken_file_is_named_with_the_place(self, tmp_path: Path, content: bytes, message: str) -> None:
@@ -127,3 +131,33 @@ class TestAppended:
 @pytest.mark.parametrize(("text", "expected"), [("ä", "ä"), (f"a{PAIR}b", "a😀b"), ("a\ud800b", "a\ufffdb")])
 def test_surrogates_become_characters(text: str, expected: str) -> None:
     assert replace_lone_surrogates(text) == expected
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_as_on_any_system(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(end.join(["\ufeffa\u2028b\u0085c", "", " \t", "d"]).encode())
+    assert list(read_lines(path)) == [(1, "a\u2028b\u0085c"), (4, "d")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1, "a": 2}', "the key 'a' comes twice in one object"),
+        ('{"a": }', r"broken JSON \(Expecting value at column 7\)"),
+        ("[" * 200_000, "nested too deeply"),
+        ("9" * 5000, "the JSON cannot be read"),
+    ],
+)
+def test_a_line_that_is_no_json_says_why(text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        parse_json(text)
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "a.txt"
+    with pytest.raises(DataError, match=f"^{path} cannot be written: [^\n]+$"), writing(path):
+        write_text(path, "x")
+    with pytest.raises(DataError, match="another problem"), writing(path):
+        raise DataError("another problem")

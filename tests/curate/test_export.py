@@ -77,5 +77,11 @@ def test_nothing_accepted_is_an_error(ledger: Ledger, tmp_path: Path) -> None:
 
 
 def test_a_missing_image_is_named(accepted: Ledger, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"1\.jpg cannot be copied: No such file"):
+    with pytest.raises(DataError, match=r"1\.jpg does not exist; run describe again"):
         export(accepted.states(), save_images(tmp_path / "image", 1), tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_written_is_named(accepted: Ledger, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file/out cannot be written: "):
+        export(accepted.states(), save_images(tmp_path / "image", 4), tmp_path / "file" / "out")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +41,34 @@ def test_two_commands_do_not_write_at_once(ledger: Ledger) -> None:
 def test_a_surrogate_does_not_end_the_run(ledger: Ledger) -> None:
     ledger.append([drawn(0), described(0, "broken \ud800 text")])
     assert read_events(ledger.path)[1]["texts"] == ["broken ? text"]
+
+
+def test_a_full_disk_leaves_complete_lines(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a line would spoil the next one, and the ledger with it."""
+    ledger.append([drawn(0)])
+    file = ledger._file
+
+    class FullDisk:
+        """Writes ten bytes, then none."""
+
+        def __init__(self) -> None:
+            self.free = 10
+
+        def write(self, content: memoryview) -> int:
+            if not self.free:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.free = 0
+            return int(file.write(content[:10]))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(file, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger, "_file", FullDisk())
+        with pytest.raises(DataError, match=r"ledger .* cannot be written: No space left on device"):
+            ledger.append([described(0, "text")])
+    ledger.append([described(0, "another text")])
+    assert read_events(ledger.path) == [drawn(0), described(0, "another text")]
 
 
 @pytest.mark.parametrize(

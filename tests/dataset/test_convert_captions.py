@@ -81,6 +81,8 @@ def test_a_limit_stops_reading(tmp_path: Path) -> None:
         ('[{"caption": "été"}, {"url": "y"}', r"truncated at byte 35"),
         ('[{"caption": "x"}, {"url": "y', r"truncated at byte 19"),
         ("[1,", r"truncated at byte 3"),
+        ("[1, " + "[" * 200_000, r"broken JSON at byte 4 \(maximum recursion"),
+        ("[1, " + "9" * 5000 + "]", r"broken JSON at byte 4 \(Exceeds the limit"),
     ],
 )
 def test_what_is_no_array_is_named(tmp_path: Path, content: str, message: str) -> None:
@@ -106,6 +108,12 @@ def test_broken_characters_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'[{"caption": "\xff", "url": "u"}]')
     with pytest.raises(convert_captions.DataError, match="not UTF-8"):
         convert(tmp_path / "a.json", tmp_path / "a.tsv")
+
+
+def test_what_utf8_cannot_encode_is_replaced(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.json", '[{"caption": "\\ud800 a", "url": "u"}]')
+    convert(source, tmp_path / "a.tsv")
+    assert (tmp_path / "a.tsv").read_text(encoding="utf-8") == "caption\turl\n\ufffd a\tu\n"
 
 
 def test_files_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,20 @@ def test_a_datasets_own_prompts_win(make_config: MakeConfig, encoder: PromptEnco
     assert build(cfg, encoder, "train")["mine"].prompts == ["<Img><ImageHere></Img> Own."]
 
 
+def test_texts_that_utf8_cannot_encode_become_samples(
+    make_config: MakeConfig, encoder: PromptEncoder, tmp_path: Path
+) -> None:
+    cfg = make_config()
+    row = {"image": "0.png", "id": "\ud800", "answer": "a \ud800 dog", "question": "\udfff what?"}
+    cfg.datasets["mine"].annotations = str(write_jsonl(tmp_path / "odd.jsonl", [row, row | {"image": "\ud800.png"}]))
+    dataset = build(cfg, encoder, "train")["mine"]
+    for index in range(2):  # the second image does not exist, and is replaced
+        sample = dataset.sample(index, epoch=0)
+        assert (sample.image_id, sample.answer) == ("\ufffd", "a \ufffd dog")
+        assert sample.instruction.endswith("\ufffd what?")
+    assert dataset.identity().startswith("2 records, ")
+
+
 class TestErrors:
     def test_a_split_that_does_not_exist(self, make_config: MakeConfig, encoder: PromptEncoder) -> None:
         for train in (True, False):

@@ -78,6 +78,42 @@ def test_every_dataset_of_a_run(card: Path, tmp_path: Path, capsys: pytest.Captu
     assert "a: 30 well-formed rows" in out and "b: 30 well-formed rows" in out
 
 
+def test_a_card_may_have_any_name(card: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = card.rename(card.with_name("my birds.v2 [a=b].yaml"))
+    assert main([str(odd), "--no-images", "--options", "datasets.my_birds_v2__a_b_.val_fraction=0.5"]) == 0
+    assert "my_birds_v2__a_b_: 30 well-formed rows" in capsys.readouterr().out
+
+
+def test_odd_paths_and_texts_are_named_and_printed(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = ["a" * 5000, "a\0b.png", "/nowhere/a.png", "../a.png", ".hidden", "\ud800.png", "..", "~", "0.png/1.png"]
+    rows = [{"image": "0.png", "answer": "\ud800 x"}, *({"image": name, "answer": "x", "id": "i"} for name in odd)]
+    path = write_jsonl(tmp_path / "odd.jsonl", rows)
+    (tmp_path / "odd.yaml").write_text(f"reader: jsonl\nannotations: {path}\nimages: {images}\nval_fraction: 0.5\n")
+    assert main([str(tmp_path / "odd.yaml"), "--all"]) == 1
+    out = capsys.readouterr().out
+    out.encode()  # no lone surrogate
+    assert "answers: \ufffd x" in out and f"bad rows: {len(odd)}" in out
+    for number in range(2, len(odd) + 2):
+        assert f"odd.jsonl, line {number}: image" in out
+
+
+def test_an_image_outside_the_folder_may_be_named(tmp_path: Path, images: Path) -> None:
+    rows = [{"image": f"../{images.name}/0.png", "answer": "x"}, {"image": str(images / "1.png"), "answer": "x"}]
+    path = write_jsonl(tmp_path / "out.jsonl", rows)
+    (tmp_path / "out.yaml").write_text(f"reader: jsonl\nannotations: {path}\nimages: {images}\n")
+    assert main([str(tmp_path / "out.yaml")]) == 0
+
+
+@pytest.mark.parametrize("content", ["", "1\n2\n3\n", "\n\n"])
+def test_files_without_a_record(tmp_path: Path, images: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "no.jsonl").write_text(content)
+    (tmp_path / "no.yaml").write_text(f"reader: jsonl\nannotations: {tmp_path}/no.jsonl\nimages: {images}\n")
+    assert main([str(tmp_path / "no.yaml")]) == 1
+    assert "no: 0 well-formed rows" in capsys.readouterr().out
+
+
 def test_options_reach_the_card(card: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(card), "--no-images", "--options", "datasets.mine.val_fraction=0.5"]) == 0
     assert "train 29" not in capsys.readouterr().out

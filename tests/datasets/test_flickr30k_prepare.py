@@ -101,6 +101,8 @@ def test_defaults_come_from_the_data_root(
     [
         ({"raw": '["a", "b"'}, "broken JSON in 'raw' (Expecting ',' delimiter at character 9); a list of texts"),
         ({"raw": ""}, "broken JSON in 'raw'"),
+        ({"raw": "[" * 5000}, "broken JSON in 'raw'"),
+        ({"raw": "[" + "9" * 5000 + "]"}, "broken JSON in 'raw'"),
         ({"raw": '["a", 3]'}, "'raw' should be a list of texts"),
         ({"raw": '"a"'}, "'raw' should be a list of texts"),
         ({"raw": "[]"}, "at least one caption"),
@@ -120,6 +122,18 @@ def test_a_malformed_row_is_named(tmp_path: Path, changes: dict[str, str], messa
         prepare(path, None, tmp_path / "out.json")
     assert str(caught.value).startswith(f"{path}, row 4: ") and message in str(caught.value)
     assert not (tmp_path / "out.json").exists()
+
+
+def test_names_that_no_file_can_have_are_missing(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "0.jpg")
+    path = write_csv(tmp_path / "a.csv", [row_of(0), row_of(1, filename="x" * 5000 + ".jpg")])
+    assert len(prepare(path, tmp_path, tmp_path / "out.json").missing) == 1
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", [row_of(0)])
+    with pytest.raises(DataError, match=r"a\.csv/out\.json cannot be written: "):
+        prepare(path, None, path / "out.json")
 
 
 def test_blank_lines_count_as_rows_of_the_sheet_but_are_no_mistake(tmp_path: Path) -> None:

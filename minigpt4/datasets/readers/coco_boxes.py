@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.errors import DataError
-from minigpt4.common.files import read_json
+from minigpt4.common.errors import DataError, shown
+from minigpt4.common.files import read_json, replace_lone_surrogates
 from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
-from minigpt4.datasets.readers.rows import Reader, RowProblem, text_of
+from minigpt4.datasets.readers.rows import Reader, RowProblem, path_of, text_of
 
 DECIMALS = 3
 """Digits of a coordinate in the answer."""
@@ -31,15 +31,18 @@ class CocoBoxesReader(Reader):
         images, annotations, names = _content(path)
         of_image: dict[Any, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
         for number, row in enumerate(annotations, 1):
-            of_image[row.get("image_id")].append((number, row))
+            of_image[_id(row, "image_id")].append((number, row))
+        firsts: dict[Any, int] = {}
         for number, image in enumerate(images, 1):
-            source = f"{path}, image {number}"
+            source, image_id = f"{path}, image {number}", _id(image, "id")
             try:
-                yield _record(image, of_image.pop(image.get("id"), []), names, source)
+                if image_id is not None and firsts.setdefault(image_id, number) != number:
+                    raise DataError(f"the id {shown(image_id)} is already that of image {firsts[image_id]}")
+                yield _record(image, of_image.pop(image_id, []), names, source)
             except DataError as error:
                 yield RowProblem(source, str(error))
         for image_id, rows in of_image.items():
-            yield RowProblem(f"{path}, annotation {rows[0][0]}", f"there is no image with the id {image_id!r}")
+            yield RowProblem(f"{path}, annotation {rows[0][0]}", f"there is no image with the id {shown(image_id)}")
 
 
 def boxes_text(boxes: Sequence[NamedBox], width: float, height: float) -> str:
@@ -58,9 +61,15 @@ def boxes_text(boxes: Sequence[NamedBox], width: float, height: float) -> str:
     for name, (x, y, w, h) in sorted(boxes, key=lambda box: (box[0], *box[1])):
         counts[name] += 1
         corners = (x / width, y / height, (x + w) / width, (y + h) / height)
-        shown = ", ".join(f"{min(1.0, max(0.0, corner)):.{DECIMALS}f}" for corner in corners)
-        parts.append(f"{json.dumps(f'{name}{counts[name]}', ensure_ascii=False)}: [{shown}]")
+        places = ", ".join(f"{min(1.0, max(0.0, corner)):.{DECIMALS}f}" for corner in corners)
+        parts.append(f"{json.dumps(f'{name}{counts[name]}', ensure_ascii=False)}: [{places}]")
     return "{" + ", ".join(parts) + "}"
+
+
+def _id(row: dict[str, Any], key: str) -> Any:
+    """An id, as a value that can be a key."""
+    value = row.get(key)
+    return shown(value) if isinstance(value, (list, dict)) else value
 
 
 def _content(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[Any, str]]:
@@ -69,22 +78,28 @@ def _content(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], di
     if not all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in lists):
         raise DataError(f"{path}: {EXPECTED} is expected")
     images, annotations, categories = lists
-    return images, annotations, {row.get("id"): str(row.get("name", "")) for row in categories}  # type: ignore
+    return images, annotations, {_id(row, "id"): _category(row.get("name")) for row in categories}  # type: ignore
+
+
+def _category(name: Any) -> str:
+    if isinstance(name, str):
+        return replace_lone_surrogates(name)
+    return "" if name is None else shown(name)
 
 
 def _record(
     image: dict[str, Any], rows: Sequence[tuple[int, dict[str, Any]]], names: dict[Any, str], source: str
 ) -> Record:
-    file = text_of(image, "file_name")
+    file = path_of(image, "file_name")
     if file is None:
         raise DataError("no 'file_name'")
     width, height = image.get("width"), image.get("height")
     if not (_is_number(width) and _is_number(height) and width > 0 and height > 0):  # type: ignore[operator]
-        raise DataError(f"'width' and 'height' should be pixels above 0, found {width!r} and {height!r}")
+        raise DataError(f"'width' and 'height' should be pixels above 0, found {shown(width)} and {shown(height)}")
     boxes = [(_name(row, names, number), _box(row, number, width, height)) for number, row in rows]
     text = boxes_text(boxes, width, height)  # type: ignore[arg-type]
     return Record(
-        image_id=str(image.get("id", Path(file).stem)),
+        image_id=_image_id(image) or replace_lone_surrogates(Path(file).stem),
         image=file,
         answers=(text,),
         split=text_of(image, "split"),
@@ -92,21 +107,29 @@ def _record(
     )
 
 
+def _image_id(image: dict[str, Any]) -> str | None:
+    value = image.get("id")
+    return str(value) if isinstance(value, float) else text_of(image, "id")
+
+
 def _name(row: dict[str, Any], names: dict[Any, str], number: int) -> str:
-    name = names.get(row.get("category_id"), "").strip()
+    name = names.get(_id(row, "category_id"), "").strip()
     if not name:
-        raise DataError(f"annotation {number}: no category has the id {row.get('category_id')!r}")
+        raise DataError(f"annotation {number}: no category has the id {shown(row.get('category_id'))}")
     return name
 
 
 def _box(row: dict[str, Any], number: int, width: Any, height: Any) -> Sequence[float]:
     box = row.get("bbox")
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) and box[2] > 0 and box[3] > 0):
-        raise DataError(f"annotation {number}: 'bbox' should be [x, y, width, height] in pixels, found {box!r}")
+        raise DataError(f"annotation {number}: 'bbox' should be [x, y, width, height] in pixels, found {shown(box)}")
     if box[0] >= width or box[1] >= height or box[0] + box[2] <= 0 or box[1] + box[3] <= 0:
         raise DataError(f"annotation {number}: 'bbox' {box} lies outside the image, {width} x {height}")
     return box
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False

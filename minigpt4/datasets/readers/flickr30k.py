@@ -13,6 +13,7 @@ from minigpt4.datasets.readers.rows import (
     Reader,
     RowProblem,
     convert_rows,
+    path_of,
     read_json_list,
     require_object,
     text_of,
@@ -36,7 +37,7 @@ def _record(row: Any, source: str) -> Record:
         raise DataError("no 'image_id'")
     return Record(
         image_id=image_id,
-        image=text_of(row, "filename") or f"{image_id}.jpg",
+        image=path_of(row, "filename") or f"{image_id}.jpg",
         answers=_answers(row),
         split=text_of(row, "split"),
         source=source,

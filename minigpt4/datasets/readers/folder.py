@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from minigpt4.common.errors import DataError
-from minigpt4.common.files import IMAGE_SUFFIXES, read_text
+from minigpt4.common.files import IMAGE_SUFFIXES, read_lines, replace_lone_surrogates
 from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
 from minigpt4.datasets.readers.rows import Reader, RowProblem
@@ -33,7 +34,7 @@ class FolderReader(Reader):
                 yield RowProblem(str(image), f"no caption; write it into {file.name} beside the image")
                 continue
             try:
-                captions = [line.strip() for line in read_text(file).split("\n") if line.strip()]
+                captions = [line.strip() for _, line in read_lines(file)]
             except DataError as error:
                 yield RowProblem(str(image), str(error))
                 continue
@@ -45,8 +46,19 @@ class FolderReader(Reader):
 
 
 def image_files(root: Path) -> list[Path]:
-    """The images below a folder, sorted, because file systems list them in different orders."""
-    return sorted(file for file in root.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    """The images below a folder, sorted, because file systems list them in different orders.
+
+    Raises:
+        DataError: A folder cannot be read; its images would silently be missing.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror or error}") from error
+
+    found = (
+        Path(folder, name) for folder, folders, files in os.walk(root, onerror=refuse) for name in (*folders, *files)
+    )
+    return sorted(file for file in found if file.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def folder_record(root: Path, image: Path, answers: Sequence[str], source: Path) -> Record:
@@ -60,7 +72,7 @@ def folder_record(root: Path, image: Path, answers: Sequence[str], source: Path)
     """
     relative = image.relative_to(root)
     return Record(
-        image_id=relative.with_suffix("").as_posix(),
+        image_id=replace_lone_surrogates(relative.with_suffix("").as_posix()),
         image=relative.as_posix(),
         answers=tuple(answers),
         split=relative.parts[0] if len(relative.parts) > 1 and relative.parts[0] in SPLITS else None,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from minigpt4.common.errors import DataError, did_you_mean
-from minigpt4.common.files import read_json
+from minigpt4.common.errors import SHOWN, DataError, did_you_mean, shown
+from minigpt4.common.files import read_json, replace_lone_surrogates
 from minigpt4.common.types import Record
 from minigpt4.conversation.template import check_placeholders, with_image_tag
 
@@ -64,6 +63,8 @@ def convert_rows(
             yield convert(row, source)
         except DataError as error:
             yield RowProblem(source, str(error).removeprefix(f"{source}: "))
+        except RecursionError:
+            yield RowProblem(source, "a value is nested too deeply")
 
 
 def read_json_list(path: Path) -> Iterator[tuple[str, Any]]:
@@ -85,7 +86,7 @@ def record_of(row: Mapping[str, Any], source: str) -> Record:
     Raises:
         DataError: A column is missing, or has a wrong value.
     """
-    image = text_of(row, "image")
+    image = path_of(row, "image")
     if image is None:
         raise DataError(_missing("image", row))
     question_column = _filled_column(row, QUESTION_COLUMNS)
@@ -93,7 +94,7 @@ def record_of(row: Mapping[str, Any], source: str) -> Record:
     if question is not None:
         check_placeholders(with_image_tag(question), 1, source)
     return Record(
-        image_id=text_of(row, "id") or str(PurePosixPath(image).with_suffix("")),
+        image_id=text_of(row, "id") or _without_suffix(image),
         image=image,
         answers=_answers(row),
         question=question,
@@ -113,32 +114,45 @@ def require_object(row: Any) -> None:
 
 
 def text_of(row: Mapping[str, Any], column: str) -> str | None:
-    """A column's text; None where it is absent or empty. Integers count as text.
+    """A column's text, as UTF-8 can encode it; None where it is absent or empty. Integers count as text.
 
     Raises:
         DataError: It is something else.
     """
+    value = path_of(row, column)
+    return None if value is None else replace_lone_surrogates(value)
+
+
+def path_of(row: Mapping[str, Any], column: str) -> str | None:
+    """As `text_of`, but unchanged: lone surrogates are the bytes of a file's name that are not UTF-8."""
     value = row.get(column)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise DataError(f"'{column}' should be a text, found {_shown(value)}")
+        raise DataError(f"'{column}' should be a text, found {shown(value)}")
     return value if value.strip() else None
 
 
 def texts_of(value: Any, column: str) -> tuple[str, ...]:
-    """A list of texts, none of them empty.
+    """A list of texts, none of them empty, as UTF-8 can encode them.
 
     Raises:
         DataError: It is anything else.
     """
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise DataError(f"'{column}' should be a list of texts, found {_shown(value)}")
+        raise DataError(f"'{column}' should be a list of texts, found {shown(value)}")
     if not value or not all(item.strip() for item in value):
-        raise DataError(f"'{column}' should hold at least one text and no empty one, found {_shown(value)}")
-    return tuple(value)
+        raise DataError(f"'{column}' should hold at least one text and no empty one, found {shown(value)}")
+    return tuple(map(replace_lone_surrogates, value))
+
+
+def _without_suffix(image: str) -> str:
+    try:
+        return replace_lone_surrogates(str(PurePosixPath(image).with_suffix("")))
+    except ValueError as error:  # such as "." or "/"
+        raise DataError(f"'image' should be the path of a file, found {shown(image)}") from error
 
 
 def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -166,10 +180,5 @@ def _missing(column: str, row: Mapping[str, Any]) -> str:
         return f"'{column}' is empty"
     unknown = [name for name in row if isinstance(name, str) and name not in COLUMNS]
     hints = [f"'{name}': {hint}" for name in unknown if "mean" in (hint := did_you_mean(name, COLUMNS))]
-    found = ", ".join(map(str, row)) or "nothing"
+    found = ", ".join(str(name)[:SHOWN] for name in row) or "nothing"
     return f"no '{column}'; found: {found}" + (f" ({'; '.join(hints)})" if hints else "")
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.errors import DataError
-from minigpt4.common.files import read_text
+from minigpt4.common.errors import DataError, shown
+from minigpt4.common.files import parse_json, read_lines, read_text
 from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
 from minigpt4.datasets.readers.rows import Reader, RowProblem, convert_rows, read_json_list, record_of
@@ -26,11 +25,7 @@ class JsonlReader(Reader):
         """Every row of `path`, usable or not; errors as for `Reader.read`."""
         if path.suffix == ".json":
             return convert_rows(_record_of_object, read_json_list(path))
-        # Not splitlines(): U+2028 and other separators may be part of a text.
-        lines = enumerate(read_text(path).split("\n"), 1)
-        return convert_rows(
-            _record_of_line, ((f"{path}, line {number}", line) for number, line in lines if line.strip())
-        )
+        return convert_rows(_record_of_line, ((f"{path}, line {number}", line) for number, line in read_lines(path)))
 
 
 @readers.register("csv")
@@ -43,16 +38,24 @@ class CsvReader(Reader):
         # Row 1 is the header, as in a spreadsheet.
         rows = ((f"{path}, row {number}", cells) for number, cells in enumerate(table, 2))
         try:
+            _check_header(path, table.fieldnames or ())
             yield from convert_rows(_record_of_cells, rows)
         except csv.Error as error:
             raise DataError(f"{path}, near line {table.line_num}: broken CSV ({error})") from error
 
 
+def _check_header(path: Path, names: Sequence[str]) -> None:
+    """Refuse a column that occurs twice, of which Python's reader would silently keep the last."""
+    repeated = sorted({name for name in names if name and names.count(name) > 1})
+    if repeated:
+        raise DataError(f"{path}: the header has the column '{repeated[0]}' twice; delete one, or give it another name")
+
+
 def _record_of_line(line: str, source: str) -> Record:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"broken JSON ({error.msg} at column {error.colno}); expected {EXPECTED}") from error
+        row = parse_json(line)
+    except DataError as error:
+        raise DataError(f"{error}; expected {EXPECTED}") from error
     return _record_of_object(row, source)
 
 
@@ -69,8 +72,8 @@ def _record_of_cells(cells: dict[str | Any, Any], source: str) -> Record:
     for column in ("answers", "captions"):
         if row.get(column):
             try:
-                row[column] = json.loads(row[column])
-            except json.JSONDecodeError as error:
+                row[column] = parse_json(row[column])
+            except DataError as error:
                 expected = f'\'{column}\' should be a JSON list such as ["a", "b"]'
-                raise DataError(f"{expected}, found {row[column]!r}") from error
+                raise DataError(f"{expected}, found {shown(row[column])}") from error
     return record_of(row, source)

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from minigpt4.common.errors import ConfigError, DataError, MissingSplitError
-from minigpt4.common.files import DATA_VARIABLE
+from minigpt4.common.files import DATA_VARIABLE, replace_lone_surrogates
 from minigpt4.common.schema import BadShards, DatasetConfig
 from minigpt4.common.types import Record
 from minigpt4.datasets.instruction import InstructionDataset
@@ -244,7 +244,7 @@ class ShardRecords(Sequence[Record]):
         start, length = int(row["caption"]), int(row["caption_bytes"])
         name, content = _read_member(self._read(shard, start, length), path, start)
         return Record(
-            image_id=f"{path.stem}/{key}",
+            image_id=replace_lone_surrogates(f"{path.stem}/{key}"),
             image=f"{path.name}/{image_name}",
             answers=(_decode_caption(name, content, source),),
             split=SPLIT,
@@ -282,7 +282,7 @@ def _read_member(content: bytes, path: Path, start: int) -> tuple[str, bytes]:
             if info is None or file is None or info.offset_data + info.size != len(content):
                 raise tarfile.ReadError("another member than when it was indexed")
             return info.name, file.read()
-    except tarfile.TarError as error:
+    except Exception as error:  # bytes that are no header make tarfile raise nearly anything
         raise _changed(path, start, error) from error
 
 
@@ -290,7 +290,7 @@ def _member_name(header: bytes, path: Path) -> str:
     """Name of the tar member that starts with `header`."""
     try:
         return tarfile.open(fileobj=io.BytesIO(header), mode="r:").next().name  # type: ignore[union-attr]
-    except (tarfile.TarError, AttributeError) as error:
+    except Exception as error:  # as for `_read_member`
         raise _changed(path, 0, error) from error
 
 
@@ -321,8 +321,10 @@ def _decode_caption(name: str, content: bytes, source: str) -> str:
         raise DataError(f"{source}: {name} is not UTF-8 ({error.reason})") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{source}: {name} is broken JSON ({error.msg} at character {error.pos})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists
+        raise DataError(f"{source}: {name} is JSON that cannot be read ({error})") from error
     if not isinstance(text, str):
         raise DataError(f"{source}: {name} has no text under '{CAPTION_KEY}'")
     if not text.strip():
         raise DataError(f"{source}: the caption in {name} is empty")
-    return text.strip()
+    return replace_lone_surrogates(text.strip())

@@ -44,8 +44,8 @@ MAX_MEMBER_BYTES = 2**31 - 1
 FOLDER = "minigpt4_index"
 """Index folder beside the shards, unless the configuration names another one."""
 TABLE = "shards.json"
-FORMAT = 1
-"""Version of the table; one of another version is made again."""
+FORMAT = 2
+"""Version of the table; one of another version is made again. Since 2, equal names are a problem of a shard."""
 SAVE_SECONDS = 30.0
 """Time between two writes of the table while shards are scanned."""
 SERIAL_BYTES = 2 << 30
@@ -120,10 +120,12 @@ class ShardIndex:
         Raises:
             DataError: The index cannot be read.
         """
-        file = self.folder / f"{_key(path, self.folder)}.npy"
+        file, samples = self.folder / f"{_key(path, self.folder)}.npy", self.entries[path].samples
         try:
-            rows: np.ndarray = np.load(file, mmap_mode="r" if self.entries[path].samples else None)
-        except (OSError, ValueError) as error:
+            rows: np.ndarray = np.load(file, mmap_mode="r" if samples else None)
+            if rows.dtype != ROW or rows.shape != (samples,):
+                raise ValueError(f"{samples:,} rows of another form are expected")
+        except Exception as error:  # a damaged header makes numpy raise nearly anything
             raise DataError(f"index {file} cannot be read ({error}); delete {self.folder} to make it again") from error
         return rows
 
@@ -221,10 +223,18 @@ def _read_table(folder: Path) -> dict[str, ShardEntry]:
     try:
         content = read_json(file)
         if content["format"] == FORMAT:
-            return {key: ShardEntry(**entry) for key, entry in content["shards"].items()}
+            return {key: _entry(fields) for key, fields in content["shards"].items()}
     except (DataError, KeyError, TypeError, AttributeError) as error:
         logger.warning("%s cannot be used (%s) and is made again", file, error)
     return {}
+
+
+def _entry(fields: Mapping[str, Any]) -> ShardEntry:
+    """An entry of the table; TypeError where a value is of another type."""
+    counts = {key: value for key, value in fields.items() if key != "damage"}
+    if not all(type(value) is int and (value >= 0 or key == "mtime_ns") for key, value in counts.items()):
+        raise TypeError(f"numbers are expected, found {counts}")
+    return ShardEntry(damage=None if fields["damage"] is None else str(fields["damage"]), **counts)
 
 
 def _write_table(folder: Path, table: Mapping[str, ShardEntry]) -> None:
@@ -328,8 +338,17 @@ def scan(path: Path) -> ShardScan:
     rows: list[tuple[int, int, int, int]] = []
     without_caption = without_image = 0
     with path.open("rb") as file:
-        for _, group in groupby(_members(file, damage), key=lambda member: member.key):
-            members = {member.suffix: member for member in group}
+        for key, group in groupby(_members(file, damage), key=lambda member: member.key):
+            listed = list(group)
+            members = {member.suffix: member for member in listed}
+            if len(members) < len(listed):
+                again = next(member for member in listed if members[member.suffix] is not member)
+                damage.insert(
+                    0,
+                    f"two samples that follow each other have the key {key}, since {key}.{again.suffix} comes twice; "
+                    "give every sample a key of its own",
+                )
+                break
             image = next((members[s] for s in IMAGE_MEMBERS if s in members), None)
             caption = next((members[s] for s in CAPTION_MEMBERS if s in members), None)
             if image and caption:
@@ -366,6 +385,8 @@ def _members(file: BinaryIO, damage: list[str]) -> Iterator[_Member]:
         while (info := tar.next()) is not None:
             tar.members = []  # otherwise tarfile keeps every header
             stop = info.offset_data + info.size
+            if info.size < 0 or tar.offset <= end:  # a damaged size leads back
+                raise tarfile.HeaderError(f"{info.name} has {info.size:,} bytes")
             if stop > size:
                 damage.append(f"truncated: {info.name} should end at byte {stop:,}, the file has {size:,}")
                 return
@@ -374,7 +395,9 @@ def _members(file: BinaryIO, damage: list[str]) -> Iterator[_Member]:
             stem, dot, suffix = base.partition(".")
             if info.isreg() and dot and stem and stop - info.offset <= MAX_MEMBER_BYTES:
                 yield _Member(folder + slash + stem, suffix.lower(), info.offset, stop - info.offset)
-    except tarfile.TarError as error:
+    except OSError:
+        raise
+    except Exception as error:  # damaged headers make tarfile raise nearly anything
         damage.append(f"{'truncated or damaged' if end else 'not a tar file'} at byte {end:,} ({error})")
         return
     # tarfile takes any header it cannot read for the end; the real end is a block of zeros.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def test_an_image_without_objects_has_an_answer(tmp_path: Path) -> None:
         ([box(1, 300, 0, 9, 9)], {}, "lies outside the image, 200 x 100"),
         ([], {"width": 0}, "'width' and 'height' should be pixels above 0"),
         ([], {"file_name": ""}, "image 1: no 'file_name'"),
+        ([], {"width": 10**400}, "'width' and 'height' should be pixels above 0"),
+        ([], {"height": float("nan")}, "'width' and 'height' should be pixels above 0"),
+        ([], {"height": "100"}, "'width' and 'height' should be pixels above 0"),
+        ([], {"id": ["a"]}, "image 1: 'id' should be a text"),
+        ([box(1, 0, 0, 9, float("nan"))], {}, "'bbox' should be"),
+        ([box(1, 0, 0, 9, 10**400)], {}, "'bbox' should be"),
+        ([box(1, "0", 0, 9, 9)], {}, "'bbox' should be"),
+        ([box(1, 0, 0, 9, 9) | {"category_id": [1]}], {}, "no category has the id [1]"),
         ([box(1, 0, 0, 9, 9) | {"image_id": 8}], {}, "annotation 1: there is no image with the id 8"),
     ],
 )
@@ -54,6 +63,28 @@ def test_bad_boxes_are_named(
 ) -> None:
     problems = [row for row in read_coco(tmp_path / "i.json", annotations, **image) if isinstance(row, RowProblem)]
     assert len(problems) == 1 and message in str(problems[0])
+
+
+def test_absurd_widths_are_cut_off(tmp_path: Path) -> None:
+    (record,) = read_coco(tmp_path / "i.json", [box(1, 1e308, 0, 1e308, 1e308)], width=1.5e308)
+    assert isinstance(record, Record) and record.answers == ('{"person1": [0.667, 0.000, 1.000, 1.000]}',)
+
+
+@pytest.mark.parametrize("image_id", [[1], {"a": 1}, 8, None])
+def test_boxes_of_no_image_are_named(image_id: Any, tmp_path: Path) -> None:
+    _, problem = read_coco(tmp_path / "i.json", [box(1, 0, 0, 9, 9) | {"image_id": image_id}])
+    assert isinstance(problem, RowProblem) and "there is no image with the id" in problem.message
+
+
+def test_two_images_of_one_id_are_named(tmp_path: Path) -> None:
+    """The second would have no boxes."""
+    path = write_coco(tmp_path / "i.json", [box(1, 0, 0, 9, 9)])
+    content = json.loads(path.read_text())
+    content["images"] *= 2
+    path.write_text(json.dumps(content))
+    first, second = read("coco_boxes", path)
+    assert isinstance(first, Record)
+    assert isinstance(second, RowProblem) and "the id 7 is already that of image 1" in second.message
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"images": [], "annotations": []}', '{"images": [1]}'])

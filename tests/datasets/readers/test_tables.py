@@ -72,6 +72,9 @@ class TestJsonl:
             ({"image": "a.jpg", "answer": "x", "caption": "y"}, "'answer' and 'caption' mean the same"),
             ({"image": "a.jpg", "answer": "x", "question": "<ImageHere> <ImageHere>"}, "2 image placeholder(s)"),
             (["a.jpg", "x"], "an object is expected"),
+            (7, "an object is expected, such as"),
+            ({"image": ".", "answer": "x"}, "'image' should be the path of a file, found"),
+            ({"image": "/", "answer": "x"}, "'image' should be the path of a file, found"),
         ],
     )
     def test_a_bad_row_says_what_was_expected(self, tmp_path: Path, row: Any, message: str) -> None:
@@ -83,6 +86,38 @@ class TestJsonl:
         problem = read("jsonl", path)[1]
         assert isinstance(problem, RowProblem)
         assert str(problem).startswith(f"{path}, line 2: broken JSON (Expecting value at column 30)")
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("[" * 5000, "the JSON is nested too deeply"),
+            ('{"image": "a.jpg", "answer": ' + "[" * 300 + "]" * 300 + "}", "'answer' should be a text"),
+            ('{"image": "a.jpg", "answer": ' + "9" * 5000 + "}", "the JSON cannot be read"),
+            ('{"image": "a.jpg", "answer": "x", "answer": "y"}', "the key 'answer' comes twice in one object"),
+            ('{"image": "a.jpg", "answer": 1e999}', "'answer' should be a text, found Infinity"),
+            ("\x00", "broken JSON"),
+        ],
+    )
+    def test_lines_that_python_cannot_parse_are_named(self, tmp_path: Path, line: str, message: str) -> None:
+        path = tmp_path / "a.jsonl"
+        path.write_text(line + '\n{"image": "a.jpg", "answer": "fine"}\n')
+        bad, fine = read("jsonl", path)
+        assert isinstance(bad, RowProblem) and isinstance(fine, Record)
+        assert message in bad.message and len(str(bad)) < 400
+
+    def test_line_ends_of_old_macs(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.jsonl"
+        path.write_bytes(b'{"image": "a.jpg", "answer": "a"}\r{"image": "b.jpg", "answer": "b"}\r')
+        assert [record.image for record in records_of(read("jsonl", path))] == ["a.jpg", "b.jpg"]
+
+    def test_lone_surrogates_are_no_part_of_a_text(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.jsonl"
+        row = '{"image": "\\udce9.jpg", "captions": ["\\ud800 a"], "question": "\\ud800?", "split": "\\ud800"}'
+        path.write_text(row)
+        (record,) = records_of(read("jsonl", path))
+        assert record.image == "\udce9.jpg"  # a file's name in Latin-1, as Python opens it
+        assert (record.image_id, record.answers) == ("\ufffd", ("\ufffd a",))
+        assert (record.question, record.split) == ("\ufffd?", "\ufffd")
 
     def test_files_that_cannot_be_read_at_all(self, tmp_path: Path) -> None:
         latin = tmp_path / "a.jsonl"
@@ -129,5 +164,39 @@ class TestCsv:
     def test_an_open_quote_is_an_error(self, tmp_path: Path) -> None:
         path = tmp_path / "a.csv"
         path.write_text('image,answer\n1.jpg,"a dog\n2.jpg,b\n')
+        with pytest.raises(DataError, match="broken CSV"):
+            read("csv", path)
+
+    @pytest.mark.parametrize("cell", ["[" * 5000, "[" + "9" * 5000 + "]", "[a"])
+    def test_a_cell_that_is_no_json_is_named(self, tmp_path: Path, cell: str) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text(f"image,captions\n1.jpg,{cell}\n")
+        (bad,) = read("csv", path)
+        assert isinstance(bad, RowProblem) and "'captions' should be a JSON list" in bad.message
+        assert len(bad.message) < 200
+
+    def test_a_column_that_occurs_twice(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text("image,answer,answer\n1.jpg,a,b\n")
+        with pytest.raises(DataError, match=r"a\.csv: the header has the column 'answer' twice"):
+            read("csv", path)
+        path.write_text("image,answer,,\n1.jpg,a,,\n")  # as spreadsheets write empty columns
+        assert len(records_of(read("csv", path))) == 1
+
+    @pytest.mark.parametrize("end", ["\r", "\r\n"])
+    def test_a_byte_order_mark_and_other_line_ends(self, tmp_path: Path, end: str) -> None:
+        path = tmp_path / "a.csv"
+        path.write_bytes(f"\ufeffimage,answer{end}1.jpg,a{end}2.jpg,b{end}".encode())
+        assert [record.image for record in records_of(read("csv", path))] == ["1.jpg", "2.jpg"]
+
+    @pytest.mark.parametrize("content", ["", "image,answer\n", "\n\n"])
+    def test_no_row(self, tmp_path: Path, content: str) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text(content)
+        assert read("csv", path) == []
+
+    def test_a_cell_that_is_too_long(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text(f"image,answer\n1.jpg,{'a' * 200_000}\n")
         with pytest.raises(DataError, match="broken CSV"):
             read("csv", path)

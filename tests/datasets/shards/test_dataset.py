@@ -91,6 +91,8 @@ class TestRecords:
             ({"json": b'{"captions": "x"}'}, "sample 00008: 00008.json has no text under 'caption'"),
             ({"json": b'["x"]'}, "sample 00008: 00008.json has no text under 'caption'"),
             ({"json": b'{"caption": null}'}, "sample 00008: 00008.json has no text under 'caption'"),
+            ({"json": b"[" * 5000}, "sample 00008: 00008.json is JSON that cannot be read"),
+            ({"json": b'{"caption": "x", "n": ' + b"9" * 5000 + b"}"}, "sample 00008: 00008.json is JSON that cannot"),
         ],
     )
     def test_a_bad_caption_names_shard_and_sample(

@@ -7,6 +7,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minigpt4.common.errors import ConfigError, DataError
@@ -124,6 +125,29 @@ class TestScan:
         (tmp_path / "a.tar").write_bytes(content)
         found = scan(tmp_path / "a.tar")
         assert len(found.rows) == 0 and found.damage is not None and "not a tar file" in found.damage
+
+    @pytest.mark.parametrize("repeated", [["txt"], ["png"], ["png", "txt"], ["json", "json"]])
+    def test_equal_neighbouring_keys_are_named(self, tmp_path: Path, repeated: list[str]) -> None:
+        """They would become one sample, of the last image and caption."""
+        path = tmp_path / "a.tar"
+        names = ["1.png", "1.txt", "2.png", "2.txt", *(f"2.{suffix}" for suffix in repeated), "3.png", "3.txt"]
+        with tarfile.open(path, "w") as tar:
+            for name in names:
+                tar.addfile(tarfile.TarInfo(name))
+        found = scan(path)
+        assert found.damage is not None and "two samples that follow each other have the key 2, " in found.damage
+        assert len(found.rows) == 1
+        entry = open_index([path], None).entries[path]
+        assert entry.problem == f"{found.damage}; 1 complete samples before that"
+
+    def test_a_size_that_leads_back_ends_the_scan(self, tmp_path: Path) -> None:
+        info = tarfile.TarInfo("1.png")
+        info.size = -1024
+        header = info.tobuf(tarfile.GNU_FORMAT)
+        path = write_shard(tmp_path / "a.tar", numbered(0, 2))
+        path.write_bytes(path.read_bytes()[: 4 * 1024] + header + bytes(1024))
+        found = scan(path)
+        assert found.damage is not None and "damaged" in found.damage
 
     def test_hidden_files_and_folders_are_ignored(self, tmp_path: Path) -> None:
         path = tmp_path / "a.tar"
@@ -253,6 +277,28 @@ class TestIndex:
         (tmp_path / "file").write_text("")
         with pytest.raises(DataError, match=r"cannot be written to .*file.*datasets\.NAME\.shard_index"):
             open_index(shards, tmp_path / "file")
+
+    @pytest.mark.parametrize("value", ['"6"', "6.5", "null", "-2", "[]", "true"])
+    def test_a_table_of_damaged_numbers_is_made_again(self, shards: list[Path], scanned: list[str], value: str) -> None:
+        file = open_index(shards, None).folder / "shards.json"
+        file.write_text(file.read_text().replace('"samples": 6', f'"samples": {value}', 1))
+        assert [entry.samples for entry in open_index(shards, None).entries.values()] == [6] * 5
+        assert len(scanned) == 10
+
+    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00\x05\x00{'de'"])
+    def test_damaged_rows_say_what_to_do(self, shards: list[Path], content: bytes) -> None:
+        found = open_index(shards, None)
+        for file in found.folder.glob("*.npy"):
+            file.write_bytes(content)
+        with pytest.raises(DataError, match=r"index .*\.npy cannot be read .*delete"):
+            found.rows(shards[0])
+
+    def test_rows_of_another_shard_are_refused(self, shards: list[Path]) -> None:
+        found = open_index(shards, None)
+        file = next(found.folder.glob("00000.tar*.npy"))
+        np.save(file, np.load(file)[:5])
+        with pytest.raises(DataError, match="6 rows of another form are expected"):
+            found.rows(shards[0])
 
     def test_a_lost_part_of_the_index_says_what_to_do(self, shards: list[Path]) -> None:
         found = open_index(shards, None)
