@@ -6,8 +6,10 @@ the user's YAML, `--options`.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from minigpt4.common.errors import ConfigError, did_you_mean
 from minigpt4.common.files import CONFIGS, asset, project_file
 from minigpt4.common.schema import Config, check_values
+from minigpt4.common.shapes import misshapen
 
 REMOVED_KEYS = {
     "run.dist_url": "torchrun decides it: delete the line",
@@ -47,6 +50,10 @@ SWITCHES = {
     "run.shard_llm": {True: "node", False: "off"},
     "model.low_resource": {True: "8bit", False: "off"},
 }
+OPTION_KEY = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[[^.\[\]=\s]+\])*")
+"""A dotted key, as OmegaConf splits it."""
+UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, OSError)
+"""What OmegaConf and PyYAML raise on text that they cannot read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +96,15 @@ def load_config(path: str | Path | None, options: Sequence[str] = ()) -> LoadedC
             mandatory value that is not set; the message names file and key.
     """
     _register_resolvers()
-    user = _EMBEDDED if path is None else Layer(str(path), _read_yaml(Path(path)))
-    overrides = Layer("--options", _read_options(options))
-    peek = OmegaConf.merge(user.values, overrides.values)
-    assert isinstance(peek, DictConfig)
-    default = CONFIGS / "default.yaml"
-    layers = [Layer("configs/default.yaml", _read_yaml(default)), _model_card(peek), *_dataset_cards(peek)]
-    return _merge(_with_shared_settings([_normalised(layer) for layer in [*layers, user, overrides]]))
+    try:
+        user = _EMBEDDED if path is None else _checked(Layer(str(path), _read_yaml(Path(path))))
+        overrides = _checked(Layer("--options", _read_options(options)))
+        peek = _merged_for_cards(user, overrides)
+        default = Layer("configs/default.yaml", _read_yaml(CONFIGS / "default.yaml"))
+        layers = [default, *map(_checked, [_model_card(peek), *_dataset_cards(peek)]), user, overrides]
+        return _merge(_with_shared_settings([_normalised(layer) for layer in layers]))
+    except RecursionError:
+        raise ConfigError(f"{path or '--options'}: values are nested too deeply, or refer to each other") from None
 
 
 def _register_resolvers() -> None:
@@ -104,11 +113,11 @@ def _register_resolvers() -> None:
 
 
 def _read_yaml(path: Path) -> DictConfig:
-    if not path.is_file():
-        raise ConfigError(f"configuration file {path} does not exist")
+    if not os.path.isfile(path):  # unlike Path's, it answers for any name
+        raise ConfigError(_one_line(f"configuration file {path} does not exist"))
     try:
         values = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+    except UNREADABLE as error:
         raise ConfigError(f"{path}: not readable as YAML: {_one_line(error)}") from error
     if isinstance(values, ListConfig):
         raise ConfigError(f"{path}: a mapping of keys to values is expected at the top, not a list")
@@ -116,13 +125,36 @@ def _read_yaml(path: Path) -> DictConfig:
 
 
 def _read_options(options: Sequence[str]) -> DictConfig:
+    values = OmegaConf.create()
     for option in options:
-        if "=" not in option:
-            raise ConfigError(f"--options: '{option}' has no '='; write KEY=VALUE, for example run.max_epoch=3")
-    try:
-        return OmegaConf.from_dotlist(list(options))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"--options: {_one_line(error)}") from error
+        key, equals, _ = option.partition("=")
+        if not equals:
+            raise ConfigError(f"--options: {option!r} has no '='; write KEY=VALUE, for example run.max_epoch=3")
+        if not OPTION_KEY.fullmatch(key):
+            raise ConfigError(f"--options: {key!r} is no key; write KEY=VALUE, for example run.max_epoch=3")
+        try:
+            values.merge_with_dotlist([option])
+        except UNREADABLE as error:
+            raise ConfigError(f"--options: {key}: {_one_line(error)}") from error
+    return values
+
+
+def _checked(layer: Layer) -> Layer:
+    """`layer`, if its values have the shapes of the schema; sections and datasets may be empty.
+
+    Raises:
+        ConfigError: A mapping, list or single value where another is expected, or a value that no setting can have;
+            the message names the key.
+    """
+    plain = OmegaConf.to_container(layer.values, resolve=False)
+    assert isinstance(plain, dict)
+    sections = [section.name for section in fields(Config)]
+    plain = {name: value for name, value in plain.items() if value is not None or name not in sections}
+    if isinstance(datasets := plain.get("datasets"), dict):
+        plain["datasets"] = {name: {} if entry is None else entry for name, entry in datasets.items()}
+    for key, problem in misshapen(plain):
+        raise ConfigError(_one_line(f"{layer.name}: {key}: {problem}"))
+    return Layer(layer.name, OmegaConf.create(plain))
 
 
 def _card_path(name: str, folder: str, prefix: str = "") -> Path | None:
@@ -130,36 +162,60 @@ def _card_path(name: str, folder: str, prefix: str = "") -> Path | None:
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     shipped = CONFIGS / folder / f"{prefix}{name}.yaml"
-    return shipped if shipped.is_file() else None
+    return shipped if os.path.isfile(shipped) else None
 
 
 def _shipped_cards(folder: str, prefix: str = "") -> list[str]:
     return [path.stem.removeprefix(prefix) for path in (CONFIGS / folder).glob(f"{prefix}*.yaml")]
 
 
-def _model_card(peek: DictConfig) -> Layer:
+def _merged_for_cards(user: Layer, overrides: Layer) -> Layer:
+    """The layers that may name cards, as one."""
+    try:
+        values = OmegaConf.merge(user.values, overrides.values)
+    except UNREADABLE as error:
+        raise _explained(error, overrides.name, overrides.values) from error
+    assert isinstance(values, DictConfig)
+    return Layer(f"{user.name} with --options" if overrides.values else user.name, values)
+
+
+def _model_card(peek: Layer) -> Layer:
     schema = Config().model
-    arch = OmegaConf.select(peek, "model.arch") or schema.arch
-    model_type = OmegaConf.select(peek, "model.model_type") or schema.model_type
+    arch = _selected(peek, "model.arch") or schema.arch
+    model_type = _selected(peek, "model.model_type") or schema.model_type
     path = _card_path(str(model_type), "models", prefix=f"{arch}_")
     if path is None:
         hint = did_you_mean(str(model_type), _shipped_cards("models", f"{arch}_"))
-        raise ConfigError(f"model.model_type: no card '{model_type}' for model.arch '{arch}'; {hint}")
+        raise ConfigError(
+            f"{peek.name}: model.model_type: no card {str(model_type)!r} for model.arch {str(arch)!r}; {hint}"
+        )
     return Layer(_layer_name(path), OmegaConf.create({"model": _read_yaml(path)}))
 
 
-def _dataset_cards(peek: DictConfig) -> Iterator[Layer]:
-    datasets = OmegaConf.select(peek, "datasets")
+def _dataset_cards(peek: Layer) -> Iterator[Layer]:
+    datasets = _selected(peek, "datasets")
     if not isinstance(datasets, DictConfig):
         return
     for name in map(str, datasets):
-        card = OmegaConf.select(datasets, f"{name}.card")
+        card = _selected(peek, f"datasets.{name}.card")
         path = _card_path(str(card or name), "datasets")
         if path is not None:
             yield Layer(_layer_name(path), OmegaConf.create({"datasets": {name: _read_yaml(path)}}))
         elif card is not None:
             hint = did_you_mean(str(card), _shipped_cards("datasets"))
-            raise ConfigError(f"datasets.{name}.card: no card '{card}'; {hint}")
+            raise ConfigError(f"{peek.name}: datasets.{name}.card: no card {str(card)!r}; {hint}")
+
+
+def _selected(layer: Layer, key: str) -> Any:
+    """The value at a dotted key of a layer, references resolved; None: there is none.
+
+    Raises:
+        ConfigError: It refers to a value that the layer does not have.
+    """
+    try:
+        return OmegaConf.select(layer.values, key, default=None)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(f"{layer.name}: {key}: {_one_line(error)}")) from error
 
 
 def _layer_name(path: Path) -> str:
@@ -173,7 +229,7 @@ def _merge(layers: Sequence[Layer]) -> LoadedConfig:
         values = layer.values
         try:
             merged = OmegaConf.merge(merged, values)
-        except OmegaConfBaseException as error:
+        except UNREADABLE as error:
             raise _explained(error, layer.name, values) from error
         plain = OmegaConf.to_container(values, resolve=False)
         assert isinstance(plain, dict)
@@ -181,7 +237,7 @@ def _merge(layers: Sequence[Layer]) -> LoadedConfig:
     try:
         resolved = OmegaConf.to_container(merged, resolve=True, enum_to_str=True, throw_on_missing=True)
         config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
+    except UNREADABLE as error:
         key = getattr(error, "full_key", None) or ""
         raise _explained(error, origins.get(key, layers[-2].name), None) from error
     assert isinstance(config, Config)
@@ -194,24 +250,27 @@ def _merge(layers: Sequence[Layer]) -> LoadedConfig:
 
 
 def _normalised(layer: Layer) -> Layer:
-    """The layer with on/off switches spelled out, empty dataset entries filled in and removed keys refused."""
+    """The layer with on/off switches spelled out and removed keys refused."""
     values = layer.values.copy()
-    gone = [key for key in REMOVED_KEYS if OmegaConf.select(values, key, default=None) is not None]
+    gone = [key for key in REMOVED_KEYS if _own(values, key) is not None]
     if gone:
         listed = "; ".join(f"{key} ({REMOVED_KEYS[key]})" for key in gone)
         raise ConfigError(f"{layer.name}: keys of the original configuration files that do not exist here: {listed}")
     for key, words in SWITCHES.items():
-        value = OmegaConf.select(values, key)
+        value = _own(values, key)
         if isinstance(value, bool):
             OmegaConf.update(values, key, words[value])
-    datasets = OmegaConf.select(values, "datasets")
+    datasets = _own(values, "datasets")
     if isinstance(datasets, DictConfig):
-        for name in [name for name in datasets if datasets[name] is None]:
-            datasets[name] = {}
         for name in map(str, datasets):
-            if OmegaConf.select(datasets, f"{name}.reader", default=None) == "none":
+            if _own(values, f"datasets.{name}.reader") == "none":
                 datasets[name].reader = None  # older cards of shards say "none"
     return Layer(layer.name, values)
+
+
+def _own(values: DictConfig, key: str) -> Any:
+    """The value at a dotted key of one layer; None: there is none, or it refers to a value of another layer."""
+    return OmegaConf.select(values, key, default=None, throw_on_resolution_failure=False)
 
 
 def _with_shared_settings(layers: Sequence[Layer]) -> Sequence[Layer]:
@@ -224,12 +283,14 @@ def _with_shared_settings(layers: Sequence[Layer]) -> Sequence[Layer]:
         run_key = f"run.{setting}"
         found: dict[str, tuple[Any, Layer]] = {}
         for layer in layers:
-            if (value := OmegaConf.select(layer.values, run_key, default=None)) is not None:
+            if (value := _own(layer.values, run_key)) is not None:
                 found[run_key] = (value, layer)
-            datasets = OmegaConf.select(layer.values, "datasets", default=None)
+            datasets = _own(layer.values, "datasets")
             for name in map(str, datasets) if isinstance(datasets, DictConfig) else ():
-                if isinstance(datasets[name], DictConfig) and setting in datasets[name]:
-                    found[f"datasets.{name}.{setting}"] = (datasets[name].pop(setting), layer)
+                key = f"datasets.{name}.{setting}"
+                if (value := _selected(layer, key)) is not None:
+                    found[key] = (value, layer)
+                    del datasets[name][setting]
         for (key, (value, _)), (other_key, (other, layer)) in pairwise(found.items()):
             if value != other:
                 raise ConfigError(
@@ -252,12 +313,12 @@ def _explained(error: Exception, layer: str, values: DictConfig | None) -> Confi
         owner = getattr(error, "object_type", None)
         fields = getattr(owner, "__dataclass_fields__", {})
         reason = f"unknown key; {did_you_mean(key.rpartition('.')[2], fields)}"
-    elif values is not None and key and OmegaConf.select(values, key, default=None) is not None:
-        reason = f"wrong value {OmegaConf.select(values, key)!r}: {reason}"
-    return ConfigError(f"{layer}: {key}: {reason}" if key else f"{layer}: {reason}")
+    elif values is not None and key and _own(values, key) is not None:
+        reason = f"wrong value {_own(values, key)!r}: {reason}"
+    return ConfigError(_one_line(f"{layer}: {key}: {reason}" if key else f"{layer}: {reason}"))
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception | str) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith(("full_key:", "reference_type=", "object_type="))]
     return "; ".join(lines)

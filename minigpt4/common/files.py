@@ -51,10 +51,10 @@ def require_path(path: str | None, key: str, variable: str | None = None, folder
     if not path:
         raise ConfigError(f"{key} is not set; give the {what}'s path in your YAML or by --options {key}=PATH")
     found = Path(path)
-    if found.is_dir() if folder else found.is_file():
+    if os.path.isdir(found) if folder else os.path.isfile(found):  # unlike Path's, they answer for any name
         return found
     root = f", or set the environment variable {variable} to the folder that holds it" if variable else ""
-    kind = f" ({'a file' if folder else 'a folder'} of that name exists)" if found.exists() else ""
+    kind = f" ({'a file' if folder else 'a folder'} of that name exists)" if os.path.exists(found) else ""
     raise ConfigError(f"{key}: {what} {found} does not exist{kind}; set it by --options {key}=PATH{root}")
 
 

@@ -6,11 +6,12 @@ import datetime
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
+from minigpt4.common.errors import ConfigError
 from minigpt4.common.files import read_appended, write_text
 
 CONSOLE_FORMAT = "%(asctime)s [%(levelname)s] %(message)s"
@@ -39,9 +40,16 @@ def set_up_logging(rank: int = 0) -> None:
 
 
 def log_to_file(file: Path) -> None:
-    """Append all messages since `set_up_logging`, and all later ones, to `file` as well."""
+    """Append all messages since `set_up_logging`, and all later ones, to `file` as well.
+
+    Raises:
+        ConfigError: The file cannot be opened for writing.
+    """
     root = logging.getLogger()
-    handler = logging.FileHandler(file, encoding="utf-8")
+    try:
+        handler = logging.FileHandler(file, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror}; set run.output_dir or run.run_dir") from error
     handler.setFormatter(logging.Formatter(CONSOLE_FORMAT))
     for kept in [handler for handler in root.handlers if isinstance(handler, MemoryHandler)]:
         kept.setTarget(handler)
@@ -96,8 +104,14 @@ def append_epoch(file: Path, values: Mapping[str, Any]) -> None:
         stream.write(json.dumps(dict(values)) + "\n")
 
 
-def truncate_log(file: Path, step: int) -> None:
-    """Drop the lines of log.txt behind optimizer step `step`: a resumed run writes them again."""
-    if file.is_file():
-        kept = [json.dumps(values) + "\n" for _, values in read_appended(file) if values.get("step", 0) <= step]
-        write_text(file, "".join(kept))
+def read_epochs(file: Path, step: int) -> list[dict[str, Any]]:
+    """The objects of log.txt up to optimizer step `step`; a resumed run writes those behind it again."""
+    return [values for _, values in read_appended(file) if values.get("step", 0) <= step]
+
+
+def write_epochs(file: Path, epochs: Sequence[Mapping[str, Any]]) -> None:
+    """Replace log.txt by one line for each object; without objects, delete it."""
+    if epochs:
+        write_text(file, "".join(json.dumps(dict(values)) + "\n" for values in epochs))
+    else:
+        file.unlink(missing_ok=True)

@@ -15,6 +15,9 @@ from typing import Any, TypedDict, get_type_hints
 
 from minigpt4.common.errors import ConfigError, did_you_mean
 
+MAX_BITS = 63
+"""Bits of the largest integer that torch can store."""
+
 
 @dataclass(frozen=True, slots=True)
 class Range:
@@ -71,6 +74,8 @@ def check_values(section: Any, prefix: str = "") -> None:
         value = getattr(section, known.name)
         if isinstance(value, int | float) and not isinstance(value, bool):
             allowed = known.metadata.get("range", Range())
+            if isinstance(value, int) and value.bit_length() > MAX_BITS:
+                raise ConfigError(f"{prefix}{known.name}: an integer of {value.bit_length():,} bits is too large")
             if not math.isfinite(value):
                 raise ConfigError(f"{prefix}{known.name}: {value} should be a finite number")
             if not allowed.holds(value):
@@ -378,6 +383,13 @@ class RunConfig:
     """Checkpoint to resume from; auto: the latest valid checkpoint in run_dir, if there is one."""
     trackers: list[str] = field(default_factory=list)
     """Any of tensorboard, wandb, trackio."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(field, what is wrong with it), beyond the ranges."""
+        if not self.train_splits:
+            yield "train_splits", "no split to train on; name one, for example [train]"
+        if self.run_dir == "":
+            yield "run_dir", "an empty path; name the run's folder, or leave it out"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,7 +22,7 @@ from minigpt4.common.checkpoint import read_checkpoint, write_checkpoint
 from minigpt4.common.distributed import restarts_allowed
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.files import remove_temporary_files, write_atomically, write_text
-from minigpt4.common.logging import truncate_log
+from minigpt4.common.logging import append_epoch, write_epochs
 from minigpt4.common.schema import RunConfig
 from minigpt4.runners.optim import Plan
 
@@ -32,6 +34,10 @@ LAST = "checkpoint_last.pth"
 """Checkpoint within an epoch."""
 BEST = "checkpoint_best.pth"
 """Copy of the checkpoint with the lowest validation loss."""
+CONFIG = "config.yaml"
+"""Resolved configuration of the run."""
+LOG = "log.txt"
+"""One JSON object an epoch."""
 RESUME_KEYS = ("model", "optimizer", "scaler", "epoch", "step", "rng", "progress", "run")
 """Entries of a checkpoint without which no run can be resumed."""
 IGNORED_KEYS = (
@@ -137,28 +143,28 @@ def find_resume_point(run: RunConfig, identity: Mapping[str, Any]) -> Path | Non
 
 
 def latest_valid_checkpoint(folder: Path) -> Path | None:
-    """The latest checkpoint in a run folder that can be read, skipping broken ones with a warning; None: there is none.
+    """The checkpoint of the latest step in a run folder, skipping broken ones with a warning; None: there is none.
 
-    The best one is a copy of another, so it is tried last.
+    The step is read from the file, whose time of modification changes when it is copied. Among checkpoints of the same
+    step, that of an epoch comes before its copies.
 
     Raises:
         CheckpointError: There are checkpoints, but none is valid.
     """
-    files = sorted(
-        folder.glob("checkpoint_*.pth"), key=lambda path: (path.name != BEST, path.stat().st_mtime_ns), reverse=True
-    )
+    files = sorted(folder.glob("checkpoint_*.pth"))
+    valid: dict[Path, tuple[int, bool, bool]] = {}
     for path in files:
         try:
-            read_resumable(path)
+            content = read_resumable(path)
         except CheckpointError as error:
-            logger.warning("%s; trying the checkpoint before it", error)
-            continue
-        return path
-    if files:
+            logger.warning("%s; the other checkpoints are tried", error)
+        else:
+            valid[path] = content["step"], path.name == epoch_file(content["epoch"]), path.name != BEST
+    if files and not valid:
         raise CheckpointError(
             f"no checkpoint in {folder} is valid ({len(files)} tried); move them away to start from the beginning"
         )
-    return None
+    return max(valid, key=valid.__getitem__, default=None)
 
 
 def read_resumable(path: Path) -> dict[str, Any]:
@@ -221,13 +227,15 @@ def check_same_run(content: Mapping[str, Any], identity: Mapping[str, Any], path
 def open_run_folder(run: RunConfig, config: Mapping[str, Any], resumed: Path | None = None) -> Path:
     """Make the run's folder where needed, and write config.yaml into it; to be called on rank 0 only.
 
+    What killed attempts left is deleted: temporary files, and log.txt where none of them wrote a checkpoint.
+
     Args:
         run: section `run` of the configuration: `run_dir` is taken as it is; else a new folder is made in `output_dir`.
         config: resolved configuration in plain form.
         resumed: checkpoint to resume from, whose folder is the run's; None: start from the beginning.
 
     Raises:
-        ConfigError: The folder cannot be made.
+        ConfigError: The folder cannot be made, or nothing can be written into it.
     """
     try:
         if resumed is not None:
@@ -237,13 +245,16 @@ def open_run_folder(run: RunConfig, config: Mapping[str, Any], resumed: Path | N
             folder.mkdir(parents=True, exist_ok=True)
         else:
             folder = new_folder(Path(run.output_dir) / run.job_name)
+        for name in ("checkpoint_*", CONFIG, LOG):
+            remove_temporary_files(folder, name)
+        if resumed is None:
+            write_epochs(folder / LOG, [])
+        write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
     except OSError as error:
-        raise ConfigError(f"the run folder cannot be made: {error}; set run.output_dir or run.run_dir") from error
-    if run.resume_ckpt_path is not None:
-        remove_temporary_files(folder, "checkpoint_*")
-        if resumed is None:  # an attempt that was killed before its first checkpoint may have left a line
-            truncate_log(folder / "log.txt", 0)
-    write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        raise ConfigError(
+            f"the run folder cannot be made or written: {error}; set run.output_dir or run.run_dir to a folder that "
+            "can be written, on a disk with free space"
+        ) from error
     return folder
 
 
@@ -273,15 +284,54 @@ def save(folder: Path, name: str, content: Mapping[str, Any]) -> Path:
         folder: run folder.
         name: `epoch_file(...)`, LAST or BEST.
         content: entries of the checkpoint, among them "model" (names -> tensors) and "metadata" (names -> strings).
+
+    Raises:
+        CheckpointError: The disk is full, or the folder cannot be written.
     """
     path = folder / name
-    write_checkpoint(path, content)
-    tensors: dict[str, Tensor] = {key: value.contiguous() for key, value in content["model"].items()}
-    metadata: dict[str, str] = content["metadata"]
-    write_atomically(
-        path.with_suffix(".safetensors"), lambda temporary: save_file(tensors, temporary, metadata=metadata)
-    )
+    with _report_failed_write(path):
+        write_checkpoint(path, content)
+        _write_safetensors(path, content)
     return path
+
+
+def save_epoch(folder: Path, content: Mapping[str, Any], values: Mapping[str, Any]) -> Path:
+    """Write the checkpoint of an epoch, and then what `restore_derived_files` can derive from it.
+
+    Args:
+        folder: run folder.
+        content: entries of the checkpoint.
+        values: the epoch's object in log.txt.
+
+    Raises:
+        CheckpointError: As for `save`.
+    """
+    path = save(folder, epoch_file(content["epoch"]), content)
+    if _is_best(content):
+        save(folder, BEST, content)
+    with _report_failed_write(folder / LOG):
+        append_epoch(folder / LOG, values)
+    return path
+
+
+def restore_derived_files(path: Path, content: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> None:
+    """Write the files that follow from a checkpoint again: the run may have been killed between it and them.
+
+    Args:
+        path: checkpoint that the run is resumed from.
+        content: its entries.
+        epochs: the objects of log.txt up to its step.
+
+    Raises:
+        CheckpointError: As for `save`.
+    """
+    folder = path.parent
+    with _report_failed_write(path):
+        _write_safetensors(path, content)
+    if _is_best(content) and path.name != BEST:
+        save(folder, BEST, content)
+    with _report_failed_write(folder / LOG):
+        write_epochs(folder / LOG, epochs)
 
 
 def seed_all(seed: int) -> None:
@@ -332,6 +382,34 @@ def _check_folder(run: RunConfig, resumed: Path | None) -> None:
             f"run.run_dir: {folder} holds the checkpoints of another run; resume it by "
             f"--options run.resume_ckpt_path={AUTO}, or choose another folder"
         )
+
+
+def _write_safetensors(path: Path, content: Mapping[str, Any]) -> None:
+    """Write the trained tensors of the checkpoint `path` beside it."""
+    tensors: dict[str, Tensor] = {key: value.contiguous() for key, value in content["model"].items()}
+    metadata: dict[str, str] = content["metadata"]
+    write_atomically(
+        path.with_suffix(".safetensors"), lambda temporary: save_file(tensors, temporary, metadata=metadata)
+    )
+
+
+def _is_best(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is that of the best epoch; one within an epoch never is."""
+    best: bool = content["progress"]["best_epoch"] == content["epoch"]
+    return best
+
+
+@contextmanager
+def _report_failed_write(path: Path) -> Iterator[None]:
+    """Turn a failed write into an error that names the file (torch and safetensors have their own kinds)."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{path} cannot be written ({reason}); free space on the disk or make the folder "
+            "writable, then resume with run.resume_ckpt_path"
+        ) from error
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

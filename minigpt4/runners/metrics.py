@@ -41,6 +41,7 @@ class StepRecord:
         grad_norm: gradient norm before clipping.
         skipped: whether the update was skipped because a gradient was not finite.
         bad_here: whether the loss of this rank was not finite.
+        weights_finite: whether weights and moments were finite after the update.
         image_ids: samples of this rank.
     """
 
@@ -50,6 +51,7 @@ class StepRecord:
     grad_norm: float
     skipped: bool
     bad_here: bool
+    weights_finite: bool
     image_ids: Sequence[str]
 
     @property
@@ -67,10 +69,20 @@ class StepWindow:
         self._steps: list[tuple[int, list[str]]] = []
         self._work = Work()
 
-    def add(self, step: int, loss: StepLoss, norm: Tensor, skipped: Tensor, image_ids: list[str], work: Work) -> None:
+    def add(
+        self,
+        step: int,
+        loss: StepLoss,
+        norm: Tensor,
+        skipped: Tensor,
+        weights_finite: Tensor,
+        image_ids: list[str],
+        work: Work,
+    ) -> None:
         """Keep the scalars of a step, on the device, and the work of this rank in it."""
         self._local.append(loss.local_sum)
-        self._rows.append(torch.stack([loss.targets.double(), norm.double(), skipped.double()]))
+        scalars = [loss.targets, norm, skipped, weights_finite]
+        self._rows.append(torch.stack([scalar.double() for scalar in scalars]))
         self._steps.append((step, image_ids))
         self._work += work
 
@@ -94,9 +106,10 @@ class StepWindow:
                 grad_norm=norm,
                 skipped=bool(skipped),
                 bad_here=not math.isfinite(own),
+                weights_finite=bool(weights_finite),
                 image_ids=ids,
             )
-            for (loss, targets, norm, skipped, own), (step, ids) in zip(rows, self._steps, strict=True)
+            for (loss, targets, norm, skipped, weights_finite, own), (step, ids) in zip(rows, self._steps, strict=True)
         ]
         self.__init__()  # type: ignore[misc]
         return records, work

@@ -248,6 +248,13 @@ class OptimizerStep:
         self.optimizer.zero_grad(set_to_none=True)
         return norm, skipped
 
+    @torch.no_grad()
+    def finite(self) -> Tensor:
+        """Whether weights and moments are finite: a scalar on the device."""
+        moments = [t for p in self._parameters for t in self.optimizer.state.get(p, {}).values()]
+        # The largest value, because squares of finite values can overflow.
+        return torch.isfinite(nn.utils.get_total_norm([*self._parameters, *moments], norm_type=math.inf))
+
     def state(self) -> dict[str, Any]:
         """The entries "optimizer" and "scaler" of a checkpoint; the second is None without a loss scale."""
         return {

@@ -20,18 +20,20 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from minigpt4.common.distributed import Processes, SharedGradients
 from minigpt4.common.errors import MiniGPT4Error, first_few
-from minigpt4.common.logging import append_epoch, train_line, truncate_log
+from minigpt4.common.logging import read_epochs, train_line
 from minigpt4.common.registry import runners
 from minigpt4.common.schema import RunConfig
 from minigpt4.common.types import Batch
 from minigpt4.models.flops import Work
 from minigpt4.runners.checkpoints import (
-    BEST,
     LAST,
+    LOG,
     epoch_file,
     read_resumable,
+    restore_derived_files,
     rng_state,
     save,
+    save_epoch,
     seed_all,
     set_rng_state,
 )
@@ -120,7 +122,7 @@ class Trainer:
         self._hide_progress = not (processes.is_main and sys.stderr.isatty())
 
     def resume(self, path: Path) -> None:
-        """Restore everything but the weights from a checkpoint.
+        """Restore everything but the weights from a checkpoint, and the files that follow from it.
 
         Raises:
             CheckpointError: The checkpoint cannot be read, or its optimizer state is of other parameters.
@@ -130,7 +132,9 @@ class Trainer:
         self.state.restore(content, self.processes, self.run.seed)
         self._guard.in_a_row = self.state.skipped_in_a_row
         if self.processes.is_main:
-            truncate_log(self.folder / "log.txt", self.state.step)
+            if "epochs" not in content["progress"]:  # an older checkpoint
+                self.state.epochs = read_epochs(self.folder / LOG, self.state.step)
+            restore_derived_files(path, content, self.state.epochs)
         epoch, iteration = divmod(self.state.step, self.plan.steps_per_epoch)
         logger.info("resumed from %s: epoch %d, step %d of it", path, epoch, iteration)
 
@@ -138,7 +142,7 @@ class Trainer:
         """Train to the end of the last epoch.
 
         Raises:
-            TrainingError: Losses or gradients stayed non-finite, or the GPU is out of memory.
+            TrainingError: Losses or gradients stayed non-finite, the weights overflowed, or the GPU is out of memory.
             ProcessLostError: Another rank ended or no longer answers.
             SystemExit: The run was stopped by a signal, and its state is saved.
         """
@@ -205,7 +209,8 @@ class Trainer:
             ) from error
         norm, skipped = self.optimizer.step(self.schedule(self.state.step))
         image_ids = [name for batch in micro_batches for name in batch.image_ids]
-        self._window.add(self.state.step, loss, norm, skipped, image_ids, self._work_meter.of_all(micro_batches))
+        work = self._work_meter.of_all(micro_batches)
+        self._window.add(self.state.step, loss, norm, skipped, self.optimizer.finite(), image_ids, work)
         self.state.step += 1
 
     def _flush(self) -> list[StepRecord]:
@@ -245,7 +250,7 @@ class Trainer:
         self.trackers.log({f"train/{name}": v for name, v in (values | asdict(speed)).items()}, latest.step)
 
     def _end_epoch(self) -> None:
-        """Validate, and write log.txt and the checkpoints."""
+        """Validate, and write the checkpoints and log.txt."""
         state = self.state
         epoch = state.step // self.plan.steps_per_epoch - 1
         val_loss = self._validate(epoch)
@@ -263,14 +268,11 @@ class Trainer:
             "skipped_steps": state.meter.skipped_steps,
         }
         state.meter = EpochMeter()
+        state.epochs.append(values)
         content = self._checkpoint(epoch, val_loss)
         if not self.processes.is_main:
             return
-        # Before the checkpoint: a kill in between leaves a line that the resumed run writes again, not a gap.
-        append_epoch(self.folder / "log.txt", values)
-        path = save(self.folder, epoch_file(epoch), content)
-        if best:
-            save(self.folder, BEST, content)
+        path = save_epoch(self.folder, content, values)
         losses = [f"{k} {values[k]:.4f}" for k in ("train_loss", "val_loss") if values[k] is not None]
         logger.info("epoch %d: %s, saved to %s%s", epoch, ", ".join(losses), path, " (best so far)" if best else "")
         self.trackers.log({f"epoch/{k}": float(v) for k, v in values.items() if v is not None}, state.step)
@@ -341,6 +343,7 @@ class TrainState:
         best_epoch: its epoch.
         skipped_in_a_row: updates skipped since the last one that was not, because gradients were not finite.
         meter: running sums of the current epoch.
+        epochs: objects of log.txt, which is written from them where the run is resumed.
     """
 
     step: int = 0
@@ -348,6 +351,7 @@ class TrainState:
     best_epoch: int | None = None
     skipped_in_a_row: int = 0
     meter: EpochMeter = field(default_factory=EpochMeter)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
 
     def is_best(self, val_loss: float | None, epoch: int) -> bool:
         """Whether this epoch is the best so far, which is then recorded; NaN never is."""
@@ -367,6 +371,7 @@ class TrainState:
             "best_epoch": self.best_epoch,
             "skipped_in_a_row": self.skipped_in_a_row,
             "meter": self.meter.state_dict() | {"skipped_images": sum(rank["skipped_images"] for rank in ranks)},
+            "epochs": list(self.epochs),
         }
         return {"step": self.step, "rng": [rank["rng"] for rank in ranks], "progress": progress}
 
@@ -384,6 +389,7 @@ class TrainState:
         self.best_epoch = progress["best_epoch"]
         self.skipped_in_a_row = progress["skipped_in_a_row"]
         self.meter.load_state_dict(progress["meter"])
+        self.epochs = list(progress.get("epochs", []))
         if not processes.is_main:
             self.meter.skipped_images = 0  # rank 0 carries the sum on
         if processes.rank < len(content["rng"]):
@@ -395,7 +401,8 @@ class TrainState:
 class FiniteGuard:
     """Reports skipped updates with their samples, and ends the run when they do not stop.
 
-    The weights are safe: the optimizer step has left them as they were.
+    The optimizer step has left the weights as they were. An update that was not skipped and overflowed the weights ends
+    the run at once: every checkpoint is preceded by a check, so that it never holds such weights.
 
     Args:
         scaled: whether a loss scale is in use, which makes an occasional skipped step normal.
@@ -409,10 +416,17 @@ class FiniteGuard:
         """Check the steps since the last log point; every rank must call it with the same steps.
 
         Raises:
-            TrainingError: Too many steps in a row were skipped; the message names the steps and the samples.
+            TrainingError: Too many steps in a row were skipped, or an update has overflowed; the message names the
+                step, and the samples of skipped ones.
         """
         limit = MAX_SKIPPED_SCALED if self.scaled else MAX_SKIPPED
         for record in records:
+            if not record.weights_finite:
+                raise TrainingError(
+                    f"step {record.step}: the trained weights or the optimizer's moments are not finite after the "
+                    "update, and are not saved; lower run.init_lr, set run.max_grad_norm, or check model.ckpt, then "
+                    "start again, or resume from an earlier checkpoint with run.resume_ckpt_path"
+                )
             if not record.skipped and record.finite:
                 self.in_a_row = 0
                 continue

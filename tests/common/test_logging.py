@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.common.logging import append_epoch, log_to_file, set_up_logging, train_line, truncate_log
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.logging import (
+    append_epoch,
+    log_to_file,
+    read_epochs,
+    set_up_logging,
+    train_line,
+    write_epochs,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -61,14 +69,21 @@ def test_the_train_line_is_the_one_that_existing_parsers_read() -> None:
     )
 
 
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be written: .*; set run\.output_dir or run\.run_dir"):
+        log_to_file(tmp_path)
+
+
 def test_a_log_is_cut_where_the_run_is_resumed(tmp_path: Path) -> None:
     file = tmp_path / "log.txt"
-    truncate_log(file, 0)
-    assert not file.exists()
+    assert read_epochs(file, 10) == []
     for step in (5, 10, 15):
         append_epoch(file, {"step": step, "loss": step / 10})
     with file.open("a") as stream:
         stream.write('{"step": 20, "lo')
     lines = file.read_text().splitlines(keepends=True)
-    truncate_log(file, 10)
+    epochs = read_epochs(file, 10)
+    write_epochs(file, epochs)
     assert file.read_text() == "".join(lines[:2])
+    write_epochs(file, [])
+    assert not file.exists()

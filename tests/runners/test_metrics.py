@@ -20,7 +20,8 @@ def filled_window(losses: list[float]) -> StepWindow:
     window = StepWindow()
     for step, loss in enumerate(losses):
         scalars = StepLoss(torch.tensor(2 * loss, dtype=torch.float64), torch.tensor(2.0))
-        window.add(step, scalars, torch.tensor(0.5), torch.tensor(step == 1), [f"image{step}"], Work(samples=1))
+        finite = torch.tensor(True)
+        window.add(step, scalars, torch.tensor(0.5), torch.tensor(step == 1), finite, [f"image{step}"], Work(samples=1))
     return window
 
 

@@ -150,6 +150,27 @@ def test_a_bad_gradient_leaves_weights_and_moments_unchanged(bad: float, scale: 
     assert not torch.equal(layer.weight, before["weight"])
 
 
+@pytest.mark.parametrize("scale", [False, True])
+def test_an_update_that_overflows_is_noticed(scale: bool) -> None:
+    layer = nn.Linear(3, 2)
+    optimizer = optimizer_step(layer, scale=scale)
+    assert optimizer.finite()
+    for lr, finite in ((1e-2, True), (1e20, True), (1e39, False)):
+        optimizer.scaler.scale(layer(torch.ones(1, 3)).sum()).backward()
+        assert not optimizer.step(lr)[1]
+        assert bool(optimizer.finite()) == finite
+    assert not torch.isfinite(layer.weight).all()
+
+
+def test_moments_that_overflowed_are_noticed() -> None:
+    layer = nn.Linear(3, 2)
+    optimizer = optimizer_step(layer)
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step(1e-2)
+    optimizer.optimizer.state[layer.bias]["exp_avg_sq"][0] = float("inf")
+    assert not optimizer.finite()
+
+
 def test_gradients_are_clipped_to_the_norm() -> None:
     torch.manual_seed(0)
     layer, peer = nn.Linear(3, 2), nn.Linear(3, 2)

@@ -82,6 +82,23 @@ def test_losses_that_stay_nan_end_the_run_and_change_nothing(
     assert all(torch.equal(start[name], fixture[name]) for name in start)
 
 
+@pytest.mark.parametrize("save_freq", ["2", "null"])
+def test_weights_that_overflow_end_the_run_and_are_never_saved(
+    train_here: Train, project: Project, save_freq: str
+) -> None:
+    run = f"overflowed_{save_freq}"
+    with pytest.raises(TrainingError, match=r"step 0: the trained weights .* are not saved; lower run\.init_lr"):
+        train_here(
+            f"run.run_dir={run}",
+            "run.init_lr=1e39",
+            "run.warmup_steps=0",
+            "run.iters_per_epoch=4",
+            "run.log_freq=100",
+            f"run.save_freq={save_freq}",
+        )
+    assert not list((project.folder / run).glob("checkpoint_*"))
+
+
 def test_one_bad_step_is_skipped_and_counted(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, range(1, 3))
     folder = train_here("run.run_dir=one_bad", "run.max_epoch=1", "run.log_freq=4")

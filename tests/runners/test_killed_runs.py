@@ -1,0 +1,185 @@
+"""A run that is killed at any of its writes, and resumed, leaves the files of an undisturbed run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+from minigpt4.common.errors import CheckpointError, ConfigError
+from minigpt4.common.schema import RunConfig
+from minigpt4.runners import checkpoints
+from minigpt4.runners.checkpoints import latest_valid_checkpoint, open_run_folder, save
+from tests.runners.project import Project, assert_same, assert_same_run, untimed_epochs
+
+Train = Callable[..., Path]
+SHORT = ("run.iters_per_epoch=3", "run.save_freq=2", "run.amp=off")
+AUTO = "run.resume_ckpt_path=auto"
+
+
+class Killed(BaseException):
+    """The end of a process, which no handler expects."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(project: Project) -> Path:
+    return project.train_here(*SHORT, "run.run_dir=undisturbed")
+
+
+class Killer:
+    """Ends the process at its n-th write: a file's temporary file stays, an appended line is torn.
+
+    Attributes:
+        writes: writes seen.
+        at: write to be killed at.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.writes = 0
+        self.at = 0
+        replace, append = Path.replace, checkpoints.append_epoch
+
+        def killed_replace(temporary: Path, target: Path) -> Path:
+            if self._is_now():
+                shutil.copy(temporary, temporary.with_name(f".{Path(target).name}.killed"))
+                raise Killed
+            return replace(temporary, target)
+
+        def killed_append(file: Path, values: Any) -> None:
+            if self._is_now():
+                with file.open("a") as stream:
+                    stream.write('{"epoch": 0, "st')
+                raise Killed
+            append(file, values)
+
+        monkeypatch.setattr(Path, "replace", killed_replace)
+        monkeypatch.setattr(checkpoints, "append_epoch", killed_append)
+
+    def _is_now(self) -> bool:
+        self.writes += 1
+        return self.writes == self.at
+
+    def survives(self, at: int, train: Callable[[], object]) -> bool:
+        """Run `train`, killed at write `at`; whether it ended before."""
+        self.writes, self.at = 0, at
+        try:
+            train()
+        except Killed:
+            return False
+        return True
+
+
+@pytest.fixture
+def killer(monkeypatch: pytest.MonkeyPatch) -> Killer:
+    return Killer(monkeypatch)
+
+
+def assert_same_folder(folder: Path, expected: Path) -> None:
+    assert sorted(os.listdir(folder)) == sorted(os.listdir(expected))
+    for path in expected.glob("checkpoint_*.pth"):
+        assert_same_run(folder / path.name, path)
+    for path in expected.glob("*.safetensors"):
+        with safe_open(folder / path.name, "pt") as one, safe_open(path, "pt") as two:
+            assert one.metadata() == two.metadata(), path.name
+            assert_same({k: one.get_tensor(k) for k in one.keys()}, {k: two.get_tensor(k) for k in two.keys()})  # noqa: SIM118
+    assert untimed_epochs(folder) == untimed_epochs(expected)
+    assert (folder / "log.txt").read_bytes().endswith(b"}\n")
+
+
+def test_killed_at_every_write(project: Project, undisturbed: Path, killer: Killer) -> None:
+    options = (*SHORT, "run.run_dir=killed", AUTO)
+    folder = project.folder / "killed"
+    for at in itertools.count(1):
+        if killer.survives(at, lambda: project.train_here(*options)):
+            break
+        killer.at = 0
+        project.train_here(*options)
+        assert_same_folder(folder, undisturbed)
+        shutil.rmtree(folder)
+    assert at > 12  # config.yaml, four checkpoints with their .safetensors, the best ones, and log.txt
+
+
+def test_killed_again_and_again(project: Project, undisturbed: Path, killer: Killer) -> None:
+    options = (*SHORT, "run.run_dir=killed_again", AUTO)
+    for at in itertools.count(2):
+        if killer.survives(at, lambda: project.train_here(*options)):
+            break
+    assert_same_folder(project.folder / "killed_again", undisturbed)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again_without_resume(
+    project: Project, undisturbed: Path, killer: Killer
+) -> None:
+    options = (*SHORT, "run.save_freq=null", "run.run_dir=started_again")
+    folder = project.folder / "started_again"
+    assert not killer.survives(2, lambda: project.train_here(*options))
+    shutil.copy(undisturbed / "log.txt", folder)
+    assert list(folder.glob(".checkpoint_0.pth.*"))
+    killer.at = 0
+    project.train_here(*options)
+    assert untimed_epochs(folder) == untimed_epochs(undisturbed)
+    assert not list(folder.glob(".*"))
+
+
+def test_log_txt_is_complete_after_a_resume_from_an_early_checkpoint(
+    project: Project, undisturbed: Path, killer: Killer
+) -> None:
+    """The run, killed within epoch 1, is resumed from the checkpoint of epoch 1 that an earlier attempt wrote."""
+    folder = project.folder / "early"
+    shutil.copytree(undisturbed, folder)
+    start = "run.resume_ckpt_path=early/checkpoint_0.pth"
+    # After config.yaml, checkpoint_0.safetensors, checkpoint_best.pth and .safetensors, and log.txt.
+    assert not killer.survives(6, lambda: project.train_here(*SHORT, start))
+    assert list(folder.glob(".checkpoint_last.pth.*"))
+    assert len(untimed_epochs(folder)) == 1
+    killer.at = 0
+    project.train_here(*SHORT, "run.run_dir=early", AUTO)
+    assert_same_folder(folder, undisturbed)
+
+
+def test_the_latest_checkpoint_is_that_of_the_latest_step(undisturbed: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(["checkpoint_1.pth", "checkpoint_last.pth", "checkpoint_0.pth"]):
+        shutil.copy(undisturbed / name, tmp_path / name)
+        os.utime(tmp_path / name, (number, number))
+    assert latest_valid_checkpoint(tmp_path) == tmp_path / "checkpoint_1.pth"
+    shutil.copy(undisturbed / "checkpoint_1.pth", tmp_path / "checkpoint_best.pth")
+    shutil.copy(undisturbed / "checkpoint_1.pth", tmp_path / "checkpoint_zcopy.pth")
+    assert latest_valid_checkpoint(tmp_path) == tmp_path / "checkpoint_1.pth"
+    (tmp_path / "checkpoint_1.pth").unlink()
+    (tmp_path / "checkpoint_zcopy.pth").unlink()
+    assert latest_valid_checkpoint(tmp_path) == tmp_path / "checkpoint_best.pth"
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        ("write_checkpoint", OSError(28, "No space left on device")),
+        ("write_checkpoint", RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")),
+        ("write_atomically", OSError(30, "Read-only file system")),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoints, function, fail)
+    with pytest.raises(CheckpointError, match=r"checkpoint_0\.pth cannot be written \(.*\); free space") as caught:
+        save(tmp_path, "checkpoint_0.pth", {"model": {}, "metadata": {}})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_text", fail)
+    with pytest.raises(ConfigError, match=r"No space left on device; set run\.output_dir or run\.run_dir"):
+        open_run_folder(RunConfig(run_dir=str(tmp_path)), {})
