@@ -97,7 +97,7 @@ def load_config(path: str | Path | None, options: Sequence[str] = ()) -> LoadedC
     """
     _register_resolvers()
     try:
-        user = _EMBEDDED if path is None else _checked(Layer(str(path), _read_yaml(Path(path))))
+        user = _EMBEDDED if path is None else _checked(Layer(str(path), _read_yaml(Path(path))), skip_empty=True)
         overrides = _checked(Layer("--options", _read_options(options)))
         peek = _merged_for_cards(user, overrides)
         default = Layer("configs/default.yaml", _read_yaml(CONFIGS / "default.yaml"))
@@ -139,8 +139,12 @@ def _read_options(options: Sequence[str]) -> DictConfig:
     return values
 
 
-def _checked(layer: Layer) -> Layer:
-    """`layer`, if its values have the shapes of the schema; sections and datasets may be empty.
+def _checked(layer: Layer, *, skip_empty: bool = False) -> Layer:
+    """`layer`, if its values have the shapes of the schema; null datasets become empty ones.
+
+    Args:
+        layer: one source of values.
+        skip_empty: leave out sections without a value (a line `run:` with nothing below it).
 
     Raises:
         ConfigError: A mapping, list or single value where another is expected, or a value that no setting can have;
@@ -148,8 +152,9 @@ def _checked(layer: Layer) -> Layer:
     """
     plain = OmegaConf.to_container(layer.values, resolve=False)
     assert isinstance(plain, dict)
-    sections = [section.name for section in fields(Config)]
-    plain = {name: value for name, value in plain.items() if value is not None or name not in sections}
+    if skip_empty:
+        sections = [section.name for section in fields(Config)]
+        plain = {name: value for name, value in plain.items() if value is not None or name not in sections}
     if isinstance(datasets := plain.get("datasets"), dict):
         plain["datasets"] = {name: {} if entry is None else entry for name, entry in datasets.items()}
     for key, problem in misshapen(plain):

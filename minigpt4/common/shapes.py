@@ -66,6 +66,7 @@ def _unusable(value: Any, key: str) -> Iterator[tuple[str, str]]:
 
 
 def _named(value: Any) -> str:
-    names = {dict: "a mapping", list: "a list"}
-    # The digits of a huge integer would take minutes, and Python refuses them.
-    return names.get(type(value)) or (f"{value!r}" if isinstance(value, str | float | bool) else "a number")
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    # Python refuses to write the digits of a huge integer.
+    return repr(value) if isinstance(value, str | float | bool) else "a number"

@@ -92,6 +92,7 @@ def assert_same_folder(folder: Path, expected: Path) -> None:
     assert (folder / "log.txt").read_bytes().endswith(b"}\n")
 
 
+@pytest.mark.slow
 def test_killed_at_every_write(project: Project, undisturbed: Path, killer: Killer) -> None:
     options = (*SHORT, "run.run_dir=killed", AUTO)
     folder = project.folder / "killed"
