@@ -18,9 +18,8 @@ from PIL import Image
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import write_text
-from minigpt4.evaluation.comparisons import Comparisons
 from minigpt4.evaluation.protocol import Protocol
-from minigpt4.evaluation.statistics import Intervals
+from minigpt4.evaluation.statistics import Comparisons, Intervals
 from minigpt4.evaluation.table import SHOWN, Row, best_rows, column, columns_of
 
 LONGER_SIDE = 360

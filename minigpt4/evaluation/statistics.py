@@ -1,11 +1,19 @@
-"""How far a score can be trusted: bootstrap intervals over the images, and the shuffled-image control."""
+"""How far a score can be trusted: bootstrap intervals, the shuffled-image control, and paired comparisons."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
+
+from minigpt4.evaluation.table import SHOWN, column
+
+if TYPE_CHECKING:
+    from minigpt4.evaluation.caption import CaptionScores
 
 AVERAGED = ("ROUGE_L", "CIDEr", "SPICE")
 """Metrics whose corpus score is the mean of the images' scores. BLEU and METEOR are not: the mean of their images'
@@ -71,3 +79,231 @@ def swap_images(captions: Mapping[str, str], seed: int) -> dict[str, str]:
     Random(f"{seed}-swap").shuffle(shuffled)
     shown = dict(zip(shuffled, shuffled[1:] + shuffled[:1], strict=True))
     return {image: captions[shown[image]] for image in captions}
+
+
+Array = NDArray[np.float64]
+
+DRAWS = 1000
+"""Resampled sets of images of an interval."""
+RANDOMISATIONS = 9999
+"""Random exchanges of captions of a p value, which is at least 1 / (1 + this)."""
+_CHUNK = 500_000
+"""Random numbers drawn at a time, so that a large test set needs little memory."""
+_BLEU = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A checkpoint's score minus the first checkpoint's.
+
+    Attributes:
+        checkpoint: label of the checkpoint.
+        metric: key of the metric.
+        difference: difference of the corpus scores.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        p: p value of approximate randomisation, two-sided.
+        p_holm: the same after Holm's correction for all differences of the table.
+    """
+
+    checkpoint: str
+    metric: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+
+    def text(self) -> str:
+        """As shown to people: +0.123 (0.045 to 0.201), p 0.003."""
+        p = f"p {self.p_holm:.3f}" if self.p_holm >= 0.001 else "p < 0.001"
+        return f"{self.difference:+.3f} ({self.low:.3f} to {self.high:.3f}), {p}"
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """The differences of a table.
+
+    Attributes:
+        baseline: label of the first checkpoint, which the others are compared with.
+        differences: one for each other checkpoint and metric.
+        note: how they were computed, and which metrics are not among them.
+    """
+
+    baseline: str
+    differences: Sequence[Difference]
+    note: str
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain data for metrics.json."""
+        listed = [
+            {
+                "checkpoint": item.checkpoint,
+                "metric": item.metric,
+                "difference": item.difference,
+                "interval_95": [item.low, item.high],
+                "p": item.p,
+                "p_holm": item.p_holm,
+            }
+            for item in self.differences
+        ]
+        return {"baseline": self.baseline, "note": self.note, "differences": listed}
+
+    def footnote(self) -> str:
+        """A line for each checkpoint with its difference in the first metric of `SHOWN`."""
+        metrics = {item.metric for item in self.differences}
+        shown = next((name for name in SHOWN if name in metrics), next(iter(metrics)))
+        lines = [f"{item.checkpoint}: {item.text()}" for item in self.differences if item.metric == shown]
+        head = f"{column(shown).label} minus that of {self.baseline} (95 % interval, p after Holm's correction):"
+        return "\n".join([head, *lines])
+
+
+def compare(scores: Mapping[str, CaptionScores], seed: int = 0) -> Comparisons | None:
+    """Compare every checkpoint with the first.
+
+    Args:
+        scores: checkpoint -> scores of the same images, the first one to be compared with.
+        seed: seed of both kinds of resampling.
+
+    Returns:
+        The comparisons; None for fewer than two checkpoints or images, or without a metric that can be resampled.
+    """
+    labels = list(scores)
+    ids = list(scores[labels[0]].per_image) if labels else []
+    metrics = [metric for metric in (*_BLEU, *AVERAGED) if _has(scores.values(), metric, ids)]
+    if len(labels) < 2 or len(ids) < 2 or not metrics:
+        return None
+    averaged = [metric for metric in metrics if metric not in _BLEU]
+    with_bleu = len(averaged) < len(metrics)
+    # (images, quantities) of each checkpoint: a corpus score is a function of their sums over the images.
+    values = [_values(scores[label], ids, averaged, with_bleu) for label in labels]
+
+    def corpus(sums: Array) -> Array:
+        """(..., quantities) -> (..., metrics)."""
+        means = sums[..., : len(averaged)] / len(ids)
+        return np.concatenate([corpus_bleu(sums[..., len(averaged) :]), means], axis=-1) if with_bleu else means
+
+    lows, highs = _intervals(values, corpus, seed)
+    p_values = _p_values(values, corpus, seed)
+    found = corpus(np.stack([value.sum(axis=0) for value in values]))
+    differences = found[1:] - found[0]
+    adjusted = holm(p_values.ravel()).reshape(p_values.shape)
+    # A metric that was measured but cannot be resampled.
+    left_out = [name for name in scores[labels[0]].corpus if name not in metrics]
+    return Comparisons(
+        labels[0],
+        [
+            Difference(
+                label,
+                metric,
+                *(
+                    round(float(table[row, number]), _DIGITS)
+                    for table in (differences, lows, highs, p_values, adjusted)
+                ),
+            )
+            for row, label in enumerate(labels[1:])
+            for number, metric in enumerate(metrics)
+        ],
+        _note(p_values.size, left_out),
+    )
+
+
+def corpus_bleu(sums: Array) -> Array:
+    """BLEU-1 to BLEU-4 of a corpus, as pycocoevalcap's BleuScorer computes them.
+
+    Args:
+        sums: sums of `CaptionScores.bleu_counts` over the images, (..., 10).
+
+    Returns:
+        (..., 4).
+    """
+    small, tiny = 1e-9, 1e-15  # BleuScorer's own
+    matches, grams, words, reference = sums[..., :4], sums[..., 4:8], sums[..., 8:9], sums[..., 9:]
+    precision = np.cumprod((matches + tiny) / (grams + small), axis=-1) ** (1 / np.arange(1, 5))
+    ratio = (words + tiny) / (reference + small)
+    bleu: Array = precision * np.exp(np.minimum(0, 1 - 1 / ratio))
+    return bleu
+
+
+def holm(p_values: Array) -> Array:
+    """P values after Holm's correction, which keeps the chance of any false one at the level (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    scaled = p_values[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(scaled))
+    return adjusted
+
+
+def _intervals(values: Sequence[Array], corpus: Callable[[Array], Array], seed: int) -> tuple[Array, Array]:
+    """Lower and upper ends, (checkpoints - 1, metrics) each."""
+    images = len(values[0])
+    generator = np.random.default_rng([seed, 0])
+    drawn = []
+    for count in _chunks(DRAWS, images):
+        # How often each image is in each of the resampled sets: (sets, images).
+        chosen = generator.integers(0, images, (count, images)) + images * np.arange(count)[:, None]
+        weights = np.bincount(chosen.ravel(), minlength=count * images).reshape(count, images).astype(float)
+        sampled = corpus(np.stack([weights @ value for value in values]))
+        drawn.append(sampled[1:] - sampled[0])
+    low, high = np.percentile(np.concatenate(drawn, axis=1), [2.5, 97.5], axis=1)
+    return low, high
+
+
+def _p_values(values: Sequence[Array], corpus: Callable[[Array], Array], seed: int) -> Array:
+    """Two-sided p values, (checkpoints - 1, metrics)."""
+    first, others = values[0].sum(axis=0), np.stack([value.sum(axis=0) for value in values[1:]])
+    gains = [value - values[0] for value in values[1:]]
+    # Sums in another order differ in their last digits, which must not tell equal differences apart.
+    observed = np.abs(corpus(others) - corpus(first)) - 1e-9
+    generator = np.random.default_rng([seed, 1])
+    as_large = np.zeros(observed.shape)
+    for count in _chunks(RANDOMISATIONS, len(values[0])):
+        exchanged = generator.integers(0, 2, (count, len(values[0]))).astype(float)
+        moved = np.stack([exchanged @ gain for gain in gains], axis=1)
+        as_large += (np.abs(corpus(others - moved) - corpus(first + moved)) >= observed).sum(axis=0)
+    p_values: Array = (1 + as_large) / (1 + RANDOMISATIONS)
+    return p_values
+
+
+def _chunks(draws: int, images: int) -> Iterator[int]:
+    """Sizes of the parts in which that many draws are made."""
+    size = max(1, _CHUNK // images)
+    for start in range(0, draws, size):
+        yield min(size, draws - start)
+
+
+def _has(scores: Iterable[CaptionScores], metric: str, ids: Sequence[str]) -> bool:
+    """Whether all checkpoints have what a metric's corpus score is made of, for every image."""
+    return all(
+        metric in item.corpus
+        and (
+            item.bleu_counts.keys() == set(ids)
+            if metric in _BLEU
+            else all(metric in item.per_image.get(key, {}) for key in ids)
+        )
+        for item in scores
+    )
+
+
+def _values(scores: CaptionScores, ids: Sequence[str], averaged: Sequence[str], with_bleu: bool) -> Array:
+    """What the corpus scores are made of, for every image: scores to average, then counts of n-grams."""
+    return np.array(
+        [
+            [*(scores.per_image[key][metric] for metric in averaged), *(scores.bleu_counts[key] if with_bleu else ())]
+            for key in ids
+        ],
+        dtype=float,
+    )
+
+
+def _note(count: int, left_out: Sequence[str]) -> str:
+    missing = "; ".join(
+        f"{column(name).label} is left out: its corpus score cannot be computed from scores of images"
+        for name in left_out
+    )
+    return (
+        f"checkpoint minus first checkpoint; 95 % percentile bootstrap over the images, paired ({DRAWS:,} draws); "
+        f"p by approximate randomisation ({RANDOMISATIONS:,} exchanges), two-sided; p_holm is Holm-corrected over all "
+        f"{count} comparisons; CIDEr's word weights are kept fixed" + (f"; {missing}" if missing else "")
+    )

@@ -18,12 +18,10 @@ from minigpt4.common.logging import set_up_logging
 from minigpt4.common.schema import Config, EvaluationConfig, ModelConfig, Precision
 from minigpt4.datasets.builders import build_dataset
 from minigpt4.evaluation.caption import check_metrics, check_references, score_checkpoints
-from minigpt4.evaluation.earlier import ResultsFolder, choose_folder
 from minigpt4.evaluation.fluency import fluency_scores
-from minigpt4.evaluation.labels import checkpoint_labels
-from minigpt4.evaluation.predictions import Prediction, merge_shards, save_predictions
+from minigpt4.evaluation.predictions import Prediction, checkpoint_labels, merge_shards, save_predictions
 from minigpt4.evaluation.protocol import Protocol
-from minigpt4.evaluation.results import CheckpointResult, WrittenResults, write_results
+from minigpt4.evaluation.results import CheckpointResult, ResultsFolder, WrittenResults, choose_folder, write_results
 from minigpt4.evaluation.statistics import swap_images
 from minigpt4.models.loading import build_model, build_prompt_encoder, evaluation_dtype, load_projection
 from minigpt4.models.minigpt4 import MiniGPT4

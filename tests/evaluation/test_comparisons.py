@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 
-from minigpt4.evaluation import comparisons
+from minigpt4.evaluation import statistics as comparisons
 from minigpt4.evaluation.caption import CaptionScores, _bleu_counts
-from minigpt4.evaluation.comparisons import compare, corpus_bleu, holm
+from minigpt4.evaluation.statistics import compare, corpus_bleu, holm
 
 
 def scored(cider: np.ndarray, counts: np.ndarray | None = None) -> CaptionScores:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.evaluation.earlier import choose_folder
 from minigpt4.evaluation.predictions import save_predictions
 from minigpt4.evaluation.protocol import Protocol
-from minigpt4.evaluation.results import write_results
+from minigpt4.evaluation.results import choose_folder, write_results
 from tests.evaluation.conftest import make_protocol, make_results
 
 LABELS = ("stage 1", "epoch 0")

@@ -19,8 +19,8 @@ from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import CheckpointError, ConfigError, DataError, MetricError, ProcessLostError
 from minigpt4.common.schema import EvaluationConfig
 from minigpt4.common.types import Record
-from minigpt4.evaluation.earlier import ResultsFolder
 from minigpt4.evaluation.predictions import Prediction, load_predictions
+from minigpt4.evaluation.results import ResultsFolder
 from minigpt4.runners.evaluate import _describe, checkpoint_files, evaluate
 from minigpt4.tasks.captioning import Captioning, select_images
 from tests.launch import launch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minigpt4.evaluation.labels import checkpoint_labels, predictions_file
+from minigpt4.evaluation.predictions import checkpoint_labels, predictions_file
 
 
 @pytest.mark.parametrize(
