@@ -158,8 +158,9 @@ def read_json(path: str | Path) -> Any:
         DataError: The file cannot be read as UTF-8 text, is not JSON, or has an object with the same key twice, of
             which Python's reader would silently keep the last.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path), object_pairs_hook=_unique_keys)
+        return json.loads(text, object_pairs_hook=_unique_keys)
     except _RepeatedKeyError as error:
         raise DataError(f"{path}: the key {error} comes twice in one object") from None
     except json.JSONDecodeError as error:
