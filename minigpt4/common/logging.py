@@ -47,7 +47,7 @@ def log_to_file(file: Path) -> None:
     """
     root = logging.getLogger()
     try:
-        handler = logging.FileHandler(file, encoding="utf-8")
+        handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ConfigError(f"{file} cannot be written: {error.strerror}; set run.output_dir or run.run_dir") from error
     handler.setFormatter(logging.Formatter(CONSOLE_FORMAT))

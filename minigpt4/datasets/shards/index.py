@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from minigpt4.common.distributed import available_cores
 from minigpt4.common.errors import ConfigError, DataError
-from minigpt4.common.files import DATA_VARIABLE, read_json, write_atomically, write_text
+from minigpt4.common.files import DATA_VARIABLE, read_json, replace_lone_surrogates, write_atomically, write_text
 
 logger = logging.getLogger(__name__)
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
@@ -225,7 +225,7 @@ def _read_table(folder: Path) -> dict[str, ShardEntry]:
         if content["format"] == FORMAT:
             return {key: _entry(fields) for key, fields in content["shards"].items()}
     except (DataError, KeyError, TypeError, AttributeError) as error:
-        logger.warning("%s cannot be used (%s) and is made again", file, error)
+        logger.warning("%s cannot be used (%s) and is made again", file, replace_lone_surrogates(str(error)))
     return {}
 
 
