@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -21,8 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from minigpt4.common.errors import ConfigError, did_you_mean
 from minigpt4.common.files import CONFIGS, asset, project_file
-from minigpt4.common.schema import Config, check_values
-from minigpt4.common.shapes import misshapen
+from minigpt4.common.schema import MAX_BITS, Config, check_values
 
 REMOVED_KEYS = {
     "run.dist_url": "torchrun decides it: delete the line",
@@ -52,6 +51,8 @@ SWITCHES = {
 }
 OPTION_KEY = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[[^.\[\]=\s]+\])*")
 """A dotted key, as OmegaConf splits it."""
+DATASET_NAME = re.compile(r"[^.\[\]=\s]+")
+"""A name that can be a part of a dotted key."""
 UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, OSError)
 """What OmegaConf and PyYAML raise on text that they cannot read."""
 
@@ -157,7 +158,7 @@ def _checked(layer: Layer, *, skip_empty: bool = False) -> Layer:
         plain = {name: value for name, value in plain.items() if value is not None or name not in sections}
     if isinstance(datasets := plain.get("datasets"), dict):
         plain["datasets"] = {name: {} if entry is None else entry for name, entry in datasets.items()}
-    for key, problem in misshapen(plain):
+    for key, problem in _misshapen(plain):
         raise ConfigError(_one_line(f"{layer.name}: {key}: {problem}"))
     return Layer(layer.name, OmegaConf.create(plain))
 
@@ -352,3 +353,61 @@ def _with_enum_values(config: Config, resolved: Any) -> dict[str, Any]:
     converted = convert(config, resolved)
     assert isinstance(converted, dict)
     return converted
+
+
+def _misshapen(value: Any, expected: Any = Config, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, what is wrong) of values that no setting of their type can have; unknown keys are passed over.
+
+    OmegaConf converts the single values later; for other shapes it has no good words, and for some no error of its own.
+
+    Args:
+        value: a plain value, references unresolved.
+        expected: its type in the schema; Any allows all shapes.
+        key: its dotted key.
+    """
+    shape = dict if is_dataclass(expected) else get_origin(expected) or expected
+    single = not isinstance(value, dict | list)
+    if value is None or (isinstance(value, str) and "${" in value):
+        return
+    if shape is dict and not isinstance(value, dict):
+        yield key, f"a mapping of keys to values is expected, not {_named(value)}"
+    elif shape is list and not isinstance(value, list):
+        yield key, f"a list is expected, for example [a, b], not {_named(value)}"
+    elif shape not in (dict, list, Any) and not single:
+        yield key, f"a single value is expected, not {_named(value)}"
+    elif single:
+        yield from _unusable(value, key)
+    else:
+        yield from _misshapen_entries(value, expected, key)
+
+
+def _misshapen_entries(values: dict[Any, Any] | list[Any], expected: Any, key: str) -> Iterator[tuple[str, str]]:
+    known = get_type_hints(expected) if is_dataclass(expected) else {}
+    other = (get_args(expected) or (Any,))[-1]
+    if isinstance(values, list):
+        for number, entry in enumerate(values):
+            yield from _misshapen(entry, other, f"{key}[{number}]")
+        return
+    for name, entry in values.items():
+        if key == "datasets" and not (isinstance(name, str) and DATASET_NAME.fullmatch(name)):
+            yield key, f"{name!r} cannot be a dataset's name; use letters, digits, '_' and '-'"
+        yield from _misshapen(entry, known.get(name, other), f"{key}.{name}" if key else str(name))
+
+
+def _unusable(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        yield key, f"an integer of {value.bit_length():,} bits is too large"
+    if isinstance(value, str):
+        try:
+            usable = b"\0" not in os.fsencode(value)
+        except UnicodeEncodeError:
+            usable = False
+        if not usable:
+            yield key, f"{value!r} has a character that can be neither in a path nor in a file"
+
+
+def _named(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    # Python refuses to write the digits of a huge integer.
+    return repr(value) if isinstance(value, str | float | bool) else "a number"
