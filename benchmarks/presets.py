@@ -163,8 +163,8 @@ def build_peer(preset: Preset, ours: MiniGPT4, dtype: torch.dtype) -> Blip2ForCo
     with torch.device(ours.device):
         peer = Blip2ForConditionalGeneration(config).to(dtype)
     peer.language_model.load_state_dict(ours.llama_model.state_dict())
-    peer.qformer.load_state_dict(ours.qformer.bert.state_dict())
-    peer.query_tokens.data.copy_(ours.qformer.query_tokens)
+    peer.qformer.load_state_dict(ours.bridge.bert.state_dict())
+    peer.query_tokens.data.copy_(ours.bridge.query_tokens)
     peer.language_projection.load_state_dict(ours.llama_proj.state_dict())
     peer.language_projection.float()
     peer.generation_config.eos_token_id = 2
@@ -182,8 +182,8 @@ def _copy_vision(ours: MiniGPT4, theirs: nn.Module) -> None:
         "embeddings.position_embedding": source["pos_embed"],
         "embeddings.patch_embedding.weight": source["patch_embed.proj.weight"],
         "embeddings.patch_embedding.bias": source["patch_embed.proj.bias"],
-        "post_layernorm.weight": ours.qformer.ln_vision.weight,
-        "post_layernorm.bias": ours.qformer.ln_vision.bias,
+        "post_layernorm.weight": ours.bridge.ln_vision.weight,
+        "post_layernorm.bias": ours.bridge.ln_vision.bias,
     }
     pairs = {
         "norm1": "layer_norm1",

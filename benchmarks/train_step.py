@@ -58,7 +58,7 @@ def plain_loss(model: MiniGPT4, batch: Batch) -> Tensor:
 
 def our_steps(model: MiniGPT4, batches: Sequence[Batch], loss_of: Loss) -> Steps:
     """Training on the batches, with a projection of its own so that each row trains undisturbed."""
-    own = MiniGPT4(model.visual_encoder, model.qformer, model.llama_model, model.encoder, model.llama_proj.in_features)
+    own = MiniGPT4(model.visual_encoder, model.bridge, model.llama_model, model.encoder, model.llama_proj.in_features)
     own.llama_proj = deepcopy(model.llama_proj)
     optimizer = torch.optim.AdamW(own.llama_proj.parameters(), lr=LEARNING_RATE)
 
@@ -128,7 +128,7 @@ def main() -> None:
         peers = [their_steps(build_peer(preset, ours, DTYPES[theirs]), batches, device) for _ in range(2)]
         works = {f"peer, {theirs}": as_torch_is(peers[0]), "the same with our matrix products": peers[1]} | works
     if args.compile:
-        compile_blocks(ours.visual_encoder, ours.qformer, ours.llama_model)
+        compile_blocks(ours.visual_encoder, ours.bridge, ours.llama_model)
     measured = interleaved(works, args.rounds, device)
     first = next(iter(measured.values()))
     floors = {False: floor_seconds(ours, batches, dtype), True: floor_seconds(ours, features, dtype)}

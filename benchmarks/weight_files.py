@@ -75,16 +75,16 @@ def _published_vision(model: MiniGPT4) -> dict[str, Tensor]:
 
 def _published_qformer(model: MiniGPT4) -> dict[str, Tensor]:
     """The query branch with the text branch and the T5 projection that BLIP-2's file carries beside it."""
-    assert model.qformer is not None
-    state = model.qformer.published_state()
-    width, like = model.qformer.width, state["query_tokens"]
+    assert model.bridge is not None
+    state = model.bridge.published_state()
+    width, like = model.bridge.width, state["query_tokens"]
     extra = {
         "Qformer.bert.embeddings.word_embeddings.weight": (30523, width),
         "Qformer.bert.embeddings.position_embeddings.weight": (512, width),
         "t5_proj.weight": (4096, width),
         "t5_proj.bias": (4096,),
     }
-    for layer in range(len(model.qformer.bert.encoder.layer)):
+    for layer in range(len(model.bridge.bert.encoder.layer)):
         extra[f"Qformer.bert.encoder.layer.{layer}.intermediate.dense.weight"] = (4 * width, width)
         extra[f"Qformer.bert.encoder.layer.{layer}.output.dense.weight"] = (width, 4 * width)
     return state | {name: torch.zeros(shape, dtype=like.dtype) for name, shape in extra.items()}
@@ -107,8 +107,8 @@ def _write_bins(llm: nn.Module, source: Path, folder: Path) -> None:
 
 
 def _sizes(preset: Preset, model: MiniGPT4) -> dict[str, Any]:
-    assert model.qformer is not None
-    qformer = model.qformer.bert.config.to_diff_dict()
+    assert model.bridge is not None
+    qformer = model.bridge.bert.config.to_diff_dict()
     return {
         "vit_model": "eva_giant_patch14_224",
         "vit_blocks": preset.vit_blocks,

@@ -180,7 +180,7 @@ class LoadedModel:
         return LoadedModel(twin, self.image_processor, self.defaults, self.prompt, self._lock)
 
     def encode(self, images: Sequence[Any]) -> Tensor:
-        """The frozen encoders' features of N images: (N, Q, width of the Q-Former).
+        """The frozen encoders' features of N images: (N, Q, width of the queries).
 
         Raises:
             DataError: An image that cannot be used.

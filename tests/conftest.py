@@ -34,6 +34,14 @@ def parity_a() -> Case:
 
 
 @pytest.fixture(scope="session")
+def parity_v() -> Case:
+    """MiniGPT-v2 with small random weights."""
+    from tests.models.parity import Case
+
+    return Case(Path(__file__).parent / "fixtures" / "parity_v")
+
+
+@pytest.fixture(scope="session")
 def tiny() -> LoadedModel:
     """The model that ships with the package, aligned."""
     from minigpt4.api import load

@@ -36,7 +36,6 @@ REMOVED_KEYS = {
     "model.vit_precision": "write model.precision",
     "model.freeze_vit": "the vision encoder is always frozen: delete the line",
     "model.freeze_qformer": "the Q-Former is always frozen: delete the line",
-    "model.has_qformer": "this architecture has one: delete the line",
     "model.drop_path_rate": "a frozen encoder drops nothing: delete the line",
     "model.use_grad_checkpoint": "nothing before the projection is differentiated: delete the line",
     "model.chat_template": "the template is always applied: delete the line",

@@ -185,6 +185,9 @@ class ModelConfig:
     """Transformer blocks used; the file may hold more."""
     vit_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm's constructor, for a backbone of other sizes than the published one."""
+    has_qformer: bool = True
+    """A Q-Former reads the image features; false: each 4 neighbouring patches are joined, as in MiniGPT-v2 and in
+    MiniGPT-4 on LLaMA-2."""
     q_former_model: str | None = None
     """File with query tokens, ln_vision and Q-Former weights, in BLIP-2's layout; null: as for `vit_weights`."""
     num_query_token: int = number(32, at_least=1)
@@ -220,6 +223,10 @@ class ModelConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(field, what is wrong with it), beyond the ranges."""
+        if self.arch == "minigpt_v2" and self.has_qformer:
+            yield "has_qformer", "minigpt_v2 has no Q-Former; set it to false, or model.arch to minigpt4"
+        if self.q_former_model and not self.has_qformer:
+            yield "q_former_model", f"{self.q_former_model} would not be used, as has_qformer is false; change one"
         if self.prompt_template.count("{}") != 1:
             yield "prompt_template", f"{self.prompt_template!r} must contain '{{}}' once, where the instruction goes"
         for section, options in (("vit_args", self.vit_args), ("q_former_args", self.q_former_args)):
@@ -227,13 +234,22 @@ class ModelConfig:
                 if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
                     yield f"{section}.{name}", f"{value} should be a finite number of at least 0"
 
+    def image_encoder_files(self) -> dict[str, str | None]:
+        """Settings that name the weights of the frozen image encoders; None: random weights."""
+        files = {"vit_weights": self.vit_weights}
+        return files | {"q_former_model": self.q_former_model} if self.has_qformer else files
+
     def image_encoder_sizes(self) -> dict[str, str]:
         """Settings that the frozen image encoders are built with, as text for identities and metadata."""
-        return {
+        vision = {
             "vit_model": self.vit_model,
             "vit_blocks": str(self.vit_blocks),
             "vit_args": json.dumps(self.vit_args, sort_keys=True),
             "image_size": str(self.image_size),
+        }
+        if not self.has_qformer:
+            return vision | {"has_qformer": "false"}
+        return vision | {
             "q_former_args": json.dumps(self.q_former_args, sort_keys=True),
             "num_query_token": str(self.num_query_token),
         }

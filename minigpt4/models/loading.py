@@ -6,6 +6,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,8 +20,11 @@ from minigpt4.conversation.template import STAGE1_PATTERN, configured_template
 from minigpt4.conversation.tokenizer import check_vocabulary, load_tokenizer
 from minigpt4.models.llm import build_llm, compile_blocks
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.qformer import QFormer, build_qformer, query_width
-from minigpt4.models.vision import VisionEncoder, build_vision_encoder
+from minigpt4.models.qformer import build_qformer, query_width
+from minigpt4.models.vision import VisionEncoder, build_vision_encoder, empty_vision_encoder
+
+if TYPE_CHECKING:
+    from minigpt4.models.minigpt4 import Bridge
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +57,7 @@ def build_model(
         cfg: the `model` section of the configuration.
         device: device of the model.
         dtype: number format of the frozen weights.
-        with_encoders: load the vision encoder and the Q-Former; not needed where all features are cached.
+        with_encoders: load the vision encoder and the bridge; not needed where all features are cached.
         keep_llm_on_cpu: leave the language model on the CPU and in its files' number format, for `shard_llm`.
 
     Returns:
@@ -66,28 +70,25 @@ def build_model(
     """
     architecture: type[MiniGPT4] = models.get(cfg.arch)
     llm_folder = require_path(cfg.llama_model, "model.llama_model", WEIGHTS_VARIABLE, folder=True)
-    for key, path in (("vit_weights", cfg.vit_weights), ("q_former_model", cfg.q_former_model), ("ckpt", cfg.ckpt)):
+    for key, path in (*cfg.image_encoder_files().items(), ("ckpt", cfg.ckpt)):
         if path:
             require_path(path, f"model.{key}", WEIGHTS_VARIABLE)
     if cfg.ckpt:
         read_checkpoint(cfg.ckpt)  # a broken file is found now, not after minutes of loading the others
     encoder = build_prompt_encoder(cfg)
-    vision, qformer = None, None
+    vision, bridge = None, None
     if with_encoders:
-        vision, qformer = build_image_encoders(cfg, device, dtype)
+        vision, bridge = build_image_encoders(cfg, device, dtype)
     else:
         _check_encoder_weights(cfg)
     llm_dtype, llm_device = (None, torch.device("cpu")) if keep_llm_on_cpu else (dtype, device)
     llm = build_llm(llm_folder, cfg.low_resource, llm_dtype, llm_device)
     if cfg.compile:
-        compile_blocks(vision, qformer, llm)
+        compile_blocks(vision, bridge, llm)
     sizes = cfg.image_encoder_sizes()
-    base = sizes | {
-        "vit_weights": frozen_identity(cfg.vit_weights, sizes),
-        "q_former_model": frozen_identity(cfg.q_former_model, sizes),
-        "llama_model": fingerprint(llm_folder),
-    }
-    model = architecture(vision, qformer, llm, encoder, query_width(cfg.q_former_args), base)
+    files = {key: frozen_identity(path, sizes) for key, path in cfg.image_encoder_files().items()}
+    base = sizes | files | {"llama_model": fingerprint(llm_folder)}
+    model = architecture(vision, bridge, llm, encoder, _query_sizes(cfg)[1], base)
     check_vocabulary(encoder.tokenizer, model.token_embedding.weight.shape[0], llm_folder)
     if cfg.ckpt:
         load_projection(model, cfg.ckpt)
@@ -100,20 +101,35 @@ def build_prompt_encoder(cfg: ModelConfig) -> PromptEncoder:
     return PromptEncoder(
         tokenizer=load_tokenizer(folder),
         template=configured_template(cfg),
-        num_image_tokens=cfg.num_query_token,
+        num_image_tokens=_query_sizes(cfg)[0],
         max_txt_len=cfg.max_txt_len,
         max_context_len=cfg.max_context_len,
     )
 
 
-def build_image_encoders(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> tuple[VisionEncoder, QFormer]:
-    """The two frozen image encoders; arguments and errors as for `build_model`."""
+def build_image_encoders(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> tuple[VisionEncoder, Bridge]:
+    """The vision encoder and the bridge behind it; arguments and errors as for `build_model`."""
     _check_encoder_weights(cfg)
     vision = build_vision_encoder(
         cfg.vit_model, cfg.image_size, cfg.vit_blocks, cfg.vit_args, cfg.vit_weights, dtype, device
     )
-    qformer = build_qformer(vision.width, cfg.num_query_token, cfg.q_former_args, cfg.q_former_model, dtype, device)
-    return vision, qformer
+    if not cfg.has_qformer:
+        from minigpt4.models.merged_patches import build_merged_patches
+
+        return vision, build_merged_patches(vision)
+    return vision, build_qformer(
+        vision.width, cfg.num_query_token, cfg.q_former_args, cfg.q_former_model, dtype, device
+    )
+
+
+def _query_sizes(cfg: ModelConfig) -> tuple[int, int]:
+    """Queries of an image and their width; no weight is read."""
+    if cfg.has_qformer:
+        return cfg.num_query_token, query_width(cfg.q_former_args)
+    from minigpt4.models.merged_patches import build_merged_patches, merged_tokens
+
+    vision = empty_vision_encoder(cfg.vit_model, cfg.image_size, cfg.vit_args)
+    return merged_tokens(vision), build_merged_patches(vision).width
 
 
 def load_projection(model: MiniGPT4, path: str | Path) -> None:
@@ -134,7 +150,7 @@ def with_projection(model: MiniGPT4, path: str | Path) -> MiniGPT4:
         CheckpointError: As for `load_projection`.
     """
     second = type(model)(
-        model.visual_encoder, model.qformer, model.llama_model, model.encoder, model.query_width, model.base
+        model.visual_encoder, model.bridge, model.llama_model, model.encoder, model.query_width, model.base
     )
     load_projection(second, path)
     return second.eval()
@@ -142,7 +158,7 @@ def with_projection(model: MiniGPT4, path: str | Path) -> MiniGPT4:
 
 def _check_encoder_weights(cfg: ModelConfig) -> None:
     """Refuse random weights of a frozen encoder, or say that they are random where that is allowed."""
-    for key, path in (("vit_weights", cfg.vit_weights), ("q_former_model", cfg.q_former_model)):
+    for key, path in cfg.image_encoder_files().items():
         if path:
             continue
         if not cfg.allow_random:

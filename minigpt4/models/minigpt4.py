@@ -1,4 +1,6 @@
-"""MiniGPT-4: frozen vision encoder and Q-Former -> trainable projection -> frozen language model (arXiv:2304.10592).
+"""MiniGPT-4: frozen vision encoder -> bridge -> trainable projection -> frozen language model (arXiv:2304.10592).
+
+The bridge is a frozen Q-Former, or, as in MiniGPT-v2 (arXiv:2310.09478), neighbouring patches joined.
 
 The model, the splicing of image embeddings into prompts, and the loss of the answers: the loss is computed here.
 """
@@ -6,7 +8,7 @@ The model, the splicing of image embeddings into prompts, and the loss of the an
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,31 +23,38 @@ from minigpt4.models.attention import Packed, packable, packed_attention
 from minigpt4.models.flops import WorkMeter, forward_flops
 from minigpt4.models.generation import Answer, Generator
 from minigpt4.models.published_weights import CHECKPOINT_UNUSED, unexpected_keys
-from minigpt4.models.qformer import QFormer
 from minigpt4.models.vision import VisionEncoder
 from minigpt4.processors.image import normalize
+
+if TYPE_CHECKING:
+    from minigpt4.models.merged_patches import MergedPatches
+    from minigpt4.models.qformer import QFormer
+
+    Bridge = QFormer | MergedPatches
+    """Patch features -> queries."""
 
 PROJECTION = ("llama_proj.weight", "llama_proj.bias")
 """The trainable tensors, under their published names."""
 
 
 @models.register("minigpt4")
+@models.register("minigpt_v2")
 class MiniGPT4(nn.Module):
     """The alignment model; only `llama_proj` is trained.
 
     Args:
         visual_encoder: images -> patch features; None: every image comes as cached features.
-        qformer: patch features -> queries; None: as for `visual_encoder`.
+        bridge: patch features -> queries; None: as for `visual_encoder`.
         llama_model: causal language model of transformers.
         encoder: encodes prompts for this language model.
-        query_width: width of the Q-Former.
+        query_width: width of the queries.
         base: fingerprints of the frozen parts' files and the sizes of the image encoders, by name.
     """
 
     def __init__(
         self,
         visual_encoder: VisionEncoder | None,
-        qformer: QFormer | None,
+        bridge: Bridge | None,
         llama_model: nn.Module,
         encoder: PromptEncoder,
         query_width: int,
@@ -53,7 +62,7 @@ class MiniGPT4(nn.Module):
     ) -> None:
         super().__init__()
         self.visual_encoder = visual_encoder
-        self.qformer = qformer
+        self.bridge = bridge
         self.llama_model = llama_model
         self.encoder = encoder
         self.base = dict(base or {})
@@ -74,21 +83,21 @@ class MiniGPT4(nn.Module):
     def train(self, mode: bool = True) -> MiniGPT4:
         """Set the mode of the projection; the frozen parts stay in eval mode."""
         super().train(mode)
-        for frozen in (self.visual_encoder, self.qformer, self.llama_model):
+        for frozen in (self.visual_encoder, self.bridge, self.llama_model):
             if frozen is not None:
                 frozen.eval()
         return self
 
     @torch.no_grad()
     def encode_queries(self, images: Tensor) -> Tensor:
-        """Output of the frozen encoders for images: (N, 3, S, S) -> (N, Q, width of the Q-Former).
+        """Output of the frozen encoders for images: (N, 3, S, S) -> (N, Q, width of the queries).
 
         Cached features are such an output already, and are returned as they are.
         """
         if images.ndim == CACHED_NDIM:
             return images
-        assert self.visual_encoder is not None and self.qformer is not None, "built for cached features only"
-        queries: Tensor = self.qformer(self.visual_encoder(normalize(images)))
+        assert self.visual_encoder is not None and self.bridge is not None, "built for cached features only"
+        queries: Tensor = self.bridge(self.visual_encoder(normalize(images)))
         return queries
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -96,7 +105,7 @@ class MiniGPT4(nn.Module):
         return self.project(self.encode_queries(images))
 
     def project(self, queries: Tensor) -> Tensor:
-        """(N, Q, width of the Q-Former) -> (N, Q, D), in float32 even where the frozen parts are half precision."""
+        """(N, Q, width of the queries) -> (N, Q, D), in float32 even where the frozen parts are half precision."""
         dtype = next(self.llama_proj.parameters()).dtype
         projected: Tensor = self.llama_proj(queries.to(dtype))
         return projected
@@ -137,7 +146,7 @@ class MiniGPT4(nn.Module):
             prompts: ids from `encoder.prompt`.
             settings: greedy, beams or sampling, and their limits.
             images: images of all prompts in order, (N, 3, S, S); None: there are none.
-            queries: output of `encode_queries` for them, (N, Q, width of the Q-Former), instead of `images`.
+            queries: output of `encode_queries` for them, (N, Q, width of the queries), instead of `images`.
             rows: prompts decoded at the same time; None: all.
         """
         return self._generator(settings).generate(self._embed_prompts(prompts, images, queries), rows)

@@ -32,6 +32,11 @@ class VisionEncoder(nn.Module):
     Raises:
         ConfigError: timm has no such backbone, it does not accept the options, or it cannot divide the image into
             patches.
+
+    Attributes:
+        width: width of the patch features.
+        num_patches: patches of an image; 0: the backbone does not say.
+        num_prefix_tokens: tokens in front of them, such as the class token.
     """
 
     def __init__(self, name: str, image_size: int, num_blocks: int, options: Mapping[str, Any] | None = None) -> None:
@@ -60,6 +65,8 @@ class VisionEncoder(nn.Module):
         self.backbone: Any = backbone
         self.width: int = backbone.num_features
         self.image_size = image_size
+        self.num_patches: int = getattr(getattr(backbone, "patch_embed", None), "num_patches", 0)
+        self.num_prefix_tokens: int = getattr(backbone, "num_prefix_tokens", 0)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) -> (N, P, width)."""
@@ -105,6 +112,15 @@ def build_vision_encoder(
         state = _backbone_state(model_state(read_checkpoint(weights)), encoder, num_blocks, weights)
         load_strictly(encoder.backbone, state, weights, dtype=dtype, device=device)
     return encoder.to(device=device, dtype=dtype).requires_grad_(False).eval()
+
+
+def empty_vision_encoder(name: str, image_size: int, options: Mapping[str, Any]) -> VisionEncoder:
+    """An encoder of one block without its weights, which tells the sizes of features.
+
+    Arguments and errors as for `VisionEncoder`.
+    """
+    with init_empty_weights():
+        return VisionEncoder(name, image_size, 1, {key: value for key, value in options.items() if key != "depth"})
 
 
 def _backbone_state(

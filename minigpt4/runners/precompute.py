@@ -72,8 +72,8 @@ def attach_feature_caches(
 
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
-        vision, qformer = encoders()
-        return qformer(vision(normalize(images.to(processes.device)))).to("cpu", torch.float16)
+        vision, bridge = encoders()
+        return bridge(vision(normalize(images.to(processes.device)))).to("cpu", torch.float16)
 
     for name, dataset in cached:
         size = getattr(dataset.image_processor, "image_size", None)

@@ -73,7 +73,7 @@ class EncodedImages:
 
     Attributes:
         indices: indices of their records in the dataset.
-        queries: output of the Q-Former, (N, Q, width), on the CPU.
+        queries: output of `encode_queries`, (N, Q, width), on the CPU.
     """
 
     indices: tuple[int, ...]

@@ -24,17 +24,13 @@ CPU = torch.device("cpu")
 def model_config(folder: Path, **changes: Any) -> ModelConfig:
     """The configuration that loads a fixture folder's weights."""
     sizes = json.loads((folder / "config.json").read_text())
-    vit, qf = sizes["vit"], dict(sizes["qf"])
-    qf["cross_attention_frequency"] = qf.pop("cross_attention_freq")
-    del qf["encoder_width"]
+    vit = sizes["vit"]
     values: dict[str, Any] = {
+        "arch": sizes["arch"],
         "image_size": sizes["image_size"],
         "vit_weights": str(folder / "eva_vit.pth"),
         "vit_blocks": vit["depth"],
         "vit_args": {key: vit[key] for key in ("embed_dim", "num_heads", "mlp_ratio")} | {"patch_size": sizes["patch"]},
-        "q_former_model": str(folder / "qformer.pth"),
-        "num_query_token": sizes["n_query"],
-        "q_former_args": qf,
         "llama_model": str(folder / "llama"),
         "ckpt": str(folder / "minigpt4.pth"),
         "prompt_template": sizes["prompt_template"],
@@ -42,6 +38,14 @@ def model_config(folder: Path, **changes: Any) -> ModelConfig:
         "max_txt_len": sizes["max_txt_len"],
         "max_context_len": sizes["max_context_len"],
     }
+    if "qf" in sizes:
+        qf = dict(sizes["qf"])
+        qf["cross_attention_frequency"] = qf.pop("cross_attention_freq")
+        del qf["encoder_width"]
+        values |= {"q_former_model": str(folder / "qformer.pth"), "q_former_args": qf}
+        values["num_query_token"] = sizes["n_query"]
+    else:
+        values["has_qformer"] = False
     return ModelConfig(**values | changes)
 
 

@@ -47,7 +47,7 @@ def test_safetensors_projection(parity_a: Case, fresh: Any, tmp_path: Path) -> N
 
 def test_fresh_projection_without_checkpoint(parity_a: Case, fresh: Any) -> None:
     assert not torch.equal(fresh.llama_proj.weight, parity_a.model.llama_proj.weight)
-    assert torch.equal(fresh.qformer.query_tokens, parity_a.model.qformer.query_tokens)
+    assert torch.equal(fresh.bridge.query_tokens, parity_a.model.bridge.query_tokens)
 
 
 def save_projection(path: Path, content: Any) -> None:
@@ -160,10 +160,10 @@ def test_random_frozen_parts_are_the_same_at_each_load_and_named(
     first = build_with(parity_a, allow_random=True, **RANDOM_PARTS)
     assert [key for key in RANDOM_PARTS if f"model.{key} is not set: that frozen part has random" in caplog.text]
     second = build_with(parity_a, allow_random=True, **RANDOM_PARTS)
-    for part in ("visual_encoder", "qformer"):
+    for part in ("visual_encoder", "bridge"):
         ours, theirs = getattr(first, part).state_dict(), getattr(second, part).state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert first.qformer.query_tokens.std() > 0
+    assert first.bridge.query_tokens.std() > 0
     plain = build_with(parity_a)
     for key in RANDOM_PARTS:
         assert first.base[key] == second.base[key] != plain.base[key]
@@ -194,7 +194,7 @@ def test_a_second_projection_shares_the_frozen_parts(parity_a: Case, tmp_path: P
     write_checkpoint(tmp_path / "c.pth", {"model": projection(parity_a)})
     second = with_projection(parity_a.model, tmp_path / "c.pth")
     assert torch.equal(second.llama_proj.weight, parity_a.model.llama_proj.weight + 1)
-    assert second.llama_model is parity_a.model.llama_model and second.qformer is parity_a.model.qformer
+    assert second.llama_model is parity_a.model.llama_model and second.bridge is parity_a.model.bridge
 
 
 def test_an_unknown_architecture(parity_a: Case) -> None:

@@ -33,7 +33,7 @@ def test_only_the_projection_is_trained(parity_a: Case) -> None:
 def test_frozen_parts_stay_in_eval_mode(parity_a: Case) -> None:
     model = parity_a.model.train()
     assert model.llama_proj.training
-    for frozen in (model.visual_encoder, model.qformer, model.llama_model):
+    for frozen in (model.visual_encoder, model.bridge, model.llama_model):
         assert not any(module.training for module in frozen.modules())
     assert not model.eval().llama_proj.training
 
@@ -133,7 +133,7 @@ def test_sampling_follows_the_seed(parity_a: Case) -> None:
 def test_half_precision_keeps_the_projection_in_float32(parity_a: Case, dtype: torch.dtype) -> None:
     model = build_model(model_config(parity_a.folder), CPU, dtype)
     assert model.llama_proj.weight.dtype == torch.float32
-    assert model.qformer.ln_vision.weight.dtype == torch.float32
+    assert model.bridge.ln_vision.weight.dtype == torch.float32
     assert {p.dtype for p in model.llama_model.parameters()} == {dtype}
     batch = parity_a.training_batch()
     loss = model(batch) / batch.num_targets

@@ -53,8 +53,8 @@ def test_positional_embedding(case: Case) -> None:
 def test_vision_encoder_layer_norm_and_qformer(case: Case) -> None:
     features = case.model.visual_encoder(case.pixels)
     assert_close_to(features, case.arrays["vit_out"])
-    assert_close_to(case.model.qformer.ln_vision(features), case.arrays["ln_vision_out"])
-    assert_close_to(case.model.qformer(features), case.arrays["qformer_last_hidden_state"])
+    assert_close_to(case.model.bridge.ln_vision(features), case.arrays["ln_vision_out"])
+    assert_close_to(case.model.bridge(features), case.arrays["qformer_last_hidden_state"])
 
 
 def test_projected_images(case: Case) -> None:

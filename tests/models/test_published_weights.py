@@ -16,7 +16,7 @@ from tests.models.parity import Case, build_with
 
 def test_qformer_names_survive_the_round_trip(parity_a: Case) -> None:
     published = model_state(read_checkpoint(parity_a.folder / "qformer.pth"))
-    ours = parity_a.model.qformer.published_state()
+    ours = parity_a.model.bridge.published_state()
     assert len(ours) > 50
     for name, tensor in ours.items():
         assert torch.equal(tensor, published[name]), name
