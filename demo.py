@@ -46,12 +46,8 @@ def load_models(cfg: Config, checkpoints: Sequence[str], gpu_id: int | None) -> 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     loaded = read_config(args)
-    try:
-        from minigpt4.web.page import build_page, serve
-    except ModuleNotFoundError as error:
-        if error.name != "gradio":
-            raise
-        raise ConfigError("the page needs gradio: pip install gradio, or make install in a clone") from error
+    from minigpt4.web.page import build_page, serve
+
     models, labels = load_models(loaded.config, args.ckpt, args.gpu_id)
     serve(build_page(models, labels), args.port, args.share)
 

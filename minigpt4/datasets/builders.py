@@ -9,19 +9,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.errors import ConfigError, DataError, MissingSplitError
 from minigpt4.common.files import DATA_VARIABLE, require_path
 from minigpt4.common.registry import builders, processors, readers
 from minigpt4.common.schema import DatasetConfig, ModelConfig, ProcessorConfig
 from minigpt4.common.types import Record
-from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import read_prompts
-from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.readers.rows import Reader, RowProblem
-from minigpt4.datasets.shards.dataset import ShardDataset, load_shards, prepare_shards
-from minigpt4.datasets.shards.index import ShardIndex
+
+if TYPE_CHECKING:
+    from minigpt4.conversation.encoding import PromptEncoder
+    from minigpt4.datasets.instruction import InstructionDataset
+    from minigpt4.datasets.shards.dataset import ShardDataset
+    from minigpt4.datasets.shards.index import ShardIndex
 
 logger = logging.getLogger(__name__)
 SHARDS = "webdataset"
@@ -41,6 +43,8 @@ def prepare_datasets(datasets: Mapping[str, DatasetConfig]) -> dict[str, ShardIn
         ConfigError: The patterns are wrong or match nothing, or a key does not apply to shards.
         DataError: The index cannot be written, or shards cannot be used.
     """
+    from minigpt4.datasets.shards.dataset import prepare_shards
+
     return {name: prepare_shards(name, dataset) for name, dataset in datasets.items() if dataset.builder == SHARDS}
 
 
@@ -119,6 +123,8 @@ def build_instruction(
     train: bool,
 ) -> InstructionDataset:
     """Images with an instruction and an answer; arguments and errors as for `build_datasets`."""
+    from minigpt4.datasets.instruction import InstructionDataset
+
     records = select_splits(name, load_records(name, cfg), splits)
     options = _sample_options(name, cfg, model, train)
     return InstructionDataset(name, records, images=images_folder(name, cfg), encoder=encoder, seed=seed, **options)
@@ -137,6 +143,8 @@ def build_shards(
     prepared: ShardIndex | None = None,
 ) -> ShardDataset:
     """Images and captions in tar shards; arguments and errors as for `build_datasets`."""
+    from minigpt4.datasets.shards.dataset import ShardDataset, load_shards
+
     options = _sample_options(name, cfg, model, train)
     records = load_shards(name, cfg, splits, prepared)
     return ShardDataset(name, records, window=cfg.shuffle_shards, encoder=encoder, seed=seed, **options)

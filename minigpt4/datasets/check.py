@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
@@ -27,9 +28,13 @@ from minigpt4.common.types import Record
 from minigpt4.datasets.builders import SHARDS, dataset_prompts, images_folder, read_rows
 from minigpt4.datasets.leaks import Fingerprint, fingerprint, leaks
 from minigpt4.datasets.readers.rows import RowProblem
-from minigpt4.datasets.shards.dataset import SPLIT, ShardRecords, ShardSample, index_shards
-from minigpt4.processors.image import decode_image, image_bytes
+from minigpt4.processors.image import decode_pixels, image_bytes, jpeg_decoder
 
+if TYPE_CHECKING:
+    from minigpt4.datasets.shards.dataset import ShardRecords, ShardSample
+
+MANY_IMAGES = 2000
+"""Images from which on torch's quicker decoder is worth the seconds of importing it."""
 THREADS = 4
 """Threads that decode images: Pillow does so without holding Python's lock."""
 SAMPLES_AT_A_TIME = 1024
@@ -121,10 +126,12 @@ def _open_images(name: str, records: Sequence[Record], folder: Path) -> Iterator
         path = folder / record.image
         try:
             data = image_bytes(path, str(path))
-            return record.image, fingerprint(data, decode_image(data, str(path)))
+            return record.image, fingerprint(data, decode_pixels(data, str(path)))
         except DataError as error:
             return record.image, RowProblem(record.source, str(error))
 
+    if len(first_rows) >= MANY_IMAGES:
+        jpeg_decoder()
     with ThreadPoolExecutor(THREADS) as pool:
         yield from tqdm(
             pool.map(open_image, first_rows.values()), total=len(first_rows), desc=f"{name}: images", disable=None
@@ -133,6 +140,8 @@ def _open_images(name: str, records: Sequence[Record], folder: Path) -> Iterator
 
 def _check_shards(name: str, cfg: DatasetConfig, with_samples: bool) -> Report:
     """Index a dataset's shards, and read every caption and image in them."""
+    from minigpt4.datasets.shards.dataset import SPLIT, ShardRecords, index_shards
+
     index = index_shards(name, cfg)
     report = Report(unit=f"samples in {len(index.entries):,} shards")
     report.problems += [RowProblem(str(path), problem) for path, problem in index.problems().items()]
@@ -164,7 +173,7 @@ def _read_samples(records: ShardRecords) -> Iterator[Record | RowProblem]:
         if isinstance(sample, RowProblem):
             return sample
         try:
-            decode_image(sample.image, sample.image_name)
+            decode_pixels(sample.image, sample.image_name)
         except DataError as error:
             return RowProblem(sample.record.source, str(error))
         return sample.record
@@ -225,7 +234,7 @@ def load_card(card: str, options: Sequence[str] = ()) -> Config:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m minigpt4.datasets.check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="minigpt4 check", description=__doc__)
     parser.add_argument("card", nargs="?", metavar="CARD", help="a shipped card's name, or the path of yours")
     parser.add_argument("--cfg-path", help="YAML file of a run: check all of its datasets")
     parser.add_argument("--options", nargs="+", default=[], action="extend", metavar="KEY=VALUE")

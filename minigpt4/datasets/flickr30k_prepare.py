@@ -9,15 +9,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich.console import Console
 from tqdm import tqdm
 
 from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import DataError, first_few
 from minigpt4.common.files import DATA_VARIABLE, write_text, writing
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ("raw", "split", "filename")
 """Columns that a table must have."""
@@ -102,6 +104,8 @@ def _read_table(annotations: Path) -> pd.DataFrame:
             f"annotation file {annotations} does not exist; name it by --annotations CSV, or set the environment "
             f"variable {DATA_VARIABLE} to the folder that holds flickr30k/flickr_annotations_30k.csv"
         )
+    import pandas as pd
+
     try:
         # Cells are kept as text and blank lines as rows, so that row numbers are those of a spreadsheet.
         table = pd.read_csv(annotations, dtype=str, na_filter=False, skip_blank_lines=False, index_col=False)
@@ -152,7 +156,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     folders = [root / name for name in IMAGE_FOLDERS]
     images = next((folder for folder in folders if folder.is_dir()), folders[0])
     parser = argparse.ArgumentParser(
-        prog="prepare_flickr30k.py",
+        prog="minigpt4 prepare",
         description="Turn Flickr30k's annotations into the JSON that training and evaluation read.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

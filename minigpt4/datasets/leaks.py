@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
+
+from minigpt4.processors.image import Pixels
 
 WIDTH, HEIGHT = 9, 8
 """Sides of a thumbnail: 8 differences in each of 8 rows are the 64 bits of the hash."""
@@ -36,14 +37,14 @@ class Fingerprint:
     thumbnail: bytes
 
 
-def fingerprint(data: bytes, pixels: Tensor) -> Fingerprint:
+def fingerprint(data: bytes, pixels: Pixels) -> Fingerprint:
     """The fingerprint of an image.
 
     Args:
         data: content of the file.
         pixels: the image, (H, W, 3) uint8.
     """
-    small = Image.fromarray(pixels.numpy()).resize((WIDTH, HEIGHT), Image.Resampling.BOX)
+    small = Image.fromarray(pixels).resize((WIDTH, HEIGHT), Image.Resampling.BOX)
     grey = np.asarray(small.convert("L"))
     bits = np.packbits(grey[:, 1:] > grey[:, :-1])
     return Fingerprint(hashlib.sha256(data).digest(), int.from_bytes(bits.tobytes(), "big"), small.tobytes())

@@ -267,7 +267,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Score existing predictions, print the table and write the scores."""
     args = _parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    _check_out(Path(args.out))
+    if args.out:
+        _check_out(Path(args.out))
     metrics = check_metrics(args.metrics)
     predictions, file = read_predictions(args.preds)
     if args.refs:
@@ -296,14 +297,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     row = {"checkpoint": args.label or Path(args.preds).stem, **scores.corpus, **scores.controls}
     intervals = {row["checkpoint"]: bootstrap_intervals(scores.per_image)}
     content = {"protocol": protocol.to_dict(), "rows": [row], "intervals_95": intervals, "per_image": scores.per_image}
-    write_json(args.out, content)
     console = Console()
+    if args.out:
+        write_json(args.out, content)
     console.print(build_table([row], caption=protocol.summary()))
-    console.print(f"scores: {args.out}", highlight=False, markup=False, soft_wrap=True)
+    if args.out:
+        console.print(f"scores: {args.out}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_out(path: Path) -> None:
-    """Make sure that the results of an evaluation, which default to the same file name, are not overwritten.
+    """Make sure that the results of an evaluation are not overwritten.
 
     Raises:
         MetricError: the file holds several rows, or those of `eval_scripts/eval_flickr30k.py`.
@@ -320,7 +323,7 @@ def _check_out(path: Path) -> None:
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m minigpt4.evaluation.caption", description="Score existing captions against their references."
+        prog="minigpt4 score", description="Score existing captions against their references."
     )
     parser.add_argument(
         "--refs", help="references: COCO or Flickr30k JSON; not needed for a predictions file that carries its own"
@@ -340,7 +343,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="score only the images that have a prediction, instead of refusing where some have none",
     )
     parser.add_argument("--label", help="name of the row (default: file name of the predictions)")
-    parser.add_argument("--out", default="metrics.json", help="file of the scores (default: %(default)s)")
+    parser.add_argument("--out", metavar="FILE", help="JSON file of the scores (default: they are only printed)")
     return parser.parse_args(arguments)
 
 

@@ -187,7 +187,7 @@ SCORERS = {"boxes": box_scores, "triples": triple_scores}
 @exit_on_error()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score a predictions file of an evaluation, which carries its references."""
-    parser = argparse.ArgumentParser(prog="python -m minigpt4.evaluation.structured", description=__doc__)
+    parser = argparse.ArgumentParser(prog="minigpt4 score-structured", description=__doc__)
     parser.add_argument("kind", choices=list(SCORERS))
     parser.add_argument("--preds", required=True, help="predictions file of eval_scripts/eval_flickr30k.py")
     parser.add_argument("--out", help="JSON file of the scores (default: they are only printed)")

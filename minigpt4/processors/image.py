@@ -9,26 +9,26 @@ from __future__ import annotations
 import io
 import os
 import stat
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL
-import torch
-import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps
-from torch import Tensor
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.registry import processors
 
-try:
-    from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # torchvision has announced a release without it; Pillow then decodes everything
-    decode_jpeg = None
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+"""An image, upright, (H, W, 3) uint8 RGB."""
 
 # Pillow warns of odd files that it reads all the same, and of sizes within our limit. One filter for the process, since
 # `catch_warnings` around each image is not safe in threads: it can leave all later warnings ignored.
@@ -68,6 +68,7 @@ class ImageProcessor:
 
     def __init__(self, image_size: int) -> None:
         self.image_size = image_size
+        jpeg_decoder()  # imported here, once, and not by each worker that the processor is handed to
 
     def __call__(self, source: Any, name: str | None = None) -> Tensor:
         """An image in any form that `decode_image` takes -> (3, S, S) uint8, for `normalize`.
@@ -80,10 +81,17 @@ class ImageProcessor:
 
 def open_image(source: Any, name: str | None = None) -> Image.Image:
     """As `decode_image`, as a PIL image in mode RGB."""
-    return Image.fromarray(decode_image(source, name).numpy())
+    return Image.fromarray(decode_pixels(source, name))
 
 
 def decode_image(source: Any, name: str | None = None) -> Tensor:
+    """As `decode_pixels`, as a tensor, (H, W, 3) uint8."""
+    import torch
+
+    return torch.from_numpy(decode_pixels(source, name))
+
+
+def decode_pixels(source: Any, name: str | None = None) -> Pixels:
     """The pixels of an image, upright, (H, W, 3) uint8 RGB.
 
     The first frame of an animation; 16-bit grey is scaled to 8 bits. Transparent pixels become white: logos, diagrams
@@ -102,7 +110,7 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
     data = b""
     if isinstance(source, Image.Image):
         image = source
-    elif isinstance(source, np.ndarray | Tensor):
+    elif isinstance(source, np.ndarray) or _is_tensor(source):
         image = _from_array(source, name)
     else:
         data = image_bytes(source, name)
@@ -157,6 +165,8 @@ def normalize(pixels: Tensor) -> Tensor:
     Returns:
         (..., 3, S, S) float32, channels last in memory (`stack_images`), or `pixels` itself.
     """
+    import torch
+
     if pixels.dtype is not torch.uint8:
         return pixels
     rows = pixels.movedim(-3, -1).flatten(-2)
@@ -171,7 +181,29 @@ def stack_images(images: Sequence[Tensor]) -> Tensor:
     (`torch.channels_last`): separating them would take a fifth of the time of resizing, and the encoders are faster
     without it.
     """
+    import torch
+
     return torch.stack([image.movedim(0, -1) for image in images]).movedim(-1, 1)
+
+
+@lru_cache(maxsize=1)
+def jpeg_decoder() -> Callable[[bytes], Pixels] | None:
+    """torchvision's decoder of RGB and grey JPEG files; None: there is none, and Pillow decodes everything.
+
+    Both decode by libjpeg-turbo and return the same bytes, torchvision in half the time.
+    """
+    try:
+        import torch
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError:  # torchvision has announced a release without it
+        return None
+
+    def decode(data: bytes) -> Pixels:
+        pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        array: Pixels = pixels.movedim(0, -1).numpy()
+        return array
+
+    return decode
 
 
 def _open_header(data: bytes, name: str) -> Image.Image:
@@ -183,31 +215,34 @@ def _open_header(data: bytes, name: str) -> Image.Image:
         raise _unreadable(name, error) from error
 
 
-def _quick_jpeg(data: bytes, image: Image.Image) -> Tensor | None:
-    """The pixels of an upright RGB or grey JPEG file by torchvision; None: leave it, also if it is damaged, to Pillow.
+def _quick_jpeg(data: bytes, image: Image.Image) -> Pixels | None:
+    """The pixels of an upright RGB or grey JPEG file by `jpeg_decoder`; None: leave it, also if damaged, to Pillow.
 
-    Both decode by libjpeg-turbo and return the same bytes, torchvision in half the time.
+    A command that has not imported torch does not do so for this: importing takes as long as decoding a thousand files.
 
     Args:
         data: content of the file; empty where there is none.
         image: its header.
     """
-    if decode_jpeg is None or not data or image.format != "JPEG" or image.mode not in ("RGB", "L"):
+    if "torch" not in sys.modules or not data or image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return None
     try:
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            return None
-        pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        decode = jpeg_decoder()
+        upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        return decode(data) if decode and upright else None
     except Exception:  # damaged EXIF data, or damaged pixels
         return None
-    return pixels.movedim(0, -1)
 
 
-def _decode(image: Image.Image, name: str) -> Tensor:
+def _is_tensor(value: Any) -> bool:
+    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
+
+
+def _decode(image: Image.Image, name: str) -> Pixels:
     """A PIL image of any mode -> (H, W, 3) uint8."""
     try:
         image.load()
-        return torch.from_numpy(np.array(_on_white(_to_8_bits(_upright(image)))))
+        return np.array(_on_white(_to_8_bits(_upright(image))))
     except Exception as error:  # decoders of damaged data raise nearly anything
         raise _unreadable(name, error) from error
 
@@ -284,6 +319,9 @@ def _resize(pixels: Tensor, size: int) -> Tensor:
     (two in about one value of ten million): it rounds between the passes as Pillow does, with 16-bit weights in place
     of 22-bit ones.
     """
+    import torch
+    import torch.nn.functional as F
+
     height, width, _ = pixels.shape
     if min(height, width) < _MIN_SHRINK * size:
         square = Image.fromarray(pixels.numpy()).resize((size, size), Image.Resampling.BICUBIC)
@@ -300,6 +338,8 @@ def _scale_and_shift(device: torch.device, width: int) -> tuple[Tensor, Tensor]:
 
     Cached, since copying stalls a device; for a full row, since three numbers at a time are slow on a CPU.
     """
+    import torch
+
     with torch.inference_mode(False):  # the cached tensors must serve in training too
         mean, std = (torch.tensor(values, dtype=torch.float64).repeat(width) for values in (CLIP_MEAN, CLIP_STD))
         return (1 / (255 * std)).to(device, torch.float32), (-mean / std).to(device, torch.float32)

@@ -158,7 +158,7 @@ def _fill(
 @exit_on_error()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fill the caches of a training configuration, alone or under torchrun, without training."""
-    parser = argparse.ArgumentParser(prog="python -m minigpt4.runners.precompute", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="minigpt4 precompute", description=main.__doc__)
     add_config_arguments(parser)
     cfg = read_config(parser.parse_args(arguments)).config
     if not any(dataset.feature_cache for dataset in cfg.datasets.values()):

@@ -108,7 +108,7 @@ def test_drawings_on_an_empty_ground_are_told_apart(warnings: Report, folder: Pa
 
 def test_each_image_is_opened_once(warnings: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    for name in ("image_bytes", "decode_image"):
+    for name in ("image_bytes", "decode_pixels"):
         original = getattr(check, name)
 
         def counting(source: object, label: str, name: str = name, original: Callable = original) -> object:
@@ -117,4 +117,4 @@ def test_each_image_is_opened_once(warnings: Report, monkeypatch: pytest.MonkeyP
 
         monkeypatch.setattr(check, name, counting)
     warnings(numbered(12, 4))
-    assert sorted(opened) == sorted(f"{name} {n}.png" for n in range(12) for name in ("image_bytes", "decode_image"))
+    assert sorted(opened) == sorted(f"{name} {n}.png" for n in range(12) for name in ("image_bytes", "decode_pixels"))

@@ -256,7 +256,7 @@ class TestQuickJpeg:
     def by_pillow(self, monkeypatch: pytest.MonkeyPatch) -> Any:
         def decode(source: Any) -> Tensor:
             with monkeypatch.context() as patch:
-                patch.setattr(image_module, "decode_jpeg", None)
+                patch.setattr(image_module, "jpeg_decoder", lambda: None)
                 return decode_image(source)
 
         return decode
@@ -265,14 +265,15 @@ class TestQuickJpeg:
     def used(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         """Grows with each image that torchvision decodes."""
         calls: list[int] = []
-        original = image_module.decode_jpeg
+        original = image_module.jpeg_decoder()
+        assert original is not None
 
-        def counting(*args: Any, **kwargs: Any) -> Tensor:
-            pixels: Tensor = original(*args, **kwargs)
+        def counting(data: bytes) -> image_module.Pixels:
+            pixels = original(data)
             calls.append(1)
             return pixels
 
-        monkeypatch.setattr(image_module, "decode_jpeg", counting)
+        monkeypatch.setattr(image_module, "jpeg_decoder", lambda: counting)
         return calls
 
     @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ def test_without_gradio_it_says_what_to_install(
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(SystemExit):
         demo.main([])
-    assert capsys.readouterr().err == "error: the page needs gradio: pip install gradio, or make install in a clone\n"
+    assert capsys.readouterr().err == (
+        "error: the package gradio is missing; run: pip install -c constraints.txt -e '.[demo]'\n"
+    )
 
 
 def test_two_checkpoints_share_the_frozen_parts() -> None:
