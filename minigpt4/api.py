@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +19,11 @@ from minigpt4.common.matmul import use_onednn_if_exact
 from minigpt4.common.registry import processors
 from minigpt4.common.schema import Config, GenerationConfig, Precision, override_generation
 from minigpt4.conversation.dialogue import Dialogue, DialoguePrompt, Turn
-from minigpt4.conversation.template import with_image_tag
+from minigpt4.conversation.template import check_placeholders, with_image_tag
+from minigpt4.models.generation import Answer
 from minigpt4.models.loading import build_model, evaluation_dtype, with_projection
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.toy import NOTE, UNKNOWN_IMAGE, is_toy, looks_drawn
 from minigpt4.processors.image import stack_images
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
     from minigpt4.common.schema import GenerationSettings
 
+logger = logging.getLogger(__name__)
 DESCRIBE = "Describe this image in detail."
 """Question where neither the caller nor `evaluation.prompt` gives one."""
 IMAGE_PROCESSOR = "blip2_image_eval"
@@ -79,6 +84,7 @@ def from_config(
         processors.get(IMAGE_PROCESSOR)(image_size=cfg.model.image_size),
         cfg.evaluation.generation,
         cfg.evaluation.prompt or DESCRIBE,
+        name=f"{cfg.model.arch} {cfg.model.model_type}",
     )
 
 
@@ -94,6 +100,10 @@ class LoadedModel:
         defaults: generation settings; greedy unless the configuration says otherwise.
         prompt: question where none is given.
         lock: held during each step of computation; models that share weights need a common one.
+        name: what kind of model it is, for people.
+
+    Attributes:
+        toy: whether it is the tiny model that ships with the package, which knows drawn scenes only.
     """
 
     def __init__(
@@ -103,13 +113,30 @@ class LoadedModel:
         defaults: GenerationConfig,
         prompt: str = DESCRIBE,
         lock: threading.Lock | None = None,
+        name: str = "model",
     ) -> None:
+        self.name = name
+        self.toy = is_toy(model.base)
         self.model = model
         self.image_processor = image_processor
         self.defaults = defaults
         self.prompt = prompt
         # A step changes the language model while it runs (`packed_attention`), so steps must not overlap.
         self._lock = lock or threading.Lock()
+        self._warned = False
+
+    @property
+    def summary(self) -> str:
+        """Name, device and number format, for example `minigpt4 vicuna0_7b on cuda:0 in float16`."""
+        language_model = self.model.llama_model
+        bits = next((n for n in (4, 8) if getattr(language_model, f"is_loaded_in_{n}bit", False)), None)
+        number_format = f"{bits} bits" if bits else str(next(language_model.parameters()).dtype).removeprefix("torch.")
+        return f"{self.name} on {self.model.device} in {number_format}"
+
+    @property
+    def note(self) -> str:
+        """What a user should know about the model before asking it anything; empty: nothing."""
+        return NOTE if self.toy else ""
 
     @overload
     def describe(
@@ -177,7 +204,7 @@ class LoadedModel:
             CheckpointError: It does not fit.
         """
         twin = with_projection(self.model, ckpt)
-        return LoadedModel(twin, self.image_processor, self.defaults, self.prompt, self._lock)
+        return LoadedModel(twin, self.image_processor, self.defaults, self.prompt, self._lock, self.name)
 
     def encode(self, images: Sequence[Any]) -> Tensor:
         """The frozen encoders' features of N images: (N, Q, width of the queries).
@@ -185,11 +212,30 @@ class LoadedModel:
         Raises:
             DataError: An image that cannot be used.
         """
+        return self.encode_pixels(self.pixels(images))
+
+    def pixels(self, images: Sequence[Any]) -> Tensor:
+        """N images as the vision encoder takes them, (N, 3, S, S); a toy's first unknown image is logged.
+
+        Raises:
+            DataError: An image that cannot be used.
+        """
         pixels = stack_images([self.image_processor(image) for image in images])
+        if not self._warned and self.remark(pixels):
+            self._warned = True
+            logger.warning(UNKNOWN_IMAGE)
+        return pixels
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """As `encode`, for the result of `pixels`."""
         with self._lock:
             return self.model.encode_queries(pixels.to(self.model.device))
 
-    def answer_ids(self, ids: Sequence[int], queries: Tensor | None, generation: GenerationConfig) -> Iterator[str]:
+    def remark(self, pixels: Tensor) -> str:
+        """What to say beside an answer about images (N, 3, S, S) of which the model can know nothing; else empty."""
+        return UNKNOWN_IMAGE if self.toy and not all(map(looks_drawn, pixels)) else ""
+
+    def answer_ids(self, ids: Sequence[int], queries: Tensor | None, generation: GenerationConfig) -> Iterator[Answer]:
         """The answer to an encoded prompt as it grows.
 
         Args:
@@ -205,7 +251,7 @@ class LoadedModel:
                     answer = next(steps, None)
                 if answer is None:
                     return
-                yield answer.text
+                yield answer
         finally:
             steps.close()  # type: ignore[attr-defined]
 
@@ -254,6 +300,20 @@ class Chat:
         return self._dialogue.turns
 
     @property
+    def system(self) -> str:
+        """The system message, which the next question is asked with; can be set, empty: none.
+
+        Raises:
+            DataError: It contains an image placeholder.
+        """
+        return self._dialogue.template.system
+
+    @system.setter
+    def system(self, message: str) -> None:
+        check_placeholders(message, 0, "system message")
+        self._dialogue.template = replace(self._dialogue.template, system=message)
+
+    @property
     def dropped(self) -> int:
         """Turns that the newest prompt left out because the context was full; images are never left out."""
         return self.sent.dropped if self.sent else 0
@@ -287,8 +347,11 @@ class Chat:
         """
         if not isinstance(question, str) or not question.strip():
             raise DataError("the question is empty; write one")
-        queries = [query[None] for query in self.loaded.encode(images)] if len(images) else []
-        return self._answer(Turn(question, len(images)), queries, settings)
+        if not len(images):
+            return self._answer(Turn(question), [], settings)
+        pixels = self.loaded.pixels(images)
+        turn = Turn(question, len(images), remark=self.loaded.remark(pixels))
+        return self._answer(turn, list(self.loaded.encode_pixels(pixels).split(1)), settings)
 
     def regenerate(self, **settings: Unpack[GenerationSettings]) -> Iterator[str]:
         """Another answer to the newest question as it grows.
@@ -299,7 +362,7 @@ class Chat:
         """
         turn, queries = self._pop()
         try:
-            return self._answer(Turn(turn.question, turn.images), queries, settings)
+            return self._answer(Turn(turn.question, turn.images, remark=turn.remark), queries, settings)
         except MiniGPT4Error:
             self.turns.append(turn)
             self._queries += queries
@@ -339,8 +402,12 @@ class Chat:
         steps = self.loaded.answer_ids(self.sent.ids, torch.cat(self._queries) if self._queries else None, generation)
 
         def growing() -> Iterator[str]:
-            for turn.answer in steps:
+            start = time.perf_counter()
+            for answer in steps:
+                turn.answer, turn.tokens = answer.text, len(answer.token_ids)
+                turn.seconds += time.perf_counter() - start
                 yield turn.answer
+                start = time.perf_counter()
 
         return growing()
 

@@ -5,8 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
+from minigpt4.common.errors import DataError
+
+if TYPE_CHECKING:
+    from minigpt4.api import Chat
+
+LEAVE = ("/quit", "/exit", "/q")
+HELP = """/restart  forget the conversation, and begin anew about the same images
+/help     show this list
+/quit     leave, as does Ctrl-D; Ctrl-C ends an answer early
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,21 +43,57 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from minigpt4.api import from_config
 
     chat = from_config(cfg, args.ckpt).chat()
-    for question in iter(args.ask) if args.ask else _typed_questions():
+    if args.ask:
+        for question in args.ask:
+            _answer(chat, question, images)
+        return
+    sys.stderr.write(f"{_greeting(chat)}\n")
+    for line in _typed_lines():
+        command = line.lower()
+        if command in LEAVE:
+            return
+        if command == "/restart":
+            chat.restart()
+            sys.stderr.write("(the conversation begins anew, about the same images)\n")
+        elif line.startswith("/"):
+            sys.stderr.write(HELP if command == "/help" else f"there is no command {line}\n{HELP}")
+        else:
+            try:
+                _answer(chat, line, images)
+            except DataError as error:  # such as a question that is too long
+                sys.stderr.write(f"error: {error}\n")
+
+
+def _greeting(chat: Chat) -> str:
+    """What talks here, and how to leave."""
+    lines = [
+        chat.loaded.summary,
+        chat.loaded.note,
+        "Ask about the image; /help lists the commands, /quit or Ctrl-D leaves.",
+    ]
+    return "\n".join(filter(None, lines))
+
+
+def _answer(chat: Chat, question: str, images: Sequence[Any]) -> None:
+    """Print the answer to the next question, the first of which brings the images; Ctrl-C ends an answer early."""
+    try:
         _print_growing(chat.stream(question, () if chat.turns else images))
-        if chat.dropped:
-            sys.stderr.write(f"(the {chat.dropped} oldest turns no longer fit and were left out)\n")
+    except KeyboardInterrupt:
+        sys.stdout.write("\n")
+    if chat.dropped:
+        sys.stderr.write(f"(the {chat.dropped} oldest turns no longer fit and were left out)\n")
 
 
-def _typed_questions() -> Iterator[str]:
-    """Questions from the keyboard until the end of input."""
+def _typed_lines() -> Iterator[str]:
+    """Lines from the keyboard until the end of input."""
     while True:
         try:
-            question = input("you: ").strip()
+            line = input("you: ").strip()
         except (EOFError, KeyboardInterrupt):
+            sys.stderr.write("\n")
             return
-        if question:
-            yield question
+        if line:
+            yield line
 
 
 def _print_growing(answers: Iterator[str]) -> None:

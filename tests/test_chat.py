@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from PIL import Image, ImageDraw
 
+from minigpt4.api import LoadedModel
 from minigpt4.chat import main
+from minigpt4.models.toy import NOTE
+
+DESCRIBE = "Describe this image in detail."
 
 
 @pytest.fixture
@@ -26,6 +32,19 @@ def chat(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
+def keyboard(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    """Type these lines, then the end of input."""
+    typed = iter(lines)
+
+    def read(prompt: str) -> str:
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+
+
 def test_questions_from_the_command_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = chat(capsys, "--ask", "Describe this image in detail.", "How many objects are there?")
     assert len(lines) == 2
@@ -36,16 +55,38 @@ def test_questions_from_the_command_line(project: Path, capsys: pytest.CaptureFi
 def test_questions_from_the_keyboard(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    typed = iter(["", "Describe this image in detail."])
+    keyboard(monkeypatch, "", DESCRIBE)
+    assert chat(capsys) == chat(capsys, "--ask", DESCRIBE)
 
-    def keyboard(prompt: str) -> str:
-        try:
-            return next(typed)
-        except StopIteration:
-            raise EOFError from None
 
-    monkeypatch.setattr("builtins.input", keyboard)
-    assert chat(capsys) == chat(capsys, "--ask", "Describe this image in detail.")
+def test_it_greets_and_answers_commands_itself(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyboard(monkeypatch, "/help", "/what?", DESCRIBE, "/restart", DESCRIBE, "word " * 600, "/quit", "never asked")
+    main(["--cfg-path", "config.yaml", "--image", "image.png"])
+    said = capsys.readouterr()
+    first, second = said.out.splitlines()
+    assert first == second and first, "the second question was not asked anew about the image"
+    assert f"minigpt4 tiny on cpu in float32\n{NOTE}\n" in said.err and "/quit or Ctrl-D leaves" in said.err
+    assert said.err.count("show this list") == 2 and "there is no command /what?" in said.err
+    assert "error: question: the prompt has" in said.err
+
+
+def test_ctrl_c_ends_an_answer_early(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyboard(monkeypatch, DESCRIBE, "How many objects are there?")
+    complete = LoadedModel.answer_ids
+
+    def interrupted(self: LoadedModel, *given: Any) -> Iterator[Any]:
+        steps = complete(self, *given)
+        yield next(steps)
+        monkeypatch.setattr(LoadedModel, "answer_ids", complete)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LoadedModel, "answer_ids", interrupted)
+    first, second = chat(capsys)
+    assert len(first.split()) == 1 and len(second.split()) > 1
 
 
 def test_a_missing_image_is_one_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,11 +17,17 @@ class Turn:
         question: text of the question.
         images: number of images that came with it.
         answer: answer generated so far.
+        tokens: number of tokens generated for it.
+        seconds: time spent on generating them, reading the prompt included.
+        remark: what a reader should know about the answer; empty: nothing.
     """
 
     question: str
     images: int = 0
     answer: str = ""
+    tokens: int = 0
+    seconds: float = 0.0
+    remark: str = ""
 
 
 @dataclass(frozen=True, slots=True)

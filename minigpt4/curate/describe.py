@@ -29,6 +29,7 @@ from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.shards.dataset import ShardDataset
 from minigpt4.models.loading import build_model, build_prompt_encoder, evaluation_dtype
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.toy import NOTE, is_toy
 from minigpt4.processors.image import open_image, stack_images
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ def describe(cfg: Config, ledger: Ledger, images: Path) -> None:
         return
     device = start_processes(cfg.run.device).device
     model = build_model(cfg.model, device, evaluation_dtype(cfg.evaluation.precision, device))
+    if is_toy(model.base):
+        logger.warning(NOTE)
     describer = Describer(settings, model, image_size=cfg.model.image_size, seed=curation.seed)
     for number, group in tqdm(waiting, desc="descriptions", unit="batch", disable=None):
         readable, failures = _save_images(group, datasets, images)
