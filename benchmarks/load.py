@@ -136,7 +136,7 @@ def first_step_seconds(options: list[str]) -> float:
             said = []
             for line in process.stdout:
                 said.append(line)
-                if "Train: data epoch: [0]" in line:
+                if "epoch 0 (1/" in line:
                     seconds = time.perf_counter() - start
                     process.terminate()
                     process.stdout.read()

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import replace_lone_surrogates, write_atomically
+from minigpt4.common.logging import set_up_logging
+from minigpt4.common.progress import Progress
 
 COLUMNS = ("caption", "url")
 DELIMITERS = {".tsv": "\t", ".csv": ","}
@@ -188,9 +188,9 @@ def convert(source: Path, out: Path, limit: int | None = None) -> Counts:
 def _write_rows(source: Path, write: Callable[[tuple[str, str]], object], counts: Counts, limit: int | None) -> None:
     with (
         source.open("rb") as file,
-        tqdm(total=source.stat().st_size, unit="B", unit_scale=True, desc=source.name, disable=None) as bar,
+        Progress(source.name, source.stat().st_size / 1e6, "MB") as progress,
     ):
-        for value in ArrayReader(file, str(source), bar.update):
+        for value in ArrayReader(file, str(source), lambda size: progress.advance(size / 1e6)):
             if counts.rows == limit:
                 return
             row = _row(value, counts)
@@ -229,6 +229,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Convert, and print what was written."""
     args = parse_args(argv)
+    set_up_logging()
     out = args.out or args.source.with_suffix(".tsv")
     print(f"{out}: {convert(args.source, out, args.limit)}")
     return 0

@@ -57,11 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     loaded = read_config(args)
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size: {args.batch_size} should be at least 1")
-    from tqdm import tqdm
-
     from minigpt4.api import DESCRIBE, from_config
     from minigpt4.common.distributed import start_processes
     from minigpt4.common.logging import set_up_logging
+    from minigpt4.common.progress import Progress
     from minigpt4.runners.checkpoints import seed_all
 
     cfg = loaded.config
@@ -82,11 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if mine:
         model = from_config(cfg, args.ckpt, device=str(processes.device))
         seed_all(cfg.evaluation.seed + processes.rank)
-        hidden = None if processes.is_main else True
-        with tqdm(total=sum(map(len, mine)), desc="answers", unit="image", disable=hidden) as bar:
+        with Progress("answers", sum(map(len, mine)), "questions") as progress:
             for batch in mine:
                 file.append(processes.rank, answer_batch(model, batch))
-                bar.update(len(batch))
+                progress.advance(len(batch))
     processes.gather(None)  # all parts are complete
     outcomes = processes.run_on_main(file.merge_parts)
     processes.shutdown()

@@ -1,28 +1,42 @@
-"""Logging set-up, the training line that existing parsers read, and log.txt."""
+"""Logging set-up, the line of a training step, and log.txt."""
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.files import read_appended, write_text
+from minigpt4.common.progress import terminal
 
 CONSOLE_FORMAT = "%(asctime)s [%(levelname)s] %(message)s"
 KEPT_MESSAGES = 10_000
 """Messages kept until the run folder is known."""
+WAITING_SHARE = 0.2
+"""Share of a step spent waiting for data above which the training line says so."""
+COLOURS = {logging.WARNING: "yellow", logging.ERROR: "bold red", logging.CRITICAL: "bold red"}
+
+
+class _TerminalHandler(logging.Handler):
+    """Writes messages above the bar of a step, if there is one, and warnings in colour."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            terminal().print(self.format(record), style=COLOURS.get(record.levelno))
+        except Exception:
+            self.handleError(record)
 
 
 def set_up_logging(rank: int = 0) -> None:
     """Send the package's messages to stderr, and keep them for the run folder, which is not known yet.
 
-    Rank 0 logs from level INFO; the others only warn, with their rank in front.
+    Rank 0 logs from level INFO; the others only warn, with their rank in front. Warnings are coloured on a terminal.
 
     Args:
         rank: rank of this process.
@@ -32,7 +46,7 @@ def set_up_logging(rank: int = 0) -> None:
     logging.basicConfig(
         level=logging.WARNING,
         format=prefix + CONSOLE_FORMAT,
-        handlers=[logging.StreamHandler(sys.stderr), kept],
+        handlers=[_TerminalHandler() if sys.stderr.isatty() else logging.StreamHandler(sys.stderr), kept],
         force=True,
     )
     logging.getLogger("minigpt4").setLevel(logging.WARNING if rank else logging.INFO)
@@ -61,41 +75,39 @@ def log_to_file(file: Path) -> None:
 def train_line(
     *,
     epoch: int,
-    iteration: int,
-    iterations: int,
-    eta: float,
-    lr: float,
+    epochs: int,
+    step: int,
+    steps: int,
     loss: float,
-    seconds: float,
-    data_seconds: float,
-    max_mem: float,
+    lr: float,
+    samples_per_second: float,
+    eta: float | None,
+    data_share: float,
 ) -> str:
-    """The line of LAVIS's MetricLogger, unchanged.
+    """One line about a training step.
 
     Args:
-        epoch: epoch, from 0.
-        iteration: optimizer step within the epoch, from 0.
-        iterations: optimizer steps of the epoch.
-        eta: seconds left in the epoch.
-        lr: learning rate of this step.
+        epoch: epoch, from 0, as in the names of checkpoints.
+        epochs: epochs of the run.
+        step: optimizer step within the epoch, from 1.
+        steps: optimizer steps of the epoch.
         loss: mean over the target tokens of this step's global batch.
-        seconds: duration of a step.
-        data_seconds: part of it spent waiting for data.
-        max_mem: peak memory in MiB, of the GPU or else of the process.
+        lr: learning rate of this step.
+        samples_per_second: samples of all ranks in a second, since the last line.
+        eta: seconds left in the run, with its validations; None: not known yet.
+        data_share: share of the time that was spent waiting for data; shown where it is worth a thought.
     """
-    width = len(str(iterations))
-    return "  ".join(
-        [
-            f"Train: data epoch: [{epoch}]",
-            f"[{iteration:{width}d}/{iterations}]",
-            f"eta: {datetime.timedelta(seconds=int(eta))}",
-            f"lr: {lr:.6f}",
-            f"loss: {loss:.4f}",
-            f"time: {seconds:.4f}",
-            f"data: {data_seconds:.4f}",
-            f"max mem: {max_mem:.0f}",
-        ]
-    )
+    parts = [
+        f"epoch {epoch} ({epoch + 1}/{epochs})",
+        f"step {step:>{len(str(steps))}}/{steps}",
+        f"loss {loss:.4f}",
+        f"lr {lr:.2e}".replace("e-0", "e-"),
+        f"{samples_per_second:.3g} samples/s",
+        f"eta {'?' if eta is None else timedelta(seconds=round(eta))}",
+    ]
+    if data_share > WAITING_SHARE:
+        parts.append(f"waiting for data {data_share:.0%} (raise run.num_workers)")
+    return "  ".join(parts)
 
 
 def append_epoch(file: Path, values: Mapping[str, Any]) -> None:

@@ -14,11 +14,11 @@ from random import Random
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from minigpt4.common.distributed import start_processes
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.files import write_atomically, writing
+from minigpt4.common.progress import Progress
 from minigpt4.common.registry import processors
 from minigpt4.common.schema import Config, DescribeConfig, GenerationConfig
 from minigpt4.conversation.dialogue import Dialogue, Turn
@@ -71,12 +71,14 @@ def describe(cfg: Config, ledger: Ledger, images: Path) -> None:
     if is_toy(model.base):
         logger.warning(NOTE)
     describer = Describer(settings, model, image_size=cfg.model.image_size, seed=curation.seed)
-    for number, group in tqdm(waiting, desc="descriptions", unit="batch", disable=None):
-        readable, failures = _save_images(group, datasets, images)
-        described = {state.sample for state in group if state.texts}
-        # All of the group is described again: what is sampled for an image depends on its batch.
-        events = [*failures, *describer.describe(readable, images, number)]
-        ledger.append(event for event in events if event["sample"] not in described)
+    with Progress("descriptions", sum(len(group) for _, group in waiting), "images") as progress:
+        for number, group in waiting:
+            readable, failures = _save_images(group, datasets, images)
+            described = {state.sample for state in group if state.texts}
+            # All of the group is described again: what is sampled for an image depends on its batch.
+            events = [*failures, *describer.describe(readable, images, number)]
+            ledger.append(event for event in events if event["sample"] not in described)
+            progress.advance(len(group))
 
 
 def draw(datasets: Mapping[str, InstructionDataset], count: int, seed: int) -> list[Event]:

@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from tqdm import tqdm
-
 from minigpt4.common.errors import DataError
+from minigpt4.common.progress import Progress
 from minigpt4.common.registry import refiners
 from minigpt4.common.schema import ModelConfig, Precision, RefineConfig
 from minigpt4.curate.ledger import Event, Ledger, SampleState
@@ -52,7 +51,7 @@ def refine(
     failed: list[Event] = []
     fatal: Event | None = None
     with (
-        tqdm(total=len(states), desc="corrections", disable=None) as progress,
+        Progress("corrections", len(states), "descriptions") as progress,
         ThreadPoolExecutor(refiner.concurrency) as pool,
     ):
         while True:
@@ -65,7 +64,7 @@ def refine(
             for event, is_fatal in (future.result() for future in done):
                 ledger.append([event])
                 usage.update(event.get("usage") or {})
-                progress.update()
+                progress.advance()
                 if "error" in event:
                     failed.append(event)
                 if is_fatal:

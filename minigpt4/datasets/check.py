@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
-from tqdm import tqdm
 
 from minigpt4.common.cli import exit_on_error
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.files import replace_lone_surrogates
+from minigpt4.common.logging import set_up_logging
+from minigpt4.common.progress import track
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig
 from minigpt4.common.types import Record
 from minigpt4.datasets.builders import SHARDS, dataset_prompts, images_folder, read_rows
@@ -93,7 +94,7 @@ def check_dataset(name: str, cfg: DatasetConfig, model: ModelConfig, with_images
         return _check_shards(name, cfg, with_images)
     report = Report()
     records: list[Record] = []
-    for row in tqdm(read_rows(name, cfg), desc=f"{name}: rows", unit=" rows", disable=None):
+    for row in track(read_rows(name, cfg), f"{name}: reading", "rows"):
         if isinstance(row, RowProblem):
             report.problems.append(row)
         else:
@@ -133,9 +134,7 @@ def _open_images(name: str, records: Sequence[Record], folder: Path) -> Iterator
     if len(first_rows) >= MANY_IMAGES:
         jpeg_decoder()
     with ThreadPoolExecutor(THREADS) as pool:
-        yield from tqdm(
-            pool.map(open_image, first_rows.values()), total=len(first_rows), desc=f"{name}: images", disable=None
-        )
+        yield from track(pool.map(open_image, first_rows.values()), f"{name}: opening", "images", len(first_rows))
 
 
 def _check_shards(name: str, cfg: DatasetConfig, with_samples: bool) -> Report:
@@ -153,7 +152,7 @@ def _check_shards(name: str, cfg: DatasetConfig, with_samples: bool) -> Report:
     records = ShardRecords(index)
     report.splits[SPLIT] = len(records)
     if with_samples:
-        for found in tqdm(_read_samples(records), total=len(records), desc=f"{name}: samples", disable=None):
+        for found in track(_read_samples(records), f"{name}: reading", "samples", len(records)):
             if isinstance(found, RowProblem):
                 report.problems.append(found)
                 report.splits[SPLIT] -= 1
@@ -250,6 +249,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 1 if anything is bad."""
     arguments = _arguments(argv)
+    set_up_logging()
     if arguments.card is not None:
         cfg = load_card(arguments.card, arguments.options)
     else:

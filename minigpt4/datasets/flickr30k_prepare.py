@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from tqdm import tqdm
 
 from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import DataError, first_few
 from minigpt4.common.files import DATA_VARIABLE, write_text, writing
+from minigpt4.common.logging import set_up_logging
+from minigpt4.common.progress import track
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +73,7 @@ def prepare(annotations: Path, images: Path | None, out: Path) -> Summary:
 
 
 def read_records(annotations: Path) -> Iterator[dict[str, Any]]:
-    """The records of an annotation table, with a progress bar.
+    """The records of an annotation table.
 
     Raises:
         DataError: The file is missing or malformed; the message names the row as a spreadsheet counts, header first.
@@ -80,8 +81,7 @@ def read_records(annotations: Path) -> Iterator[dict[str, Any]]:
     table = _read_table(annotations)
     rows_of: dict[str, int] = {}
     cells = zip(*(table[column] for column in table.columns), strict=True)
-    progress = tqdm(cells, total=len(table), desc="Flickr30k", unit=" images", disable=None)
-    for number, values in enumerate(progress, 2):
+    for number, values in enumerate(track(cells, "Flickr30k", "images", len(table)), 2):
         row = dict(zip(table.columns, values, strict=True))
         if not any(isinstance(value, str) and value.strip() for value in values):
             continue
@@ -175,6 +175,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of `prepare_flickr30k.py`."""
     arguments = _arguments(argv)
+    set_up_logging()
     images = None if arguments.no_image_check else arguments.images
     summary = prepare(arguments.annotations, images, arguments.out)
     console = Console(highlight=False, markup=False, soft_wrap=True)

@@ -6,7 +6,6 @@ import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import Tensor
 from minigpt4.common.checkpoint import read_checkpoint, write_checkpoint
 from minigpt4.common.distributed import restarts_allowed
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.common.files import remove_temporary_files, write_atomically, write_text
+from minigpt4.common.files import new_folder, remove_temporary_files, write_atomically, write_text
 from minigpt4.common.logging import append_epoch, write_epochs
 from minigpt4.common.schema import RunConfig
 from minigpt4.runners.optim import Plan
@@ -256,20 +255,6 @@ def open_run_folder(run: RunConfig, config: Mapping[str, Any], resumed: Path | N
             "can be written, on a disk with free space"
         ) from error
     return folder
-
-
-def new_folder(parent: Path) -> Path:
-    """A new folder in `parent`, named by the time and shared with no other process."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    parent.mkdir(parents=True, exist_ok=True)
-    for number in range(1, 1000):
-        folder = parent / (stamp if number == 1 else f"{stamp}-{number}")
-        try:
-            folder.mkdir()  # fails where it exists, so that two runs started together never share one
-        except FileExistsError:
-            continue
-        return folder
-    raise ConfigError(f"no free run folder in {parent}")
 
 
 def epoch_file(epoch: int) -> str:

@@ -14,6 +14,7 @@ import torch
 from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.distributed import Processes, start_processes
 from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.files import new_folder
 from minigpt4.common.logging import set_up_logging
 from minigpt4.common.schema import Config, EvaluationConfig, ModelConfig, Precision
 from minigpt4.datasets.builders import build_dataset
@@ -26,7 +27,6 @@ from minigpt4.evaluation.statistics import swap_images
 from minigpt4.models.loading import build_model, build_prompt_encoder, evaluation_dtype, load_projection
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image import open_image
-from minigpt4.runners.checkpoints import new_folder
 from minigpt4.scenes.scores import all_objects_accuracy, object_accuracy
 from minigpt4.scenes.vocabulary import Scene, load_scenes
 from minigpt4.tasks.captioning import Captioning, check_image_ids, select_images
@@ -96,10 +96,11 @@ def evaluate(cfg: Config, checkpoints: Sequence[str]) -> WrittenResults | None:
     paths = {label: str(Path(file).resolve()) for label, file in zip(labels, files, strict=True)}
     folder = processes.run_on_main(lambda: choose_folder(out_dir, protocol, paths))
     predictions = {row.checkpoint: list(row.predictions) for row in folder.rows}
-    for label, path in zip(labels, files, strict=True):
+    for number, (label, path) in enumerate(zip(labels, files, strict=True), 1):
         load_projection(model, path)
         made = {"checkpoint": path, "skipped": skipped} | protocol.to_dict()
-        predictions[label] = _describe(captioning, processes, label, list(references), folder, made)
+        which = f" ({number} of {len(files)})" if len(files) > 1 else ""
+        predictions[label] = _describe(captioning, processes, label, which, list(references), folder, made)
     processes.shutdown()
     if not processes.is_main:
         return None
@@ -176,6 +177,7 @@ def _describe(
     captioning: Captioning,
     processes: Processes,
     label: str,
+    which: str,
     order: Sequence[str],
     folder: ResultsFolder,
     made: Mapping[str, Any],
@@ -186,13 +188,14 @@ def _describe(
         captioning: this rank's share of the images.
         processes: all ranks. Each of several writes its share, which is deleted once the file of all is written.
         label: label of the checkpoint.
+        which: its place among several checkpoints, for the progress.
         order: ids of all images.
         folder: where the predictions go.
         made: how they are made, as plain data.
     """
     file = folder.path / folder.files[label]
     part = file.with_suffix(f".rank{processes.rank}.json")
-    share = captioning.describe(label)
+    share = captioning.describe(label + which)
     if processes.world_size > 1:
         try:
             save_predictions(part, share, made)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError, did_you_mean
+from minigpt4.common.progress import duration
 from minigpt4.models.flops import Work
 from minigpt4.tasks.training import StepLoss
 
@@ -208,6 +209,54 @@ class StepClock:
         return lap
 
 
+class RunTiming:
+    """The time left in a run, from the recent steps and the last end of an epoch.
+
+    The first measurement of a process is left out: its step compiles, fills caches and starts workers.
+
+    Args:
+        steps_per_epoch: optimizer steps of an epoch.
+        epochs: epochs of the run.
+    """
+
+    def __init__(self, steps_per_epoch: int, epochs: int) -> None:
+        self._steps_per_epoch = steps_per_epoch
+        self._epochs = epochs
+        self._begun = False
+        self._steps = 0.0
+        self._seconds = 0.0
+        self._end_seconds = 0.0
+
+    def count_steps(self, steps: int, seconds: float) -> None:
+        """Count optimizer steps; the earlier ones lose half their weight.
+
+        Args:
+            steps: how many.
+            seconds: duration of one of them.
+        """
+        if self._begun:
+            self._steps = self._steps / 2 + steps
+            self._seconds = self._seconds / 2 + steps * seconds
+        self._begun = True
+
+    def count_epoch_end(self, seconds: float) -> None:
+        """Set the duration of a validation and the checkpoint behind it."""
+        self._end_seconds = seconds
+
+    def seconds_left(self, done: int) -> float | None:
+        """Seconds to the end of the run after `done` optimizer steps of it, at least one; None: not known yet."""
+        if not self._steps:
+            return None
+        ends = self._epochs - (done - 1) // self._steps_per_epoch
+        steps = self._epochs * self._steps_per_epoch - done
+        return steps * self._seconds / self._steps + ends * self._end_seconds
+
+    def note(self, done: int) -> str:
+        """The time left after `done` optimizer steps, for a bar that shows an epoch's."""
+        left = self.seconds_left(done)
+        return "" if left is None else f"run: {duration(left)} left"
+
+
 @dataclass(frozen=True, slots=True)
 class Throughput:
     """Speed of all ranks together.
@@ -242,13 +291,9 @@ class Throughput:
         )
 
     def __str__(self) -> str:
-        return "  ".join(
-            [
-                f"samples/s: {self.samples_per_second:.2f}",
-                f"tokens/s: {self.tokens_per_second:.0f}",
-                f"padded tokens/s: {self.padded_tokens_per_second:.0f}",
-                f"mfu: {self.mfu:.3f}",
-            ]
+        return (
+            f"{self.samples_per_second:.3g} samples/s, {self.tokens_per_second:,.0f} tokens/s "
+            f"({self.padded_tokens_per_second:,.0f} with padding), MFU {self.mfu:.2f}"
         )
 
 

@@ -12,17 +12,16 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
 from minigpt4.common.distributed import Processes, start_processes
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.logging import set_up_logging
+from minigpt4.common.progress import Progress
 from minigpt4.common.schema import DatasetConfig, ModelConfig, RunConfig
 from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.feature_cache import FeatureCache, cache_identity, check_identity, write_shard
@@ -96,9 +95,8 @@ def attach_feature_caches(
                 collate_fn=list,
                 generator=torch.Generator(),  # leaves the run's own random state alone
             )
-            hidden = None if processes.is_main else True
-            with tqdm(total=len(share), desc=f"features of {name}", unit="image", disable=hidden) as bar:
-                _fill(folder, loader, encode, bar)
+            with Progress(f"features of {name}", len(share), "images") as progress:
+                _fill(folder, loader, encode, progress)
             processes.gather(None)
         dataset.feature_cache = FeatureCache(folder, identity)
         logger.info("dataset %s: %d images in the feature cache %s", name, len(dataset.feature_cache), folder)
@@ -133,14 +131,13 @@ class _Images(Dataset[NamedImage]):
 
 
 def _fill(
-    folder: Path, loader: DataLoader[list[NamedImage]], encode: Callable[[Tensor], Tensor], bar: tqdm[Any]
+    folder: Path, loader: DataLoader[list[NamedImage]], encode: Callable[[Tensor], Tensor], progress: Progress
 ) -> None:
     """Compute and write the features of a loader's images, shard by shard."""
     names: list[str] = []
     features: list[Tensor] = []
     unreadable: list[str] = []
     for batch in loader:
-        bar.update(len(batch))
         unreadable += [image for _, image in batch if isinstance(image, str)]
         readable = {name: image for name, image in batch if isinstance(image, Tensor)}
         if readable:
@@ -149,6 +146,7 @@ def _fill(
         while len(names) >= SHARD_IMAGES:
             write_shard(folder, names[:SHARD_IMAGES], features[:SHARD_IMAGES])
             del names[:SHARD_IMAGES], features[:SHARD_IMAGES]
+        progress.advance(len(batch))
     if names:
         write_shard(folder, names, features)
     if unreadable:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sized
 from functools import partial
+from pathlib import Path
 
 import torch
 from rich.panel import Panel
@@ -16,15 +18,21 @@ from minigpt4.common.cli import console
 from minigpt4.common.config import LoadedConfig
 from minigpt4.common.distributed import SharedGradients, start_processes
 from minigpt4.common.logging import log_to_file, set_up_logging
+from minigpt4.common.progress import duration
 from minigpt4.common.registry import runners, schedules, tasks
 from minigpt4.common.types import Sample
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.datasets.builders import build_datasets, prepare_datasets
+from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.loaders import steps_per_epoch, train_loader, valid_loader
+from minigpt4.datasets.shards.dataset import ShardDataset
 from minigpt4.models.llm import shard_llm, shards_llm
 from minigpt4.models.loading import build_model, build_prompt_encoder, load_projection, train_precision
 from minigpt4.runners.checkpoints import (
+    BEST,
+    CONFIG,
     check_restartable,
+    epoch_file,
     find_resume_point,
     open_run_folder,
     run_identity,
@@ -33,6 +41,7 @@ from minigpt4.runners.checkpoints import (
 from minigpt4.runners.metrics import Trackers, check_trackers, matmul_peak
 from minigpt4.runners.optim import LrSettings, Plan, build_optimizer_step, make_plan, trainable_parameters
 from minigpt4.runners.precompute import attach_feature_caches
+from minigpt4.runners.trainer import TrainState
 
 logger = logging.getLogger(__name__)
 TARGET_MARKS = ("[[", "]]")
@@ -130,8 +139,42 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     )
     if start_from is not None:
         trainer.resume(start_from)
-    trainer.train()
+    log_result(folder, trainer.state, trainer.train(), epoch_file(plan.max_epoch - 1), train_data, valid_data)
     processes.shutdown()
+
+
+def log_result(
+    folder: Path,
+    state: TrainState,
+    seconds: float,
+    last: str,
+    train_data: Mapping[str, InstructionDataset],
+    valid_data: Mapping[str, InstructionDataset],
+) -> None:
+    """Log how a run ended, and the commands that try its result on an image and evaluate it.
+
+    Args:
+        folder: run folder.
+        state: the trainer's, at the end.
+        seconds: duration of the training.
+        last: name of the last epoch's checkpoint, named where there was no validation.
+        train_data: datasets trained on, by name.
+        valid_data: datasets of the validation, by name; the first with a file for each image is evaluated.
+    """
+    checkpoint, best = last, ""
+    if state.best_epoch is not None:
+        checkpoint, best = BEST, f"; best: epoch {state.best_epoch}, val loss {state.best_val_loss:.4f}"
+    logger.info("done in %s%s; log: %s", duration(seconds), best, folder / "train.log")
+    datasets = {**train_data, **valid_data}
+    files = {name: dataset for name, dataset in datasets.items() if not isinstance(dataset, ShardDataset)}
+    image = str(next(iter(files.values())).image_path(0)) if files else "IMAGE"
+    chosen = ["--cfg-path", str(folder / CONFIG), "--ckpt", str(folder / checkpoint)]
+    logger.info("chat:     %s", shlex.join(["python", "-m", "minigpt4.chat", *chosen, "--image", image]))
+    evaluated = next((name for name in valid_data if name in files), None)
+    if evaluated is not None:
+        split = ["--split", str(files[evaluated].records[0].split)]
+        name = ["--options", f"evaluation.dataset={evaluated}"] if len(datasets) > 1 else []
+        logger.info("evaluate: %s", shlex.join(["python", "eval_scripts/eval_flickr30k.py", *chosen, *split, *name]))
 
 
 def parameter_table(model: nn.Module) -> Table:

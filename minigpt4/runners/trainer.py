@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,12 +14,11 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import torch
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from minigpt4.common.distributed import Processes, SharedGradients
 from minigpt4.common.errors import MiniGPT4Error, first_few
 from minigpt4.common.logging import read_epochs, train_line
+from minigpt4.common.progress import Progress
 from minigpt4.common.registry import runners
 from minigpt4.common.schema import RunConfig
 from minigpt4.common.types import Batch
@@ -37,7 +35,16 @@ from minigpt4.runners.checkpoints import (
     seed_all,
     set_rng_state,
 )
-from minigpt4.runners.metrics import EpochMeter, StepClock, StepRecord, StepWindow, Throughput, Trackers, peak_memory
+from minigpt4.runners.metrics import (
+    EpochMeter,
+    RunTiming,
+    StepClock,
+    StepRecord,
+    StepWindow,
+    Throughput,
+    Trackers,
+    peak_memory,
+)
 from minigpt4.runners.optim import OptimizerStep, Plan
 from minigpt4.tasks.training import Task
 
@@ -92,7 +99,7 @@ class Trainer:
         optimizer: OptimizerStep,
         schedule: Callable[[int], float],
         train_batches: Callable[[int], Iterable[Batch]],
-        valid_batches: Iterable[Batch] | None,
+        valid_batches: Collection[Batch] | None,
         folder: Path,
         identity: Mapping[str, Any],
         trackers: Trackers,
@@ -119,7 +126,7 @@ class Trainer:
         self._stop = StopSignal()
         self._work_meter = model.work_meter()
         self._work_since_line = Work()
-        self._hide_progress = not (processes.is_main and sys.stderr.isatty())
+        self._timing = RunTiming(plan.steps_per_epoch, plan.max_epoch)
 
     def resume(self, path: Path) -> None:
         """Restore everything but the weights from a checkpoint, and the files that follow from it.
@@ -138,8 +145,11 @@ class Trainer:
         epoch, iteration = divmod(self.state.step, self.plan.steps_per_epoch)
         logger.info("resumed from %s: epoch %d, step %d of it", path, epoch, iteration)
 
-    def train(self) -> None:
+    def train(self) -> float:
         """Train to the end of the last epoch.
+
+        Returns:
+            Seconds that it took.
 
         Raises:
             TrainingError: Losses or gradients stayed non-finite, the weights overflowed, or the GPU is out of memory.
@@ -149,9 +159,10 @@ class Trainer:
         total_steps = self.plan.total_steps
         if self.state.step >= total_steps:
             logger.info("all %d epochs are done already; raise run.max_epoch to train longer", self.plan.max_epoch)
-            return
+            return 0.0
+        began = time.monotonic()
         self.trackers.start(self.state.step)
-        with self._stop, logging_redirect_tqdm():
+        with self._stop:
             batches = iter(self.train_batches(self.state.step))
             while self.state.step < total_steps:
                 with self.processes.report_lost_ranks(lambda: f"step {self.state.step}"):
@@ -160,6 +171,7 @@ class Trainer:
                 if self.state.step < total_steps and self._stop.agreed(0, self.processes):
                     self._exit(self.folder / epoch_file(self.state.step // self.plan.steps_per_epoch - 1))
         self.trackers.finish()
+        return time.monotonic() - began
 
     def _train_epoch(self, batches: Iterator[Batch]) -> None:
         """Train to the end of the current epoch."""
@@ -167,20 +179,13 @@ class Trainer:
         epoch, done = divmod(self.state.step, steps_per_epoch)
         self.model.train()
         self._clock.start()
-        with tqdm(
-            total=steps_per_epoch,
-            initial=done,
-            desc=f"epoch {epoch}",
-            unit="step",
-            leave=False,
-            disable=self._hide_progress,
-        ) as bar:
+        with Progress(f"epoch {epoch}", steps_per_epoch, "steps", done=done, lines=False) as progress:
             for iteration in range(done, steps_per_epoch):
                 self._step(batches)
-                bar.update()
+                progress.advance(note=self._timing.note(self.state.step))
                 last = iteration == steps_per_epoch - 1
-                if last or iteration % run.log_freq == 0:
-                    self._log(epoch, iteration)
+                if last or iteration == 0 or (iteration + 1) % run.log_freq == 0:
+                    self._log(epoch, iteration + 1)
                 if last:
                     return
                 if run.save_freq is not None and self.state.step % run.save_freq == 0:
@@ -225,36 +230,41 @@ class Trainer:
         self.state.skipped_in_a_row = self._guard.in_a_row
         return records
 
-    def _log(self, epoch: int, iteration: int) -> None:
-        """Write the log line, and send its values to the trackers."""
-        latest, meter = self._flush()[-1], self.state.meter
+    def _log(self, epoch: int, step: int) -> None:
+        """Write the log line, and send its values to the trackers.
+
+        Args:
+            epoch: current epoch.
+            step: optimizer steps done in it.
+        """
+        latest = self._flush()[-1]
         steps, seconds, data_seconds = self._clock.lap()
+        self._timing.count_steps(steps, seconds)
         speed = Throughput.of(self._work_since_line, steps * seconds, self.peak_flops)
         self._work_since_line = Work()
-        steps_left = self.plan.steps_per_epoch - 1 - iteration
         lr = self.schedule(latest.step)
         line = train_line(
             epoch=epoch,
-            iteration=iteration,
-            iterations=self.plan.steps_per_epoch,
-            eta=steps_left * meter.seconds / max(1, meter.steps),
-            lr=lr,
+            epochs=self.plan.max_epoch,
+            step=step,
+            steps=self.plan.steps_per_epoch,
             loss=latest.loss,
-            seconds=seconds,
-            data_seconds=data_seconds,
-            max_mem=peak_memory(self.processes.device),
+            lr=lr,
+            samples_per_second=speed.samples_per_second,
+            eta=self._timing.seconds_left(self.state.step),
+            data_share=data_seconds / max(seconds, 1e-9),
         )
         logger.info("%s", line)
-        logger.info("Speed: %s", speed)
         values = {"loss": latest.loss, "lr": lr, "grad_norm": latest.grad_norm, "time": seconds, "data": data_seconds}
         self.trackers.log({f"train/{name}": v for name, v in (values | asdict(speed)).items()}, latest.step)
 
     def _end_epoch(self) -> None:
         """Validate, and write the checkpoints and log.txt."""
-        state = self.state
+        state, began = self.state, time.monotonic()
         epoch = state.step // self.plan.steps_per_epoch - 1
-        val_loss = self._validate(epoch)
+        val_loss = self._validate()
         best = state.is_best(val_loss, epoch)
+        speed = Throughput.of(state.meter.work, state.meter.seconds, self.peak_flops)
         values = {
             "epoch": epoch,
             "step": state.step,
@@ -263,7 +273,8 @@ class Trainer:
             "val_loss": val_loss,
             "samples_seen": state.step * self.plan.global_batch,
             "seconds": round(state.meter.seconds, 3),
-            **asdict(Throughput.of(state.meter.work, state.meter.seconds, self.peak_flops)),
+            **asdict(speed),
+            "max_memory_mib": round(peak_memory(self.processes.device)),
             "skipped_images": sum(self.processes.gather(state.meter.skipped_images)),
             "skipped_steps": state.meter.skipped_steps,
         }
@@ -273,23 +284,25 @@ class Trainer:
         if not self.processes.is_main:
             return
         path = save_epoch(self.folder, content, values)
-        losses = [f"{k} {values[k]:.4f}" for k in ("train_loss", "val_loss") if values[k] is not None]
-        logger.info("epoch %d: %s, saved to %s%s", epoch, ", ".join(losses), path, " (best so far)" if best else "")
+        losses = [f"{k.replace('_', ' ')} {values[k]:.4f}" for k in ("train_loss", "val_loss") if values[k] is not None]
+        logger.info(
+            "epoch %d: %s%s; %s; %.1f GiB at most; saved to %s",
+            epoch,
+            ", ".join(losses),
+            " (best so far)" if best else "",
+            speed,
+            values["max_memory_mib"] / 2**10,
+            path,
+        )
         self.trackers.log({f"epoch/{k}": float(v) for k, v in values.items() if v is not None}, state.step)
+        self._timing.count_epoch_end(time.monotonic() - began)
 
-    def _validate(self, epoch: int) -> float | None:
+    def _validate(self) -> float | None:
         """Loss on the validation split, without DDP's wrappers; None: there is none."""
         if self.valid_batches is None:
             return None
         with self.gradients.unwrapped():
-            batches = tqdm(
-                self.valid_batches,
-                desc=f"validation {epoch}",
-                unit="batch",
-                leave=False,
-                disable=self._hide_progress,
-            )
-            return self.task.validate(self.model, batches, self.processes).loss
+            return self.task.validate(self.model, self.valid_batches, self.processes).loss
 
     def _save_within_epoch(self, epoch: int) -> Path:
         """Write checkpoint_last.pth; every rank must call it."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from minigpt4.common.errors import DataError
+from minigpt4.common.progress import Progress
 from minigpt4.common.schema import EvaluationConfig
 from minigpt4.common.types import Record
 from minigpt4.conversation.template import check_placeholders, with_image_tag
@@ -116,8 +116,6 @@ class Captioning:
         groups = [list(selection[start : start + size]) for start in range(0, len(selection), size)]
         self.groups = groups[rank::world_size]
         self.encoded: list[EncodedImages] = []
-        # For tqdm: None shows progress on a terminal only.
-        self.hide_progress = None if rank == 0 else True
 
     def encode_images(self) -> dict[int, str]:
         """Run the images of this process through the frozen encoders, once for all checkpoints.
@@ -132,13 +130,15 @@ class Captioning:
             collate_fn=list,
         )
         unreadable: dict[int, str] = {}
-        for group in tqdm(loader, desc="images", unit="group", disable=self.hide_progress):
-            unreadable |= {index: item for index, item in group if isinstance(item, str)}
-            readable = {index: item for index, item in group if isinstance(item, Tensor)}
-            if readable:
-                batches = stack_images(list(readable.values())).split(self.cfg.batch_size)
-                queries = [self.model.encode_queries(images.to(self.model.device)).cpu() for images in batches]
-                self.encoded.append(EncodedImages(tuple(readable), torch.cat(queries)))
+        with Progress("images through the frozen encoders", sum(map(len, self.groups)), "images") as progress:
+            for group in loader:
+                unreadable |= {index: item for index, item in group if isinstance(item, str)}
+                readable = {index: item for index, item in group if isinstance(item, Tensor)}
+                if readable:
+                    batches = stack_images(list(readable.values())).split(self.cfg.batch_size)
+                    queries = [self.model.encode_queries(images.to(self.model.device)).cpu() for images in batches]
+                    self.encoded.append(EncodedImages(tuple(readable), torch.cat(queries)))
+                progress.advance(len(group))
         if unreadable:
             first = next(iter(unreadable.values()))
             logger.warning("left out %d images that cannot be read; the first: %s", len(unreadable), first)
@@ -148,15 +148,18 @@ class Captioning:
         """Captions of the images of `encode_images`.
 
         Args:
-            label: name of the checkpoint, for the progress bar.
+            label: name of the checkpoint, for the progress.
         """
         predictions = []
-        for group in tqdm(self.encoded, desc=f"captions of {label}", unit="group", disable=self.hide_progress):
-            records = [self.dataset.records[index] for index in group.indices]
-            prompts = [self._prompt_ids(record) for record in records]
-            answers = self.model.generate(prompts, self.cfg.generation, queries=group.queries)
-            for record, answer in zip(records, answers, strict=True):
-                predictions.append(Prediction(record.image_id, answer.text, record.image, record.answers))
+        total = sum(len(group.indices) for group in self.encoded)
+        with Progress(f"captions of {label}", total, "images") as progress:
+            for group in self.encoded:
+                records = [self.dataset.records[index] for index in group.indices]
+                prompts = [self._prompt_ids(record) for record in records]
+                answers = self.model.generate(prompts, self.cfg.generation, queries=group.queries)
+                for record, answer in zip(records, answers, strict=True):
+                    predictions.append(Prediction(record.image_id, answer.text, record.image, record.answers))
+                progress.advance(len(records))
         return predictions
 
     def _prompt_ids(self, record: Record) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt4.common.distributed import Processes, SharedGradients
+from minigpt4.common.progress import track
 from minigpt4.common.registry import tasks
 from minigpt4.common.types import Batch
 
@@ -97,7 +98,7 @@ class Task(ABC):
         total = torch.zeros(3, dtype=torch.float64, device=processes.device)
         shares = processes.gather(len(batches))
         spare = processes.run_on_main(lambda: next(iter(batches))) if min(shares) == 0 < max(shares) else None
-        for batch in batches:
+        for batch in track(batches, "validation", "batches"):
             total[0] += self.loss(model, batch.to(processes.device))
             total[1] += batch.num_targets
             total[2] += len(batch.image_ids)

@@ -15,6 +15,7 @@ from minigpt4.common.logging import (
     train_line,
     write_epochs,
 )
+from minigpt4.common.progress import terminal
 
 
 @pytest.fixture(autouse=True)
@@ -51,22 +52,33 @@ def test_other_ranks_only_warn_and_say_which_they_are(capsys: pytest.CaptureFixt
     assert line.startswith("[rank 3] ") and line.endswith("[WARNING] shown")
 
 
-def test_the_train_line_is_the_one_that_existing_parsers_read() -> None:
-    line = train_line(
-        epoch=0,
-        iteration=50,
-        iterations=500,
-        eta=279.9,
-        lr=8e-6,
-        loss=2.09664,
-        seconds=0.47166,
-        data_seconds=0.00004,
-        max_mem=18202.4,
+def test_the_train_line_is_read_by_people() -> None:
+    values = {"epoch": 0, "epochs": 5, "step": 50, "steps": 500, "loss": 2.09664, "lr": 8.4e-6, "eta": 4350.2}
+    line = train_line(**values, samples_per_second=57.94, data_share=0.1)
+    assert line == "epoch 0 (1/5)  step  50/500  loss 2.0966  lr 8.40e-6  57.9 samples/s  eta 1:12:30"
+    slow = train_line(**values | {"eta": None, "step": 1}, samples_per_second=0.5, data_share=0.62)
+    assert slow.endswith(
+        "step   1/500  loss 2.0966  lr 8.40e-6  0.5 samples/s  eta ?  waiting for data 62% (raise run.num_workers)"
     )
-    assert line == (
-        "Train: data epoch: [0]  [ 50/500]  eta: 0:04:39  lr: 0.000008  loss: 2.0966  "
-        "time: 0.4717  data: 0.0000  max mem: 18202"
-    )
+
+
+def test_warnings_are_coloured_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    shown = []
+    for on_terminal in (True, False):
+        monkeypatch.setattr("sys.stderr.isatty", lambda on_terminal=on_terminal: on_terminal, raising=False)
+        terminal.cache_clear()
+        set_up_logging()
+        logging.getLogger("minigpt4").warning("[bold]careful[/bold] %s", "x" * 200)
+        logging.getLogger("minigpt4").info("calm")
+        shown.append(capsys.readouterr().err)
+    terminal.cache_clear()
+    assert shown[0].startswith("\x1b[33m") and shown[0].count("\n") == 2 and "[bold]careful[/bold] xxx" in shown[0]
+    assert "\x1b" not in shown[0].splitlines()[1]
+    assert "\x1b" not in shown[1] and shown[1].count("\n") == 2
 
 
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:

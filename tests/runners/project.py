@@ -28,13 +28,12 @@ from tests.models.parity import model_config
 
 REPOSITORY = Path(__file__).parents[2]
 PARITY_A = REPOSITORY / "tests" / "fixtures" / "parity_a"
-TIMED = {"seconds", "samples_per_second", "tokens_per_second", "padded_tokens_per_second", "mfu"}
-"""Values of log.txt that depend on the machine's speed."""
+TIMED = {"seconds", "samples_per_second", "tokens_per_second", "padded_tokens_per_second", "mfu", "max_memory_mib"}
+"""Values of log.txt that depend on the machine."""
 WORDS = "a red green blue dog man tree house stands near the old wide river bridge and two"
 LOG_LINE = re.compile(
-    r"Train: data epoch: \[(?P<epoch>\d+)\]  \[ *(?P<iteration>\d+)/(?P<iterations>\d+)\]  "
-    r"eta: (?P<eta>\d+:\d\d:\d\d)  lr: (?P<lr>\d+\.\d{6})  loss: (?P<loss>\d+\.\d{4}|nan)  "
-    r"time: (?P<time>\d+\.\d{4})  data: (?P<data>\d+\.\d{4})  max mem: (?P<mem>\d+)"
+    r"epoch (?P<epoch>\d+) \(\d+/\d+\)  step +(?P<step>\d+)/(?P<steps>\d+)  loss (?P<loss>\d+\.\d{4}|nan)  "
+    r"lr (?P<lr>\d\.\d\de-?\d+)  (?P<speed>[\d.e+]+) samples/s  eta (?P<eta>\?|\d+:\d\d:\d\d)"
 )
 
 
@@ -168,7 +167,7 @@ def printed_losses(output: str) -> dict[int, str]:
     """Losses in log lines, by global step."""
     found = {}
     for match in LOG_LINE.finditer(output):
-        found[int(match["epoch"]) * int(match["iterations"]) + int(match["iteration"])] = match["loss"]
+        found[int(match["epoch"]) * int(match["steps"]) + int(match["step"]) - 1] = match["loss"]
     return found
 
 

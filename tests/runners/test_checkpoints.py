@@ -219,7 +219,7 @@ def test_a_killed_run_is_resumed(project: Project, uninterrupted: Path, number: 
     for line in process.stdout:
         printed += line
         match = LOG_LINE.search(line)
-        if match and int(match["iteration"]) == 17:
+        if match and int(match["step"]) == 18:
             process.send_signal(number)
             break
     printed += process.stdout.read()

@@ -57,7 +57,7 @@ def stopped(project: Project) -> tuple[Path, str]:
     for line in process.stdout:
         printed += line
         match = LOG_LINE.search(line)
-        if match and int(match["iteration"]) == 17:
+        if match and int(match["step"]) == 18:
             process.send_signal(signal.SIGTERM)  # torchrun passes it on to both ranks and their loader workers
             break
     printed += process.stdout.read()

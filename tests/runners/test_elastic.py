@@ -43,17 +43,17 @@ def running(*agents: Agent) -> Iterator[None]:
             agent.terminate()  # does nothing to one that has ended
 
 
-def kill_worker(agent: Agent, rank: int, iteration: int) -> str:
+def kill_worker(agent: Agent, rank: int, step: int) -> str:
     """Kill the worker of a rank when that step of an epoch has been logged; returns the output until then."""
     assert agent.stdout is not None
     printed = ""
     for line in agent.stdout:
         printed += line
         match = LOG_LINE.search(line)
-        if match and int(match["iteration"]) == iteration:
+        if match and int(match["step"]) == step:
             break
     else:
-        raise AssertionError(f"step {iteration} was not reached: {printed}")
+        raise AssertionError(f"step {step} was not reached: {printed}")
     workers = psutil.Process(agent.pid).children()
     (found,) = (worker for worker in workers if worker.environ().get("RANK") == str(rank))
     found.send_signal(signal.SIGKILL)

@@ -11,7 +11,7 @@ from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError
 from minigpt4.models.flops import Work
 from minigpt4.runners import metrics
-from minigpt4.runners.metrics import EpochMeter, StepClock, StepWindow, Throughput, check_trackers
+from minigpt4.runners.metrics import EpochMeter, RunTiming, StepClock, StepWindow, Throughput, check_trackers
 from minigpt4.tasks.training import StepLoss
 
 
@@ -64,7 +64,23 @@ def test_a_clock_leaves_a_validation_out(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_throughput_is_work_over_time() -> None:
     speed = Throughput.of(Work(samples=8, tokens=100, padded_tokens=120, flops=6e9), seconds=2.0, peak_flops=1e10)
-    assert str(speed) == "samples/s: 4.00  tokens/s: 50  padded tokens/s: 60  mfu: 0.300"
+    assert str(speed) == "4 samples/s, 50 tokens/s (60 with padding), MFU 0.30"
+
+
+def test_the_time_left_is_of_the_run_and_leaves_the_first_step_out() -> None:
+    timing = RunTiming(steps_per_epoch=10, epochs=3)
+    timing.count_steps(1, 300.0)  # compiles
+    assert timing.seconds_left(1) is None and timing.note(1) == ""
+    timing.count_steps(4, 2.0)
+    assert timing.seconds_left(5) == 25 * 2.0
+    timing.count_steps(5, 2.0)
+    timing.count_epoch_end(7.0)
+    assert timing.seconds_left(10) == 20 * 2.0 + 3 * 7.0  # the end of the epoch is still to come
+    assert timing.seconds_left(11) == 19 * 2.0 + 2 * 7.0
+    for _ in range(8):
+        timing.count_steps(1, 4.0)  # a slower machine: the latest steps count most
+    assert timing.seconds_left(29) == pytest.approx(4.0 + 7.0, rel=0.05)
+    assert timing.note(29) == "run: 0:00:11 left"
 
 
 def test_trackers_are_known_and_installed(monkeypatch: pytest.MonkeyPatch) -> None:

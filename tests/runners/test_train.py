@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +26,9 @@ def folder(project: Project) -> Path:
 def test_lines_are_at_log_points_and_at_the_end_of_an_epoch(folder: Path) -> None:
     log = (folder / "train.log").read_text()
     matches = list(LOG_LINE.finditer(log))
-    assert [(int(m["epoch"]), int(m["iteration"])) for m in matches] == [(e, i) for e in (0, 1) for i in (0, 4, 5)]
+    assert [(int(m["epoch"]), int(m["step"])) for m in matches] == [(e, i) for e in (0, 1) for i in (1, 4, 6)]
     assert float(matches[0]["lr"]) == 1e-6
+    assert [match["eta"] == "?" for match in matches] == [True, *[False] * 5]  # the first step is no measure
     assert "precision: frozen weights in float32" in log
     assert "trainable: llama_proj.weight [64, 48] = 3,072" in log
     assert "no better than guessing among 800 tokens" in log  # the fixture's language model is random
@@ -41,17 +43,37 @@ def test_log_txt_holds_an_object_per_epoch(folder: Path) -> None:
     assert all(line["skipped_images"] == 0 and line["seconds"] > 0 for line in lines)
 
 
-def test_speed_is_logged_beside_each_line_and_in_log_txt(folder: Path) -> None:
+def test_speed_is_logged_for_each_epoch_and_in_log_txt(folder: Path) -> None:
     log = (folder / "train.log").read_text()
-    speed = r"Speed: samples/s: (\S+)  tokens/s: (\d+)  padded tokens/s: (\d+)  mfu: (\d\.\d{3})"
-    found = re.findall(speed, log)
-    assert len(found) == len(LOG_LINE.findall(log))
-    assert all(float(samples) > 0 and int(tokens) == int(padded) > 0 for samples, tokens, padded, _ in found)
+    ends = r"epoch (\d): train loss ([\d.]+), val loss ([\d.]+).*; (\S+) samples/s, .*; ([\d.]+) GiB at most"
+    for found, line in zip(re.findall(ends, log), read_epochs(folder), strict=True):
+        losses, (samples, memory) = [float(text) for text in found[1:3]], (float(text) for text in found[3:])
+        assert (int(found[0]), losses) == (line["epoch"], [round(line[key], 4) for key in ("train_loss", "val_loss")])
+        assert samples == pytest.approx(line["samples_per_second"], rel=0.01)
+        assert memory == pytest.approx(line["max_memory_mib"] / 1024, abs=0.06) and memory > 0.1
     for line in read_epochs(folder):
         assert line["samples_per_second"] * line["seconds"] == pytest.approx(24, rel=0.05)
         assert 30 * line["samples_per_second"] < line["tokens_per_second"] < 60 * line["samples_per_second"]
         assert line["padded_tokens_per_second"] == line["tokens_per_second"]
-        assert line["mfu"] > 0
+        assert 0 < line["mfu"] <= 1
+
+
+def test_a_run_ends_with_commands_that_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from minigpt4.common.config import load_config
+
+    done, chat, evaluate = (line.split("] ")[1] for line in (folder / "train.log").read_text().splitlines()[-3:])
+    best = min(read_epochs(folder), key=lambda line: line["val_loss"])
+    assert re.fullmatch(
+        rf"done in [\d.]+ s; best: epoch {best['epoch']}, val loss {best['val_loss']:.4f}; log: .*", done
+    )
+    assert chat.startswith("chat:     python -m minigpt4.chat --cfg-path two_epochs/config.yaml")
+    assert (
+        evaluate.startswith("evaluate: python eval_scripts/eval_flickr30k.py --cfg-path") and "--split val" in evaluate
+    )
+    monkeypatch.chdir(folder.parent)
+    arguments = shlex.split(chat)
+    assert all(Path(path).is_file() for path in (done.split("log: ")[1], *arguments[5:10:2]))
+    assert load_config(arguments[5]).config.run.run_dir == "two_epochs"
 
 
 def test_checkpoints_have_the_published_layout(folder: Path) -> None:
@@ -77,7 +99,7 @@ def test_the_folder_holds_the_resolved_configuration(folder: Path) -> None:
 
 def test_tensorboard_has_the_curves(folder: Path) -> None:
     assert [step for step, _ in tensorboard_scalars(folder, "epoch/val_loss")] == [6, 12]
-    assert [step for step, _ in tensorboard_scalars(folder, "train/lr")] == [0, 4, 5, 6, 10, 11]
+    assert [step for step, _ in tensorboard_scalars(folder, "train/lr")] == [0, 3, 5, 6, 9, 11]
 
 
 def test_dry_run_shows_everything_and_writes_nothing(

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
 from minigpt4.common.distributed import available_cores
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.files import DATA_VARIABLE, read_json, replace_lone_surrogates, write_atomically, write_text
+from minigpt4.common.progress import track
 
 logger = logging.getLogger(__name__)
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
@@ -260,7 +260,7 @@ def _add_to_table(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         jobs = [(path, folder / f"{_key(path, folder)}.npy", stats[path]) for path in paths]
-        for path, entry in tqdm(_scan_all(jobs, processes), total=len(jobs), desc="index", unit="shard", disable=None):
+        for path, entry in track(_scan_all(jobs, processes), "index", "shards", len(jobs)):
             table[_key(path, folder)] = entry
             if time.monotonic() - written > SAVE_SECONDS:
                 _write_table(folder, table)
