@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # so that a clone works without being installed
 
 from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
+from minigpt4.common.logging import set_up_logging
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -25,6 +27,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     loaded = read_config(args)
+    set_up_logging()
+    logging.getLogger("minigpt4").info("importing torch and transformers")
     from minigpt4.runners.train import train  # imports torch and transformers, which --help need not wait for
 
     train(loaded, dry_run=args.dry_run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a clone works without being installed
 
 from minigpt4.common.cli import add_config_arguments, console, exit_on_error, read_config
+from minigpt4.common.logging import set_up_logging
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -37,6 +39,8 @@ def evaluation_options(args: argparse.Namespace) -> list[str]:
 def main() -> None:
     args = parse_arguments()
     loaded = read_config(args, evaluation_options(args))
+    set_up_logging()
+    logging.getLogger("minigpt4").info("importing torch and transformers")
     from minigpt4.runners.evaluate import evaluate
 
     results = evaluate(loaded.config, args.ckpt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -33,14 +34,15 @@ class _TerminalHandler(logging.Handler):
             self.handleError(record)
 
 
-def set_up_logging(rank: int = 0) -> None:
+def set_up_logging(rank: int | None = None) -> None:
     """Send the package's messages to stderr, and keep them for the run folder, which is not known yet.
 
     Rank 0 logs from level INFO; the others only warn, with their rank in front. Warnings are coloured on a terminal.
 
     Args:
-        rank: rank of this process.
+        rank: rank of this process; None: the launcher's.
     """
+    rank = int(os.environ.get("RANK") or 0) if rank is None else rank
     prefix = f"[rank {rank}] " if rank else ""
     kept = MemoryHandler(KEPT_MESSAGES, flushLevel=logging.CRITICAL + 1)
     logging.basicConfig(

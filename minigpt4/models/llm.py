@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
 
 from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import CheckpointError, ConfigError, first_few, one_line
@@ -44,7 +48,10 @@ def build_llm(folder: Path, low_resource: LowResource, dtype: torch.dtype | None
         config = AutoConfig.from_pretrained(folder)
         if dtype is None:
             config.dtype = None  # the configuration's format may differ from that of the files
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **options)
+        with _bars_on_terminals_only():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, output_loading_info=True, **options
+            )
     except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"model.llama_model: the weights in {folder} cannot be read: {one_line(error)}"
@@ -62,6 +69,19 @@ def build_llm(folder: Path, low_resource: LowResource, dtype: torch.dtype | None
         )
     assert isinstance(llm, nn.Module)
     return llm.requires_grad_(False).eval()
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """Keep transformers' bars out of logs and pipes, which get control characters of them."""
+    if sys.stderr.isatty() or not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
 
 
 def _quantisation(low_resource: LowResource, dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -161,6 +181,7 @@ def compile_blocks(*modules: nn.Module | None) -> None:
     Args:
         modules: each holds its blocks in a ModuleList; None is skipped.
     """
+    logger.info("model.compile: the blocks are compiled when first used, which can take minutes")
     for module in modules:
         for stack in [] if module is None else block_stacks(module):
             for block in stack:

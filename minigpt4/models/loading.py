@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import torch
 from minigpt4.common.checkpoint import RANDOM_SEED, fingerprint, frozen_identity, read_checkpoint, read_projection
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.files import WEIGHTS_VARIABLE, require_path
+from minigpt4.common.progress import duration
 from minigpt4.common.registry import models
 from minigpt4.common.schema import Amp, ModelConfig, Precision
 from minigpt4.conversation.encoding import PromptEncoder
@@ -77,6 +79,8 @@ def build_model(
         read_checkpoint(cfg.ckpt)  # a broken file is found now, not after minutes of loading the others
     encoder = build_prompt_encoder(cfg)
     vision, bridge = None, None
+    began = time.monotonic()
+    logger.info("loading %s%s", f"{cfg.vit_model}, " if with_encoders else "", llm_folder)
     if with_encoders:
         vision, bridge = build_image_encoders(cfg, device, dtype)
     else:
@@ -92,6 +96,7 @@ def build_model(
     check_vocabulary(encoder.tokenizer, model.token_embedding.weight.shape[0], llm_folder)
     if cfg.ckpt:
         load_projection(model, cfg.ckpt)
+    logger.info("loaded in %s", duration(time.monotonic() - began))
     return model.eval()
 
 

@@ -318,5 +318,7 @@ def test_each_rank_writes_its_share_before_the_others_are_waited_for(tmp_path: P
     captioning = SimpleNamespace(describe=lambda label: share)
     folder = ResultsFolder(tmp_path, [], {"epoch 0": "predictions_epoch_0.json"})
     with pytest.raises(ProcessLostError):
-        _describe(captioning, Lost(device=torch.device("cpu"), rank=0, world_size=2), "epoch 0", ["1", "2"], folder, {})  # type: ignore[arg-type]
+        _describe(
+            captioning, Lost(device=torch.device("cpu"), rank=0, world_size=2), "epoch 0", "", ["1", "2"], folder, {}
+        )  # type: ignore[arg-type]
     assert load_predictions(tmp_path / "predictions_epoch_0.rank0.json").predictions == share
