@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a clone works without being installed
 
-from minigpt4.common.cli import add_config_arguments, console, exit_on_error, read_config
+from minigpt4.common.cli import add_config_arguments, command, console, exit_on_error, read_config
 from minigpt4.common.logging import set_up_logging
 
 
@@ -48,9 +47,8 @@ def main() -> None:
         return
     console().print(results.table)
     print(f"Scores: {results.metrics}\nPlot:   {results.trends}\nReport: {results.report} (open it in a browser)")
-    ckpt = f" --ckpt {args.ckpt[-1]}" if args.ckpt else ""
-    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
-    print(f"Chat:   {python} -m minigpt4.chat --cfg-path {args.cfg_path}{ckpt} --image {results.example}")
+    chosen = ["--cfg-path", args.cfg_path, *(["--ckpt", args.ckpt[-1]] if args.ckpt else [])]
+    print(f"Chat:   {command('chat', *chosen, '--image', str(results.example))}")
 
 
 if __name__ == "__main__":

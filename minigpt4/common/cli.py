@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ContextDecorator
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -103,6 +105,17 @@ class exit_on_error(ContextDecorator):  # noqa: N801 - used like a function
             sys.stderr.write(f"{_prefix()}error: {error}\n")
             sys.stderr.flush()
             raise SystemExit(EXIT_CODE) from None
+
+
+def command(name: str, *arguments: str) -> str:
+    """A command of the package as it can be typed here, `python -m minigpt4 chat ...`, for hints.
+
+    Args:
+        name: one of the commands that `minigpt4 --help` lists.
+        arguments: its arguments.
+    """
+    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+    return shlex.join([python, "-m", "minigpt4", name, *arguments])
 
 
 def console() -> Console:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Callable, Mapping, Sized
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from minigpt4.common.cli import console
+from minigpt4.common.cli import command, console
 from minigpt4.common.config import LoadedConfig
 from minigpt4.common.distributed import SharedGradients, start_processes
 from minigpt4.common.logging import log_to_file, set_up_logging
@@ -169,12 +168,12 @@ def log_result(
     files = {name: dataset for name, dataset in datasets.items() if not isinstance(dataset, ShardDataset)}
     image = str(next(iter(files.values())).image_path(0)) if files else "IMAGE"
     chosen = ["--cfg-path", str(folder / CONFIG), "--ckpt", str(folder / checkpoint)]
-    logger.info("chat:     %s", shlex.join(["python", "-m", "minigpt4.chat", *chosen, "--image", image]))
+    logger.info("chat:     %s", command("chat", *chosen, "--image", image))
     evaluated = next((name for name in valid_data if name in files), None)
     if evaluated is not None:
         split = ["--split", str(files[evaluated].records[0].split)]
         name = ["--options", f"evaluation.dataset={evaluated}"] if len(datasets) > 1 else []
-        logger.info("evaluate: %s", shlex.join(["python", "eval_scripts/eval_flickr30k.py", *chosen, *split, *name]))
+        logger.info("evaluate: %s", command("eval", *chosen, *split, *name))
 
 
 def parameter_table(model: nn.Module) -> Table:

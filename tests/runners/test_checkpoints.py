@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from minigpt4.common import files
 from minigpt4.common.checkpoint import read_checkpoint, write_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.schema import RunConfig
-from minigpt4.runners import checkpoints
 from minigpt4.runners.checkpoints import (
     RESUME_KEYS,
     check_restartable,
@@ -185,7 +185,7 @@ def test_run_folders_are_never_shared(tmp_path: Path, monkeypatch: pytest.Monkey
         def now(cls, tz: object = None) -> Noon:
             return cls(2026, 1, 2, 12, 0, 0)
 
-    monkeypatch.setattr(checkpoints, "datetime", Noon)
+    monkeypatch.setattr(files, "datetime", Noon)
     run = RunConfig(output_dir=str(tmp_path), job_name="job")
     folders = [open_run_folder(run, {}) for _ in range(3)]
     assert [f.relative_to(tmp_path).as_posix() for f in folders] == [

@@ -66,14 +66,12 @@ def test_a_run_ends_with_commands_that_work(folder: Path, monkeypatch: pytest.Mo
     assert re.fullmatch(
         rf"done in [\d.]+ s; best: epoch {best['epoch']}, val loss {best['val_loss']:.4f}; log: .*", done
     )
-    assert chat.startswith("chat:     python -m minigpt4.chat --cfg-path two_epochs/config.yaml")
-    assert (
-        evaluate.startswith("evaluate: python eval_scripts/eval_flickr30k.py --cfg-path") and "--split val" in evaluate
-    )
+    assert chat.startswith("chat:     python -m minigpt4 chat --cfg-path two_epochs/config.yaml")
+    assert evaluate.startswith("evaluate: python -m minigpt4 eval --cfg-path") and "--split val" in evaluate
     monkeypatch.chdir(folder.parent)
     arguments = shlex.split(chat)
-    assert all(Path(path).is_file() for path in (done.split("log: ")[1], *arguments[5:10:2]))
-    assert load_config(arguments[5]).config.run.run_dir == "two_epochs"
+    assert all(Path(path).is_file() for path in (done.split("log: ")[1], *arguments[6:11:2]))
+    assert load_config(arguments[6]).config.run.run_dir == "two_epochs"
 
 
 def test_checkpoints_have_the_published_layout(folder: Path) -> None:
