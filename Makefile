@@ -8,7 +8,7 @@ TEST_PROCESSES ?= 2
 CURATE = $(BIN)/python -m minigpt4.curate
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart stages demo test check lint type format bench clean
+.PHONY: help install quickstart stages demo test check lint type format docs bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -90,6 +90,10 @@ type: $(VENV)/.installed-dev ## Types
 format: $(VENV)/.installed-dev ## Rewrite files in the house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.installed-dev ## Make a site of docs/ in build/docs, with every link checked
+	$(BIN)/python docs/make_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 bench: $(VENV)/.installed-dev ## Measure steps, captions, loading, images and the cache beside what people use (ten minutes)
 	$(BIN)/python -m benchmarks.train_step

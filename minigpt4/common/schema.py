@@ -46,7 +46,7 @@ class Range:
 
     def __str__(self) -> str:
         bounds = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
-        return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+        return " and ".join(f"{words} {bound:.10g}" for words, bound in bounds.items() if bound is not None)
 
 
 def number(default: Any, **bounds: float) -> Any:
@@ -139,8 +139,11 @@ class PathsConfig:
     """Where data, weights and results are; relative paths start at the current folder."""
 
     data_root: str = "data"
+    """Annotations and images; default.yaml reads the environment variable MINIGPT4_DATA."""
     weights_root: str = "weights"
+    """Published weights and language models; default.yaml reads MINIGPT4_WEIGHTS."""
     output_root: str = "output"
+    """Run folders and results; default.yaml reads MINIGPT4_OUTPUT."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -260,6 +263,7 @@ class ProcessorConfig:
     """A registered processor and its arguments."""
 
     name: str = "???"
+    """Registered name, for example blip2_image_train or plain_text."""
     image_size: int | None = number(None, at_least=1)
     """Image processors: side in pixels; null: the model's."""
     prompt: str = ""
@@ -273,7 +277,9 @@ class SplitProcessors:
     """Processors for training and for evaluation."""
 
     train: ProcessorConfig = field(default_factory=ProcessorConfig)
+    """Processor in training."""
     eval: ProcessorConfig = field(default_factory=ProcessorConfig)
+    """Processor in validation, evaluation and chat."""
 
 
 def _vis_processors() -> SplitProcessors:
@@ -322,7 +328,9 @@ class DatasetConfig:
     feature_cache: str | None = None
     """Folder that caches the frozen encoders' output, filled on first use; null: no cache."""
     vis_processor: SplitProcessors = field(default_factory=_vis_processors)
+    """What turns an image into the vision encoder's input."""
     text_processor: SplitProcessors = field(default_factory=_text_processors)
+    """What prepares captions."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(field, what is wrong with it), beyond the ranges."""
@@ -347,8 +355,9 @@ class RunConfig:
     run_dir: str | None = None
     """The run folder itself, where its place should be fixed; null: a new one in output_dir."""
     seed: int = number(42, at_least=0, at_most=2**32 - 1)
+    """Seed of new weights, the order of samples, and sampling."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto (a GPU, where there is one), cpu or cuda."""
     shard_llm: LlmSharding = LlmSharding.off
     """Shard the frozen language model among ranks, where it does not fit on one GPU: off, node or all. Its blocks
     are gathered when they compute, which costs time."""
@@ -415,6 +424,7 @@ class EvaluationConfig:
     dataset: str | None = None
     """Which of `datasets` to evaluate; null: the only one."""
     split: str = "test"
+    """Split to evaluate: train, val, test, or any other name in the annotations."""
     batch_size: int = number(16, at_least=1)
     """Images encoded together on each rank."""
     num_workers: int = number(2, at_least=0)
@@ -429,6 +439,7 @@ class EvaluationConfig:
     fraction: float | None = number(None, above=0, at_most=1)
     """Evaluate only a random share of the split, fixed by `seed`."""
     seed: int = number(42, at_least=0, at_most=2**32 - 1)
+    """Seed of `fraction`, of sampling and of the shuffled images."""
     scenes: str | None = None
     """Ground truth of drawn scenes (scenes.json): adds object accuracies, for the right and for shuffled images."""
     output_dir: str | None = None
@@ -513,7 +524,9 @@ class FilterConfig:
     """Rules for corrected descriptions; null or 0 turns a rule off."""
 
     min_words: int = number(10, at_least=0)
+    """Words of a description at least."""
     max_words: int = number(300, at_least=0)
+    """Words of a description at most."""
     max_repetition: float | None = number(0.2, at_least=0, at_most=1)
     """Share of word trigrams that occurred before in the same text."""
     max_fragments: float | None = number(0.0, at_least=0, at_most=1)
@@ -535,7 +548,9 @@ class CurationConfig:
     images: int = number(5000, at_least=1)
     """Images sampled from all `datasets` together."""
     seed: int = number(42, at_least=0, at_most=2**32 - 1)
+    """Seed of the choice of images, and of sampled descriptions."""
     split: str = "train"
+    """Split that the images are sampled from."""
     port: int = number(8765, at_least=0, at_most=65535)
     """Port of the review page, on this machine only; 0: any free port."""
     export_dir: str = "${paths.output_root}/curation/cc_sbu_align"
