@@ -54,7 +54,8 @@ def test_shipped_dataset_cards_are_accepted(path: Path) -> None:
 
 
 def test_the_examples_of_the_pages_are_accepted() -> None:
-    blocks = [yaml.safe_load(match[3]) for page in PAGES for match in FENCE.finditer(text_of(page)) if match[2] == "yaml"]
+    fences = [match for page in PAGES for match in FENCE.finditer(text_of(page))]
+    blocks = [yaml.safe_load(match[3]) for match in fences if match[2] == "yaml"]
     runs = [block for block in blocks if set(block) & set(SCHEMA["properties"])]
     assert len(runs) > 2 and len(blocks) > len(runs) + 2
     assert [problem for block in runs for problem in problems(block)] == []

@@ -1,4 +1,4 @@
-"""What README.md, CONTRIBUTING.md and the pages of docs/ name exists: paths, links, commands, settings, names of code."""
+"""What README.md, CONTRIBUTING.md and the pages of docs/ name exists: paths, links, commands, settings, code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 import minigpt4
+from minigpt4.__main__ import COMMANDS
 from minigpt4.common.config import REMOVED_KEYS
+from minigpt4.common.schema import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -28,7 +30,10 @@ INDENTED = re.compile(r"(?:^    .*\n)+", re.MULTILINE)
 INLINE = re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 TRACKED = r"minigpt4|tests|benchmarks|recipes|dataset|docs|prompts|notebooks|\w+_configs|eval_scripts"
-REPOSITORY_PATH = re.compile(rf"(?<![\w./-])((?:{TRACKED})/[\w./-]*\w/?|(?:train|demo|prepare_flickr30k)\.py)(?![\w*{{<])")
+REPOSITORY_PATH = re.compile(
+    rf"(?<![\w./-])((?:{TRACKED})/[\w./-]*\w/?|(?:train|demo|prepare_flickr30k)\.py)(?![\w*{{<])"
+)
+PLACEHOLDER = re.compile(r"NAME|ARCH_TYPE")
 SETTING = re.compile(r"(?<![\w./-])((?:model|run|datasets|evaluation|curation|paths)\.[\w.]+?)(?==|\.?(?![\w.]))")
 FLAG = re.compile(r"(?<![\w-])(--[a-z][\w-]*)")
 OTHER_TOOLS = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts"}
@@ -37,6 +42,10 @@ OTHER_TOOLS |= {"--constraint", "--editable", "--local-dir", "--repo-type", "--i
 """Switches of torchrun, Slurm, pip, hf and TensorBoard."""
 PYTHON = {"model.describe", "model.stream", "model.chat"}
 """What looks like a setting and is a method."""
+SECTIONS_WITH_A_CLASS = {"EvaluationConfig.generation", "DescribeConfig.generation"}
+SECTIONS_WITH_A_CLASS |= {f"CurationConfig.{name}" for name in ("describe", "refine", "filter")}
+"""Settings that are described by the class of their values."""
+REFERENCE = runpy.run_path(str(DOCS / "make_reference.py"))
 
 
 @cache
@@ -63,8 +72,8 @@ def named(items: list[tuple[Path, str]]) -> list[str]:
 
 
 def test_every_path_exists() -> None:
-    paths = [item for item in found_in_code(REPOSITORY_PATH) if not re.search(r"[A-Z]{4}", item[1].replace("README", ""))]
-    assert len(paths) > 80  # one with capitals stands for others: configs/datasets/NAME.yaml
+    paths = [item for item in found_in_code(REPOSITORY_PATH) if not PLACEHOLDER.search(item[1])]
+    assert len(paths) > 80
     assert named([item for item in paths if not (ROOT / item[1]).exists()]) == []
 
 
@@ -72,8 +81,13 @@ def test_every_module_can_be_run() -> None:
     modules = found_in_code(re.compile(r"-m ((?:minigpt4|benchmarks|recipes)[\w.]*\w)"))
     assert len(modules) > 10
     places = {name: ROOT / name.replace(".", "/") for _, name in modules}
-    missing = {name for name, at in places.items() if not (at.with_suffix(".py").exists() or (at / "__main__.py").exists())}
-    assert missing == set()
+    mains = {name: at / "__main__.py" if at.is_dir() else at.with_suffix(".py") for name, at in places.items()}
+    assert [name for name, main in mains.items() if not main.exists()] == []
+
+
+def test_every_command_exists() -> None:
+    commands = found_in_code(re.compile(r"(?<![\w./-])(?<!from )minigpt4 ([a-z][\w-]*)"))
+    assert named([item for item in commands if item[1] not in COMMANDS]) == []
 
 
 def test_every_make_target_exists() -> None:
@@ -94,17 +108,8 @@ def test_every_switch_is_one_of_a_command() -> None:
 def test_every_setting_exists() -> None:
     settings = [(page, name) for page, name in found_in_code(SETTING) if name not in PYTHON]
     assert len(settings) > 40
-    known = json_schema()
+    known = REFERENCE["json_schema"]()
     assert named([item for item in settings if item[1] not in REMOVED_KEYS and not is_known(item[1], known)]) == []
-
-
-def json_schema() -> dict:
-    return reference_script()["json_schema"]()
-
-
-@cache
-def reference_script() -> dict:
-    return runpy.run_path(str(DOCS / "make_reference.py"))
 
 
 def is_known(key: str, known: dict) -> bool:
@@ -178,19 +183,15 @@ def literals(path: Path) -> Iterator[str]:
 
 
 def test_the_reference_is_fresh() -> None:
-    for path, text in reference_script()["files"]().items():
+    for path, text in REFERENCE["files"]().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run python docs/make_reference.py"
 
 
 def test_every_setting_has_a_meaning() -> None:
-    meanings = reference_script()["MEANINGS"]
-    sections = {section.__name__ for _, section, _ in reference_script()["sections"](reference_script()["schema"].Config, "")}
-    silent = [f"{name}.{field}" for name in sections for field, meaning in meanings[name].items() if not meaning]
-    assert set(silent) <= {"EvaluationConfig.generation", "DescribeConfig.generation", *CURATION_SECTIONS}
-
-
-CURATION_SECTIONS = {f"CurationConfig.{name}" for name in ("describe", "refine", "filter")}
-"""Sections, which the class of their values describes."""
+    meanings = REFERENCE["MEANINGS"]
+    sections = {section.__name__ for _, section, _ in REFERENCE["sections"](Config, "")}
+    silent = {f"{name}.{field}" for name in sections for field, meaning in meanings[name].items() if not meaning}
+    assert silent <= SECTIONS_WITH_A_CLASS
 
 
 @pytest.mark.parametrize(("path", "name"), NAMED)
