@@ -76,7 +76,6 @@ class Progress:
         if logger.isEnabledFor(logging.INFO) and sys.stderr.isatty():
             self._bar = _new_bar(self.title, self.total, self.done)
             self._bar.start()
-            terminal().show_cursor()  # a process that is killed would leave it hidden
             self._draw()
         return self
 

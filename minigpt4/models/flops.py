@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,6 +13,47 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minigpt4.common.types import CACHED_NDIM, Batch
 from minigpt4.models.attention import packable
+
+HALF_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "A40": 150e12,
+    "A30": 165e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "RTX 6000 Ada": 364e12,
+    "RTX A6000": 155e12,
+    "RTX 5090": 209e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+"""GPUs by a part of their name -> FLOP/s of dense matrix products of 16-bit numbers with sums in float32, from NVIDIA's
+datasheets."""
+PARTIAL_GPUS = ("MIG", "Laptop", "Max-Q")
+"""In the name of a GPU that reaches less than the others of its name."""
+
+
+def datasheet_flops(name: str, dtype: torch.dtype) -> float | None:
+    """FLOP/s of a GPU's matrix products by its datasheet; None: it is not in the table, or not for this format.
+
+    Args:
+        name: the GPU's name, as torch gives it.
+        dtype: number format of the factors.
+    """
+    if dtype.itemsize != 2 or any(part in name for part in PARTIAL_GPUS):
+        return None
+    known = [gpu for gpu in HALF_FLOPS if re.search(rf"\b{gpu}\b", name)]
+    return HALF_FLOPS[max(known, key=len)] if known else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -19,13 +18,13 @@ from torch import Tensor
 from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError, did_you_mean
 from minigpt4.common.progress import duration
-from minigpt4.models.flops import Work
+from minigpt4.models.flops import Work, datasheet_flops
 from minigpt4.tasks.training import StepLoss
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 """Trackers and the packages to install for them."""
 PEAK_REPEATS = 5
-"""Matrix products of which the median is taken."""
+"""Matrix products of which the fastest counts."""
 PEAK_SECONDS = 0.01
 """A product that takes longer is not followed by a larger one: a processor that has to emulate the number format would
 delay the run."""
@@ -265,7 +264,7 @@ class Throughput:
         samples_per_second: samples.
         tokens_per_second: tokens, image tokens included, padding not.
         padded_tokens_per_second: the same with padding.
-        mfu: model FLOP utilisation: FLOP/s over those that a large matrix product reaches, measured.
+        mfu: model FLOP utilisation, 0 to 1: FLOP/s over the peak (`PeakFlops`).
     """
 
     samples_per_second: float
@@ -274,21 +273,18 @@ class Throughput:
     mfu: float
 
     @classmethod
-    def of(cls, work: Work, seconds: float, peak_flops: float) -> Throughput:
+    def of(cls, work: Work, seconds: float, peak: PeakFlops) -> Throughput:
         """The throughput of some work.
 
         Args:
             work: work of all ranks.
             seconds: duration.
-            peak_flops: FLOP/s that the devices of all ranks reach together.
+            peak: peak of all ranks' devices, which rises where this work was faster.
         """
         seconds = max(seconds, 1e-9)
-        return cls(
-            work.samples / seconds,
-            work.tokens / seconds,
-            work.padded_tokens / seconds,
-            work.flops / seconds / peak_flops,
-        )
+        flops = work.flops / seconds
+        peak.raise_to(flops)
+        return cls(work.samples / seconds, work.tokens / seconds, work.padded_tokens / seconds, flops / peak.flops)
 
     def __str__(self) -> str:
         return (
@@ -297,13 +293,48 @@ class Throughput:
         )
 
 
+class PeakFlops:
+    """FLOP/s that the devices of all ranks can reach together, as far as is known: it only rises.
+
+    Of a GPU whose datasheet is known (`datasheet_flops`) it is the datasheet's. Otherwise large matrix products are
+    measured, and the fastest counts; on a CPU before each epoch, because a processor that is busy with other things
+    seems slower than it is. Work that was faster still is a better measurement than the products.
+
+    Args:
+        dtype: number format of the products.
+        processes: ranks of the run.
+    """
+
+    def __init__(self, dtype: torch.dtype, processes: Processes) -> None:
+        self._dtype = dtype
+        self._processes = processes
+        cuda = processes.device.type == "cuda"
+        name = torch.cuda.get_device_name(processes.device) if cuda else ""
+        self._datasheet = datasheet_flops(name, dtype)
+        self._once = cuda  # the products need memory that the first epoch takes
+        self.flops = 0.0
+
+    def measure(self) -> None:
+        """Measure before an epoch; every rank must call it."""
+        if self.flops and self._once:
+            return
+        device = self._processes.device
+        own = self._datasheet or matmul_peak(self._dtype, device)
+        total = self._processes.sum(torch.tensor(own, dtype=torch.float64, device=device))
+        self.raise_to(float(total))
+
+    def raise_to(self, flops: float) -> None:
+        """Count FLOP/s that were reached."""
+        self.flops = max(self.flops, flops)
+
+
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a large square matrix product, the median of five; of a smaller one where the device is slow."""
+    """FLOP/s of a large square matrix product, the fastest of five; of a smaller one where the device is slow."""
     size, largest = (8192, 8192) if device.type == "cuda" else (256, 1024)
     while True:
         a = torch.ones(size, size, dtype=dtype, device=device)
         a @ a
-        seconds = median(timed(lambda a=a: a @ a, device) for _ in range(PEAK_REPEATS))  # type: ignore[misc]
+        seconds = min(timed(lambda a=a: a @ a, device) for _ in range(PEAK_REPEATS))  # type: ignore[misc]
         if size == largest or seconds > PEAK_SECONDS:
             return 2 * size**3 / seconds
         size *= 2

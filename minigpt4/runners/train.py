@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sized
 from functools import partial
 from pathlib import Path
 
-import torch
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -37,7 +36,7 @@ from minigpt4.runners.checkpoints import (
     run_identity,
     seed_all,
 )
-from minigpt4.runners.metrics import Trackers, check_trackers, matmul_peak
+from minigpt4.runners.metrics import PeakFlops, Trackers, check_trackers
 from minigpt4.runners.optim import LrSettings, Plan, build_optimizer_step, make_plan, trainable_parameters
 from minigpt4.runners.precompute import attach_feature_caches
 from minigpt4.runners.trainer import TrainState
@@ -119,7 +118,6 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
 
     # The loop.
     seed_all(run.seed + processes.rank)
-    peak_flops = torch.tensor(matmul_peak(precision.frozen, processes.device), dtype=torch.float64)
     trainer = trainer_class(
         run=run,
         plan=plan,
@@ -134,7 +132,7 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
         folder=folder,
         identity=identity,
         trackers=Trackers(run.trackers, run.job_name, folder, loaded.resolved, active=processes.is_main),
-        peak_flops=float(processes.sum(peak_flops.to(processes.device))),
+        peak=PeakFlops(precision.frozen, processes),
     )
     if start_from is not None:
         trainer.resume(start_from)

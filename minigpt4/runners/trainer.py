@@ -37,6 +37,7 @@ from minigpt4.runners.checkpoints import (
 )
 from minigpt4.runners.metrics import (
     EpochMeter,
+    PeakFlops,
     RunTiming,
     StepClock,
     StepRecord,
@@ -84,7 +85,7 @@ class Trainer:
         folder: run folder.
         identity: entries of every checkpoint that say what run it belongs to (`run_identity`).
         trackers: trackers that the curves are sent to.
-        peak_flops: FLOP/s that the devices of all ranks reach together in a large matrix product.
+        peak: FLOP/s that the devices of all ranks can reach together.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Trainer:
         folder: Path,
         identity: Mapping[str, Any],
         trackers: Trackers,
-        peak_flops: float,
+        peak: PeakFlops,
     ) -> None:
         self.run = run
         self.plan = plan
@@ -118,7 +119,7 @@ class Trainer:
         self.folder = folder
         self.identity = identity
         self.trackers = trackers
-        self.peak_flops = peak_flops
+        self.peak = peak
         self.state = TrainState()
         self._window = StepWindow()
         self._clock = StepClock()
@@ -178,6 +179,7 @@ class Trainer:
         steps_per_epoch, run = self.plan.steps_per_epoch, self.run
         epoch, done = divmod(self.state.step, steps_per_epoch)
         self.model.train()
+        self.peak.measure()
         self._clock.start()
         with Progress(f"epoch {epoch}", steps_per_epoch, "steps", done=done, lines=False) as progress:
             for iteration in range(done, steps_per_epoch):
@@ -240,7 +242,7 @@ class Trainer:
         latest = self._flush()[-1]
         steps, seconds, data_seconds = self._clock.lap()
         self._timing.count_steps(steps, seconds)
-        speed = Throughput.of(self._work_since_line, steps * seconds, self.peak_flops)
+        speed = Throughput.of(self._work_since_line, steps * seconds, self.peak)
         self._work_since_line = Work()
         lr = self.schedule(latest.step)
         line = train_line(
@@ -264,7 +266,7 @@ class Trainer:
         epoch = state.step // self.plan.steps_per_epoch - 1
         val_loss = self._validate()
         best = state.is_best(val_loss, epoch)
-        speed = Throughput.of(state.meter.work, state.meter.seconds, self.peak_flops)
+        speed = Throughput.of(state.meter.work, state.meter.seconds, self.peak)
         values = {
             "epoch": epoch,
             "step": state.step,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from minigpt4.models.flops import Work, WorkMeter, forward_flops
+from minigpt4.models.flops import Work, WorkMeter, datasheet_flops, forward_flops
 from minigpt4.models.minigpt4 import answer_losses
 from tests.models.parity import Case
 from tests.models.small_llm import LENGTHS, embeddings, language_model, make_batch
@@ -73,3 +73,22 @@ def test_quantised_layers_count_with_their_unpacked_size() -> None:
 
 def test_work_adds_up() -> None:
     assert Work(1, 2, 3, 4) + Work(10, 20, 30, 40) == Work(11, 22, 33, 44)
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA GeForce RTX 3090", 71),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA A10G", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ],
+)
+def test_datasheets_are_found_by_the_name_of_a_gpu(name: str, teraflops: float | None) -> None:
+    found = datasheet_flops(name, torch.bfloat16)
+    assert found == (None if teraflops is None else teraflops * 1e12)
+    assert datasheet_flops(name, torch.float32) is None

@@ -11,7 +11,7 @@ from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError
 from minigpt4.models.flops import Work
 from minigpt4.runners import metrics
-from minigpt4.runners.metrics import EpochMeter, RunTiming, StepClock, StepWindow, Throughput, check_trackers
+from minigpt4.runners.metrics import EpochMeter, PeakFlops, RunTiming, StepClock, StepWindow, Throughput, check_trackers
 from minigpt4.tasks.training import StepLoss
 
 
@@ -62,9 +62,36 @@ def test_a_clock_leaves_a_validation_out(monkeypatch: pytest.MonkeyPatch) -> Non
     assert clock.lap() == (0, 0.0, 0.0)
 
 
-def test_throughput_is_work_over_time() -> None:
-    speed = Throughput.of(Work(samples=8, tokens=100, padded_tokens=120, flops=6e9), seconds=2.0, peak_flops=1e10)
+def test_throughput_is_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    peak = fixed_peak(monkeypatch, 1e10)
+    speed = Throughput.of(Work(samples=8, tokens=100, padded_tokens=120, flops=6e9), seconds=2.0, peak=peak)
     assert str(speed) == "4 samples/s, 50 tokens/s (60 with padding), MFU 0.30"
+
+
+def test_utilisation_is_never_above_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    peak = fixed_peak(monkeypatch, 1e9, 4e9, 2e9)  # other programs were running at first
+    work = Work(flops=3e9)
+    assert Throughput.of(work, 1.0, peak).mfu == 1.0
+    assert peak.flops == 3e9  # what was reached is possible
+    peak.measure()
+    assert Throughput.of(work, 1.0, peak).mfu == 0.75
+    peak.measure()
+    assert Throughput.of(work, 1.0, peak).mfu == 0.75
+
+
+def test_the_fastest_product_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([9.0, 3.0, 4.0, 5.0, 9.0])
+    monkeypatch.setattr(metrics, "timed", lambda work, device: next(seconds))
+    assert metrics.matmul_peak(torch.float32, torch.device("cpu")) == 2 * 256**3 / 3.0
+
+
+def fixed_peak(monkeypatch: pytest.MonkeyPatch, *measured: float) -> PeakFlops:
+    """The peak of a device whose products reach `measured`, one after the other."""
+    values = iter(measured)
+    monkeypatch.setattr(metrics, "matmul_peak", lambda dtype, device: next(values))
+    peak = PeakFlops(torch.float32, Processes(device=torch.device("cpu")))
+    peak.measure()
+    return peak
 
 
 def test_the_time_left_is_of_the_run_and_leaves_the_first_step_out() -> None:
