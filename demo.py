@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
+from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config, require_files, run_files
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import Config
 
@@ -33,8 +33,6 @@ def load_models(cfg: Config, checkpoints: Sequence[str], gpu_id: int | None) -> 
     """The models and their labels; the frozen parts are loaded once."""
     from minigpt4.api import from_config
 
-    if len(checkpoints) > 2:
-        raise ConfigError(f"--ckpt: {len(checkpoints)} checkpoints; give one, or two to compare")
     device = "auto" if gpu_id is None else f"cuda:{gpu_id}"
     first = from_config(cfg, checkpoints[0] if checkpoints else None, device=device)
     models = [first, *(first.with_projection(path) for path in checkpoints[1:])]
@@ -46,6 +44,9 @@ def load_models(cfg: Config, checkpoints: Sequence[str], gpu_id: int | None) -> 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     loaded = read_config(args)
+    if len(args.ckpt) > 2:
+        raise ConfigError(f"--ckpt: {len(args.ckpt)} checkpoints; give one, or two to compare")
+    require_files(run_files(loaded.config.model, checkpoints=args.ckpt))
     from minigpt4.web.page import build_page, serve
 
     models, labels = load_models(loaded.config, args.ckpt, args.gpu_id)

@@ -9,7 +9,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a clone works without being installed
 
-from minigpt4.common.cli import add_config_arguments, command, console, exit_on_error, read_config
+from minigpt4.common.cli import (
+    add_config_arguments,
+    command,
+    console,
+    exit_on_error,
+    read_config,
+    require_files,
+    run_files,
+)
 from minigpt4.common.logging import set_up_logging
 
 
@@ -38,6 +46,10 @@ def evaluation_options(args: argparse.Namespace) -> list[str]:
 def main() -> None:
     args = parse_arguments()
     loaded = read_config(args, evaluation_options(args))
+    cfg = loaded.config
+    name = cfg.evaluation.dataset
+    evaluated = {name: cfg.datasets[name]} if name in cfg.datasets else cfg.datasets
+    require_files(run_files(cfg.model, evaluated, args.ckpt))
     set_up_logging()
     logging.getLogger("minigpt4").info("importing torch and transformers")
     from minigpt4.runners.evaluate import evaluate

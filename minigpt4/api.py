@@ -17,7 +17,7 @@ from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError, DataError, MiniGPT4Error
 from minigpt4.common.matmul import use_onednn_if_exact
 from minigpt4.common.registry import processors
-from minigpt4.common.schema import Config, GenerationConfig, Precision, override_generation
+from minigpt4.common.schema import DESCRIBE, Config, GenerationConfig, Precision, override_generation
 from minigpt4.conversation.dialogue import Dialogue, DialoguePrompt, Turn
 from minigpt4.conversation.template import check_placeholders, with_image_tag
 from minigpt4.models.generation import Answer
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from minigpt4.common.schema import GenerationSettings
 
 logger = logging.getLogger(__name__)
-DESCRIBE = "Describe this image in detail."
-"""Question where neither the caller nor `evaluation.prompt` gives one."""
 IMAGE_PROCESSOR = "blip2_image_eval"
 """Registered processor of all images that users bring."""
 BATCH_SIZE = 8

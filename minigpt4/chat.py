@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
+from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config, require_files, run_files
 from minigpt4.common.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Answer questions from the command line or the keyboard, each in the light of those before it."""
     args = build_parser().parse_args(arguments)
     cfg = read_config(args).config
+    require_files(run_files(cfg.model, checkpoints=[args.ckpt] if args.ckpt else []))
     from minigpt4.processors.image import open_image
 
     images = [open_image(path) for path in args.image]  # a wrong path is found before minutes of loading

@@ -10,12 +10,20 @@ import errno
 import glob
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.common.cli import add_config_arguments, console, exit_on_error, read_config
+from minigpt4.common.cli import (
+    add_config_arguments,
+    console,
+    exit_on_error,
+    read_config,
+    require_files,
+    run_files,
+)
 from minigpt4.common.errors import ConfigError, DataError, shown
 from minigpt4.common.files import (
     IMAGE_SUFFIXES,
@@ -27,6 +35,7 @@ from minigpt4.common.files import (
     write_text,
     writing,
 )
+from minigpt4.common.schema import DESCRIBE
 
 if TYPE_CHECKING:
     from minigpt4.api import LoadedModel
@@ -43,29 +52,39 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ckpt", metavar="FILE", help="checkpoint with the projection (default: model.ckpt)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", nargs="+", metavar="PATH", help="images, or folders of them")
-    source.add_argument("--jsonl", metavar="FILE", help='rows of {"image": ..., "question": ..., "id": ...}')
+    source.add_argument(
+        "--jsonl",
+        metavar="FILE",
+        help='rows of {"image": ..., "question": ..., "id": ...}; relative images start at the folder of FILE',
+    )
     parser.add_argument("--prompt", metavar="TEXT", help="question where a row has none (default: evaluation.prompt)")
     parser.add_argument("--out", required=True, metavar="FILE", help="JSONL file of the answers")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
+    parser.add_argument("--retry-errors", action="store_true", help="ask again the rows that have an error in --out")
     return parser
 
 
 @exit_on_error()
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Answer every question that has no answer yet, and print how many were answered and how many failed."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Answer every question that has no row yet, and print how many were answered, how many failed, and why the first.
+
+    Returns:
+        Exit status: 1 where not one row has an answer.
+    """
     args = build_parser().parse_args(arguments)
     loaded = read_config(args)
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size: {args.batch_size} should be at least 1")
-    from minigpt4.api import DESCRIBE, from_config
+    cfg = loaded.config
+    prompt = args.prompt or cfg.evaluation.prompt or DESCRIBE
+    questions = questions_of_files(args.images, prompt) if args.images else questions_of_jsonl(args.jsonl, prompt)
+    require_files(run_files(cfg.model, checkpoints=[args.ckpt] if args.ckpt else []))
+    from minigpt4.api import from_config
     from minigpt4.common.distributed import start_processes
     from minigpt4.common.logging import set_up_logging
     from minigpt4.common.progress import Progress
     from minigpt4.runners.checkpoints import seed_all
 
-    cfg = loaded.config
-    prompt = args.prompt or cfg.evaluation.prompt or DESCRIBE
-    questions = questions_of_files(args.images, prompt) if args.images else questions_of_jsonl(args.jsonl, prompt)
     settings = {
         "model": loaded.resolved["model"] | ({"ckpt": args.ckpt} if args.ckpt else {}),
         "generation": loaded.resolved["evaluation"]["generation"],
@@ -74,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_up_logging(processes.rank)
     file = AnswerFile(args.out, questions)
     processes.run_on_main(lambda: file.check_settings(settings))
-    before = processes.run_on_main(file.merge_parts)
+    before = processes.run_on_main(lambda: file.merge_parts(keep_errors=not args.retry_errors))
     rest = [question for question in questions if question.id not in before]
     batches = [rest[start : start + args.batch_size] for start in range(0, len(rest), args.batch_size)]
     mine = batches[processes.rank :: processes.world_size]
@@ -88,10 +107,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     processes.gather(None)  # all parts are complete
     outcomes = processes.run_on_main(file.merge_parts)
     processes.shutdown()
+    errors = [error for error in outcomes.values() if error is not None]
     if processes.is_main:
-        done, answers = sum(before.values()), sum(outcomes.values())
-        counts = f"{answers - done} answered, {done} already done, {len(outcomes) - answers} failed"
-        console().print(f"{file.path}: {len(outcomes)} rows: {counts}", markup=False, soft_wrap=True)
+        done = list(before.values()).count(None)
+        counts = f"{len(outcomes) - len(errors) - done} answered, {done} already done, {len(errors)} failed"
+        lines = [f"{file.path}: {len(outcomes)} rows: {counts}"]
+        if errors:
+            lines.append(f"the first that failed: {errors[0]}; once it is mended, --retry-errors asks these rows again")
+        console().print("\n".join(lines), markup=False, soft_wrap=True)
+    return int(len(errors) == len(outcomes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,11 +243,14 @@ class AnswerFile:
                 )
             write_text(kept, text)
 
-    def merge_parts(self) -> dict[str, bool]:
+    def merge_parts(self, keep_errors: bool = True) -> dict[str, str | None]:
         """Merge the file and its parts into one file in the order of the questions.
 
+        Args:
+            keep_errors: keep rows with an error; otherwise they are left out, and count as not asked yet.
+
         Returns:
-            The ids of its rows, and whether each has an answer, not an error.
+            The ids of its rows with the error of each; None: it has an answer.
 
         Raises:
             DataError: A damaged line, rows that answer other questions, or a file that cannot be written.
@@ -236,13 +263,15 @@ class AnswerFile:
                 raise DataError(
                     f"{self.path} holds a row of other questions ('{name}'); choose another --out, or delete the file"
                 )
+        if not keep_errors:
+            rows = {name: row for name, row in rows.items() if "answer" in row}
         if parts or self.path.is_file():
             ordered = (rows[name] for name in expected if name in rows)
             with writing(self.path):
                 write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered))
         for part in parts:
             part.unlink()
-        return {name: "answer" in row for name, row in rows.items()}
+        return {name: None if "answer" in row else str(row.get("error")) for name, row in rows.items()}
 
     def append(self, rank: int, rows: Iterable[Mapping[str, str]]) -> None:
         """Add rows to the part of the process `rank`.
@@ -268,4 +297,4 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -81,6 +81,24 @@ def test_rows_with_questions(folder: Path, tmp_path: Path, asked: list[int]) -> 
     assert rows[3]["error"].endswith("none.png does not exist")
 
 
+def test_failed_rows_are_named_and_asked_again_when_told(
+    folder: Path, tmp_path: Path, asked: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"image": "late.png"}\n{"image": "never.png"}\n')
+    arguments = ["--jsonl", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl")]
+    assert main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert "2 rows: 0 answered, 0 already done, 2 failed" in printed
+    assert f"the first that failed: image {tmp_path / 'late.png'} does not exist" in printed
+    drawn_scenes()[0].save(tmp_path / "late.png")
+    asked.clear()
+    assert main(arguments) == 1 and asked == []
+    assert main([*arguments, "--retry-errors"]) == 0
+    assert "2 rows: 1 answered, 0 already done, 1 failed" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert "answer" in rows[0] and rows[1]["error"].endswith("never.png does not exist")
+
+
 class TestResume:
     def test_only_what_is_missing_is_asked(self, folder: Path, tmp_path: Path, asked: list[int]) -> None:
         out = tmp_path / "out.jsonl"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import ContextDecorator
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ContextDecorator, suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
 from minigpt4.common.config import LoadedConfig, load_config
@@ -19,6 +21,8 @@ from minigpt4.common.errors import ConfigError, MiniGPT4Error
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from minigpt4.common.schema import DatasetConfig, ModelConfig
 
 EXIT_CODE = 2
 """Exit status of a command that stopped at a mistake the user can fix."""
@@ -80,6 +84,39 @@ def read_config(args: argparse.Namespace, options: Sequence[str] = ()) -> Loaded
     return loaded
 
 
+def run_files(
+    model: ModelConfig, datasets: Mapping[str, DatasetConfig] = MappingProxyType({}), checkpoints: Sequence[str] = ()
+) -> Iterator[tuple[str, str]]:
+    """(key, path) of the files that a run reads, for `require_files`.
+
+    Args:
+        model: the model's configuration.
+        datasets: configuration of each dataset by name.
+        checkpoints: paths given by `--ckpt`, in place of `model.ckpt`.
+    """
+    yield from ((key, path) for key, path in model.files() if not checkpoints or key != "model.ckpt")
+    yield from (("--ckpt", path) for path in checkpoints)
+    for name, dataset in datasets.items():
+        yield from dataset.files(name)
+
+
+def require_files(files: Iterable[tuple[str, str]]) -> None:
+    """Refuse a run some of whose files are missing, before the seconds that importing torch takes.
+
+    Args:
+        files: (key, path) of each, the key as in the configuration or on the command line.
+
+    Raises:
+        ConfigError: The message names all that are missing, with what brings them and their sizes; or a language model
+            that is named as on the hub cannot be downloaded.
+    """
+    missing = [(key, path) for key, path in files if not os.path.exists(path)]
+    if missing:
+        from minigpt4.common.sources import refuse_missing
+
+        refuse_missing(missing)
+
+
 class exit_on_error(ContextDecorator):  # noqa: N801 - used like a function
     """Turn a `MiniGPT4Error`, or a package of `EXTRAS` that is missing, into one `error: ...` line and exit status 2.
 
@@ -104,6 +141,7 @@ class exit_on_error(ContextDecorator):  # noqa: N801 - used like a function
         if isinstance(error, MiniGPT4Error):
             sys.stderr.write(f"{_prefix()}error: {error}\n")
             sys.stderr.flush()
+            _tell_torchrun(f"error: {error}")
             raise SystemExit(EXIT_CODE) from None
 
 
@@ -135,6 +173,17 @@ def config_table(loaded: LoadedConfig) -> Table:
     for key, value, layer in loaded.rows():
         table.add_row(Text(key, overflow="fold"), Text(repr(value), overflow="fold"), Text(layer, overflow="fold"))
     return table
+
+
+def _tell_torchrun(message: str) -> None:
+    """Leave the message where torchrun looks for it: it then stands at the end of torchrun's own report.
+
+    Source: torch/distributed/elastic/multiprocessing/errors/error_handler.py, which would import torch.
+    """
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        report = {"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps(report), encoding="utf-8")
 
 
 def _prefix() -> str:

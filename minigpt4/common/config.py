@@ -20,7 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from minigpt4.common.errors import ConfigError, did_you_mean
-from minigpt4.common.files import CONFIGS, asset, project_file
+from minigpt4.common.files import CONFIGS, PROJECT, asset, near_path, project_file
 from minigpt4.common.schema import MAX_BITS, Config, check_values
 
 REMOVED_KEYS = {
@@ -114,7 +114,9 @@ def _register_resolvers() -> None:
 
 def _read_yaml(path: Path) -> DictConfig:
     if not os.path.isfile(path):  # unlike Path's, it answers for any name
-        raise ConfigError(_one_line(f"configuration file {path} does not exist"))
+        where = "" if path.is_absolute() else f" (the current folder is {Path.cwd()})"
+        near = near_path(path, [PROJECT / "train_configs", PROJECT / "eval_configs"])
+        raise ConfigError(_one_line(f"configuration file {path} does not exist{where}{near}"))
     try:
         values = OmegaConf.load(path)
     except UNREADABLE as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
@@ -22,6 +23,18 @@ DATA_VARIABLE = "MINIGPT4_DATA"
 """Environment variable that moves `paths.data_root`."""
 WEIGHTS_VARIABLE = "MINIGPT4_WEIGHTS"
 """Environment variable that moves `paths.weights_root`."""
+OUTPUT_VARIABLE = "MINIGPT4_OUTPUT"
+"""Environment variable that moves `paths.output_root`."""
+_VARIABLE_OF = {
+    "annotations": DATA_VARIABLE,
+    "images": DATA_VARIABLE,
+    "llama_model": WEIGHTS_VARIABLE,
+    "vit_weights": WEIGHTS_VARIABLE,
+    "q_former_model": WEIGHTS_VARIABLE,
+    "ckpt": WEIGHTS_VARIABLE,
+}
+MAX_NAMES = 2000
+"""Names of a folder that a misspelt one is compared with; it takes 50 microseconds each."""
 IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Files of a folder that count as images."""
 
@@ -36,17 +49,17 @@ def asset(relative: str) -> str:
     return str(PACKAGE / "assets" / relative)
 
 
-def require_path(path: str | None, key: str, variable: str | None = None, folder: bool = False) -> Path:
+def require_path(path: str | None, key: str, folder: bool = False) -> Path:
     """`path`, if it exists.
 
     Args:
         path: configured value.
         key: its key in the configuration, for messages.
-        variable: environment variable that moves the root it is under.
         folder: expect a folder, not a file.
 
     Raises:
-        ConfigError: It is not set or does not exist; the message names the key and the variable.
+        ConfigError: It is not set or does not exist; the message names the key, the environment variable that moves the
+            root it is under, and where the file comes from.
     """
     what = "folder" if folder else "file"
     if not path:
@@ -54,9 +67,65 @@ def require_path(path: str | None, key: str, variable: str | None = None, folder
     found = Path(path)
     if os.path.isdir(found) if folder else os.path.isfile(found):  # unlike Path's, they answer for any name
         return found
+    if os.path.exists(found):
+        other = "a file" if folder else "a folder"
+        raise ConfigError(f"{key}: {what} {found} does not exist ({other} of that name does)")
+    from minigpt4.common.sources import describe_missing  # read only where something is missing
+
+    raise ConfigError(describe_missing(key, path))
+
+
+def language_model_folder(path: str | None, key: str) -> Path:
+    """The folder of a language model; a model of the Hugging Face hub, named OWNER/NAME, is downloaded first.
+
+    Raises:
+        ConfigError: As for `require_path`, or it cannot be downloaded.
+    """
+    if path and not os.path.isdir(path):
+        from minigpt4.common.sources import from_hub, is_hub_name
+
+        if is_hub_name(path):
+            return from_hub(path, key)
+    return require_path(path, key, folder=True)
+
+
+def missing_file(path: str, key: str) -> str:
+    """A path that does not exist, for messages: what may have been meant, and how to name another.
+
+    Args:
+        path: the path.
+        key: its key in the configuration, or the argument of the command line that names it.
+    """
+    where = "" if os.path.isabs(path) else f" (the current folder is {Path.cwd()})"
+    if key.startswith("-"):
+        return f"{key}: {path} does not exist{where}{near_path(path)}"
+    roots = {DATA_VARIABLE: "data", WEIGHTS_VARIABLE: "weights", OUTPUT_VARIABLE: "output"}
+    under = [name for name, default in roots.items() if Path(path).is_relative_to(os.environ.get(name, default))]
+    variable = under[0] if under else _VARIABLE_OF.get(key.rpartition(".")[2])
     root = f", or set the environment variable {variable} to the folder that holds it" if variable else ""
-    kind = f" ({'a file' if folder else 'a folder'} of that name exists)" if os.path.exists(found) else ""
-    raise ConfigError(f"{key}: {what} {found} does not exist{kind}; set it by --options {key}=PATH{root}")
+    return f"{key}: {path} does not exist{where}{near_path(path)}; set it by --options {key}=PATH{root}"
+
+
+def near_path(path: str | Path, folders: Iterable[Path] = ()) -> str:
+    """What may have been meant by a path that does not exist: "; did you mean ...?", or nothing.
+
+    Args:
+        path: the path; the first of its parts that does not exist is compared with its neighbours.
+        folders: further folders that may hold a file of its name.
+    """
+    path = Path(path)
+    for folder in folders:
+        if os.path.isfile(folder / path.name):
+            return f"; did you mean '{os.path.relpath(folder / path.name)}'?"
+    wrong = path
+    while not os.path.isdir(wrong.parent) and wrong.parent != wrong:
+        wrong = wrong.parent
+    try:
+        names = os.listdir(wrong.parent)
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return ""
+    near = difflib.get_close_matches(wrong.name, names[:MAX_NAMES], n=1, cutoff=0.75)
+    return f"; did you mean '{wrong.parent / near[0] / path.relative_to(wrong)}'?" if near else ""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

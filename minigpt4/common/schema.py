@@ -15,6 +15,8 @@ from typing import Any, TypedDict, get_type_hints
 
 from minigpt4.common.errors import ConfigError, did_you_mean
 
+DESCRIBE = "Describe this image in detail."
+"""Question where neither the caller nor `evaluation.prompt` gives one."""
 MAX_BITS = 63
 """Bits of the largest integer that torch can store."""
 
@@ -242,6 +244,12 @@ class ModelConfig:
         files = {"vit_weights": self.vit_weights}
         return files | {"q_former_model": self.q_former_model} if self.has_qformer else files
 
+    def files(self) -> Iterator[tuple[str, str]]:
+        """(key, path) of every file and folder that the model is made of, as far as they are named."""
+        for key, path in {"llama_model": self.llama_model, **self.image_encoder_files(), "ckpt": self.ckpt}.items():
+            if path:
+                yield f"model.{key}", path
+
     def image_encoder_sizes(self) -> dict[str, str]:
         """Settings that the frozen image encoders are built with, as text for identities and metadata."""
         vision = {
@@ -331,6 +339,16 @@ class DatasetConfig:
     """What turns an image into the vision encoder's input."""
     text_processor: SplitProcessors = field(default_factory=_text_processors)
     """What prepares captions."""
+
+    def files(self, name: str) -> Iterator[tuple[str, str]]:
+        """(key, path) of the annotations and of the folder of images, as far as they are named.
+
+        Args:
+            name: key of the dataset in the configuration.
+        """
+        for key, path in (("annotations", self.annotations), ("images", self.images)):
+            if path:
+                yield f"datasets.{name}.{key}", path
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(field, what is wrong with it), beyond the ranges."""

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt4.common.cli import add_config_arguments, console, exit_on_error, read_config
+from minigpt4.common.cli import add_config_arguments, console, exit_on_error, read_config, require_files, run_files
 from minigpt4.common.logging import set_up_logging
 from minigpt4.common.schema import Config
 from minigpt4.curate.ledger import Ledger, Tally, read_events, sample_states
@@ -94,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Do one step, and print how many samples are in each state."""
     args = build_parser().parse_args(arguments)
     loaded = read_config(args)
+    if args.step == "describe":
+        require_files(run_files(loaded.config.model, loaded.config.datasets))
     out = console()
     set_up_logging()
     for line in run(args.step, loaded.config, args.accept_all):

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.errors import ConfigError, DataError, MissingSplitError
-from minigpt4.common.files import DATA_VARIABLE, require_path
+from minigpt4.common.files import require_path
 from minigpt4.common.registry import builders, processors, readers
 from minigpt4.common.schema import DatasetConfig, ModelConfig, ProcessorConfig
 from minigpt4.common.types import Record
@@ -247,7 +247,7 @@ def annotations_path(name: str, cfg: DatasetConfig) -> Path:
     """
     folder = _reader(cfg).folder
     path = cfg.annotations or (cfg.images if folder else None)
-    return require_path(path, f"datasets.{name}.annotations", DATA_VARIABLE, folder=folder)
+    return require_path(path, f"datasets.{name}.annotations", folder=folder)
 
 
 def images_folder(name: str, cfg: DatasetConfig) -> Path:
@@ -257,7 +257,7 @@ def images_folder(name: str, cfg: DatasetConfig) -> Path:
         ConfigError: It does not exist.
     """
     if cfg.images:
-        return require_path(cfg.images, f"datasets.{name}.images", DATA_VARIABLE, folder=True)
+        return require_path(cfg.images, f"datasets.{name}.images", folder=True)
     annotations = annotations_path(name, cfg)
     return annotations if annotations.is_dir() else annotations.parent
 

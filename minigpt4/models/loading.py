@@ -13,7 +13,7 @@ import torch
 
 from minigpt4.common.checkpoint import RANDOM_SEED, fingerprint, frozen_identity, read_checkpoint, read_projection
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.common.files import WEIGHTS_VARIABLE, require_path
+from minigpt4.common.files import language_model_folder, require_path
 from minigpt4.common.progress import duration
 from minigpt4.common.registry import models
 from minigpt4.common.schema import Amp, ModelConfig, Precision
@@ -71,10 +71,10 @@ def build_model(
         CheckpointError: A file that cannot be read or does not fit.
     """
     architecture: type[MiniGPT4] = models.get(cfg.arch)
-    llm_folder = require_path(cfg.llama_model, "model.llama_model", WEIGHTS_VARIABLE, folder=True)
+    llm_folder = language_model_folder(cfg.llama_model, "model.llama_model")
     for key, path in (*cfg.image_encoder_files().items(), ("ckpt", cfg.ckpt)):
         if path:
-            require_path(path, f"model.{key}", WEIGHTS_VARIABLE)
+            require_path(path, f"model.{key}")
     if cfg.ckpt:
         read_checkpoint(cfg.ckpt)  # a broken file is found now, not after minutes of loading the others
     encoder = build_prompt_encoder(cfg)
@@ -102,7 +102,7 @@ def build_model(
 
 def build_prompt_encoder(cfg: ModelConfig) -> PromptEncoder:
     """The prompt encoder of the configured language model; reads its tokenizer only."""
-    folder = require_path(cfg.llama_model, "model.llama_model", WEIGHTS_VARIABLE, folder=True)
+    folder = language_model_folder(cfg.llama_model, "model.llama_model")
     return PromptEncoder(
         tokenizer=load_tokenizer(folder),
         template=configured_template(cfg),

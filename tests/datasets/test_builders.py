@@ -156,9 +156,9 @@ class TestRecords:
 
     def test_missing_paths_name_key_and_variable(self, tmp_path: Path) -> None:
         cfg = DatasetConfig(reader="jsonl", annotations="no.jsonl")
-        with pytest.raises(ConfigError, match=r"datasets\.mine\.annotations: file no\.jsonl .*MINIGPT4_DATA"):
+        with pytest.raises(ConfigError, match=r"datasets\.mine\.annotations: no\.jsonl does not exist.*MINIGPT4_DATA"):
             load_records("mine", cfg)
-        with pytest.raises(ConfigError, match=r"datasets\.mine\.images: folder nowhere .*MINIGPT4_DATA"):
+        with pytest.raises(ConfigError, match=r"datasets\.mine\.images: nowhere does not exist.*MINIGPT4_DATA"):
             images_folder("mine", jsonl_config(tmp_path, 1, images="nowhere"))
 
     def test_images_lie_beside_the_annotations_unless_told(self, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from minigpt4.common.distributed import start_processes
 from minigpt4.common.errors import DataError
-from minigpt4.common.files import WEIGHTS_VARIABLE, require_path
+from minigpt4.common.files import language_model_folder
 from minigpt4.common.schema import GenerationConfig, ModelConfig, Precision, RefineConfig
 from minigpt4.conversation.tokenizer import check_vocabulary
 from minigpt4.curate.refiners.base import Correction, RefineError, Refiner, read_request, validate_correction
@@ -40,7 +40,7 @@ class LanguageModelRefiner(Refiner):
         self.seed = seed
         self.request = read_request(settings.prompt_path)
         model = replace(model, llama_model=settings.llm_model or model.llama_model)
-        folder = require_path(model.llama_model, "curation.refine.llm_model", WEIGHTS_VARIABLE, folder=True)
+        folder = language_model_folder(model.llama_model, "curation.refine.llm_model")
         place = start_processes(device).device
         self.encoder = build_prompt_encoder(model)
         self.llm = build_llm(folder, model.low_resource, evaluation_dtype(precision, place), place)
