@@ -128,6 +128,6 @@ def from_hub(name: str, key: str) -> Path:
         folder = Path(os.environ.get(WEIGHTS_VARIABLE, "weights"), name.partition("/")[2])
         raise ConfigError(
             f"{missing_file(name, key)}. As a model of the Hugging Face hub it cannot be downloaded either "
-            f"({one_line(error, 150)}); where the network allows, run: hf download {name} --local-dir {folder}, and set "
-            f"{key}={folder}"
+            f"({one_line(error, 150)}); where the network allows, run: hf download {name} --local-dir {folder}, and "
+            f"set {key}={folder}"
         ) from error
