@@ -1,16 +1,23 @@
-"""The files of an evaluation."""
+"""The files of an evaluation, and folders that hold some already: joined, or left as they are."""
 
 from __future__ import annotations
 
 import csv
 import json
+import logging
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from minigpt4.common.errors import MetricError
-from minigpt4.evaluation.results import write_results
+from minigpt4.evaluation.predictions import save_predictions
+from minigpt4.evaluation.protocol import Protocol
+from minigpt4.evaluation.results import choose_folder, write_results
 from tests.evaluation.conftest import make_protocol, make_results
+
+LABELS = ("stage 1", "epoch 0")
 
 
 def test_every_file_is_written(tmp_path: Path, image_folder: Path) -> None:
@@ -60,3 +67,125 @@ def test_results_must_have_different_labels(tmp_path: Path) -> None:
         write_results(tmp_path, make_protocol(), make_results(("a", "a")))
     with pytest.raises(MetricError, match="no checkpoint"):
         write_results(tmp_path, make_protocol(), [])
+
+
+def fill(folder: Path, protocol: Protocol) -> None:
+    """Write an evaluation of the checkpoints /w/stage 1 and /w/epoch 0."""
+    results = []
+    for item in make_results(LABELS):
+        path, file = f"/w/{item.checkpoint}", f"predictions_{item.checkpoint}.json"
+        save_predictions(folder / file, item.predictions, {"checkpoint": path} | protocol.to_dict())
+        results.append(replace(item, path=path, file=file))
+    write_results(folder, protocol, results)
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("earlier") / "out"
+    fill(folder, make_protocol())
+    return folder
+
+
+@pytest.fixture
+def folder(filled: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(filled, tmp_path / "out"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_new_folder_has_no_rows(tmp_path: Path) -> None:
+    found = choose_folder(tmp_path / "new", make_protocol(), {"epoch 1": "/w/epoch 1"})
+    assert (found.path, list(found.rows)) == (tmp_path / "new", [])
+    assert found.files == {"epoch 1": "predictions_epoch_1.json"}
+    assert found.path.is_dir()
+
+
+def test_rows_of_the_same_protocol_are_kept(folder: Path) -> None:
+    found = choose_folder(folder, make_protocol(), {"epoch 1": "/w/epoch 1", "epoch 0": "/w/epoch 0"})
+    assert found.path == folder
+    assert [row.checkpoint for row in found.rows] == list(LABELS)
+    assert [row.path for row in found.rows] == ["/w/stage 1", "/w/epoch 0"]
+    assert [list(row.predictions) for row in found.rows] == [item.predictions for item in make_results(LABELS)]
+    assert found.rows[1].values["object_accuracy"] == 0.6
+    assert found.files == {"epoch 1": "predictions_epoch_1.json", "epoch 0": "predictions_epoch 0.json"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"split": "val"}, "split: was test, is val"),
+        ({"generation": {"num_beams": 4}}, "generation.num_beams: was None, is 4"),
+        ({"metrics": ("bleu",)}, "metrics: was"),
+        ({"references_sha256": "0"}, "references_sha256: was"),
+        ({"notes": {"frozen_weights": {"llm": "1"}}}, "frozen_weights.llm: was None, is 1"),
+    ],
+)
+def test_another_protocol_goes_to_another_folder(
+    folder: Path, change: dict, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, protocol = content(folder), replace(make_protocol(), **change)
+    with caplog.at_level(logging.WARNING):
+        found = choose_folder(folder, protocol, {"epoch 1": "/w/epoch 1"})
+    assert (found.path, list(found.rows)) == (folder.with_name("out-2"), [])
+    assert words in caplog.text and "the new results go to" in caplog.text
+    assert content(folder) == before
+
+
+def test_the_next_of_its_protocol_joins_the_folder_beside_it(folder: Path) -> None:
+    other = replace(make_protocol(), prompt="Another.")
+    fill(folder.with_name("out-2"), other)
+    found = choose_folder(folder, other, {"epoch 1": "/w/epoch 1"})
+    assert found.path == folder.with_name("out-2")
+    assert [row.checkpoint for row in found.rows] == list(LABELS)
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "words"),
+    [
+        ({"epoch 0": "/other/epoch 0"}, "a row 'epoch 0' of another checkpoint (/w/epoch 0)"),
+        ({"w epoch 0": "/w/epoch 0"}, "a row of /w/epoch 0 under another name, 'epoch 0'"),
+    ],
+)
+def test_labels_that_meet_go_to_another_folder(
+    folder: Path, checkpoints: dict[str, str], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert choose_folder(folder, make_protocol(), checkpoints).path == folder.with_name("out-2")
+    assert words in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["no JSON", "no checkpoints", "a list", "no file", "other references", "other run"])
+def test_results_that_cannot_be_read_again_are_left_alone(folder: Path, damage: str) -> None:
+    metrics, predictions = folder / "metrics.json", folder / "predictions_epoch 0.json"
+    table, listed = json.loads(metrics.read_text()), json.loads(predictions.read_text())
+    if damage == "no JSON":
+        metrics.write_text("{")
+    elif damage == "no checkpoints":
+        del table["checkpoints"]
+        metrics.write_text(json.dumps(table))
+    elif damage == "a list":
+        metrics.write_text("[]")
+    elif damage == "no file":
+        predictions.unlink()
+    elif damage == "other references":
+        listed["predictions"][0]["references"] = ["Another."]
+        predictions.write_text(json.dumps(listed))
+    else:
+        listed["protocol"]["generation"] = {"num_beams": 4}
+        predictions.write_text(json.dumps(listed))
+    before = content(folder)
+    assert choose_folder(folder, make_protocol(), {"epoch 1": "/w/epoch 1"}).path == folder.with_name("out-2")
+    assert content(folder) == before
+
+
+def test_predictions_without_scores_are_replaced_by_the_same_ones_only(tmp_path: Path) -> None:
+    (item,) = make_results(("epoch 0",))
+    made = {"checkpoint": "/w/epoch 0"} | make_protocol().to_dict()
+    save_predictions(tmp_path / "out" / "predictions_epoch_0.json", item.predictions, made)
+    again = choose_folder(tmp_path / "out", make_protocol(), {"epoch 0": "/w/epoch 0"})
+    assert again.path == tmp_path / "out"
+    other = choose_folder(tmp_path / "out", make_protocol(), {"epoch 0": "/v/epoch 0"})
+    assert other.path == tmp_path / "out-2"
+    beams = replace(make_protocol(), generation={"num_beams": 4})
+    assert choose_folder(tmp_path / "out", beams, {"epoch 0": "/w/epoch 0"}).path == tmp_path / "out-2"
