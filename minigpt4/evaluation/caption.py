@@ -24,7 +24,7 @@ from minigpt4.evaluation.meteor_spice import SCORERS, check_java_scorer, score_w
 from minigpt4.evaluation.predictions import ReferenceFile, by_id, read_predictions, read_references, references_of
 from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.statistics import NOTE, bootstrap_intervals, swap_images
-from minigpt4.evaluation.table import build_table
+from minigpt4.evaluation.table import ScoreTable
 
 METRICS = ("bleu", "rouge", "cider", "meteor", "spice")
 DEFAULT_METRICS = ("bleu", "rouge", "cider")
@@ -300,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     if args.out:
         write_json(args.out, content)
-    console.print(build_table([row], caption=protocol.summary()))
+    console.print(ScoreTable([row], caption=protocol.summary()))
     if args.out:
         console.print(f"scores: {args.out}", highlight=False, markup=False, soft_wrap=True)
 

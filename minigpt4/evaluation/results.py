@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from rich.table import Table
 
 from minigpt4.common.errors import MetricError, MiniGPT4Error, first_few
 from minigpt4.common.files import read_json, write_json, write_text
@@ -19,10 +21,12 @@ from minigpt4.evaluation.predictions import Prediction, load_predictions, predic
 from minigpt4.evaluation.protocol import Protocol, references_sha256
 from minigpt4.evaluation.report import ImageResult, OpenImage, write_report
 from minigpt4.evaluation.statistics import NOTE, bootstrap_intervals, compare
-from minigpt4.evaluation.table import build_table
+from minigpt4.evaluation.table import ScoreTable
 from minigpt4.evaluation.trends import plot_trends
 
 logger = logging.getLogger(__name__)
+LOCK = ".evaluating"
+"""File in a folder of results that says which process is writing to it."""
 
 
 @dataclass(frozen=True)
@@ -59,32 +63,75 @@ class ResultsFolder:
     files: Mapping[str, str]
 
 
-def choose_folder(folder: Path, protocol: Protocol, checkpoints: Mapping[str, str]) -> ResultsFolder:
+def choose_folder(
+    folder: Path, protocol: Protocol, checkpoints: Mapping[str, str], held: ExitStack | None = None
+) -> ResultsFolder:
     """The folder for new results, created if missing.
 
-    It is the first of `folder`, `folder`-2, `folder`-3 and so on that holds no results, or results of the same
-    protocol. A row with the label and the path of a checkpoint to evaluate again is to be replaced.
+    It is the first of `folder`, `folder`-2, `folder`-3 and so on that no other evaluation is writing to and that holds
+    no results, or results of the same protocol. A row with the label and the path of a checkpoint to evaluate again is
+    to be replaced.
 
     Args:
         folder: folder that was asked for.
         protocol: how the new predictions are made and scored.
         checkpoints: label -> absolute path of the checkpoints to evaluate.
+        held: keeps the folder for this process until it is closed; None: the folder is not kept.
     """
     number, reason = 1, None
     base = folder if folder.name.strip(".") else folder.resolve()
     while True:
         candidate = folder if number == 1 else base.with_name(f"{base.name}-{number}")
-        try:
-            found = read_folder(candidate, protocol, checkpoints)
-        except MiniGPT4Error as error:
-            number, reason = number + 1, reason or error
-            continue
+        with ExitStack() as attempt:
+            try:
+                attempt.enter_context(folder_lock(candidate))
+                found = read_folder(candidate, protocol, checkpoints)
+            except MiniGPT4Error as error:
+                number, reason = number + 1, reason or error
+                continue
+            if held is not None:
+                held.enter_context(attempt.pop_all())
         if reason is not None:
             logger.warning("%s; nothing there is overwritten, and the new results go to %s", reason, candidate)
         if found.rows:
             logger.info("%s: its table keeps the rows %s", candidate, ", ".join(row.checkpoint for row in found.rows))
-        candidate.mkdir(parents=True, exist_ok=True)
         return found
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Keep other evaluations out of a folder, which is created if missing.
+
+    The system frees the lock where this process is killed. Its file says who holds it.
+
+    Args:
+        folder: folder of results.
+
+    Raises:
+        MetricError: Another process holds it.
+    """
+    path = folder / LOCK
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+            file.close()
+            raise MetricError(f"another evaluation{holder and f' ({holder})'} is writing to {folder}") from None
+        # The one before may have deleted the file that was opened here, and another one made a new one.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
 
 
 def read_folder(folder: Path, protocol: Protocol, checkpoints: Mapping[str, str]) -> ResultsFolder:
@@ -191,7 +238,7 @@ class WrittenResults:
         example: path of one of the images, None where unknown.
     """
 
-    table: Table
+    table: ScoreTable
     metrics: Path
     per_image: Path
     trends: Path
@@ -246,9 +293,7 @@ def write_results(
     summary = protocol.summary()
     images = _results_by_image(results, Path(image_dir) if image_dir else None)
     written = WrittenResults(
-        table=build_table(
-            rows, title=title, caption="\n".join([summary, *([comparisons.footnote()] if comparisons else [])])
-        ),
+        table=ScoreTable(rows, title, "\n".join([summary, *([comparisons.footnote()] if comparisons else [])])),
         metrics=out / "metrics.json",
         per_image=out / "per_image_scores.csv",
         trends=out / "metric_trends.png",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
@@ -56,6 +58,10 @@ KNOWN = (
 """Columns in the order of the table."""
 SHOWN = ("CIDEr", "METEOR", "ROUGE_L", "Bleu_4", "SPICE")
 """Metrics for where there is room for few: beside a caption, below a table; the first that was measured comes first."""
+DISPENSABLE = ("Bleu_1", "Bleu_2", "Bleu_3")
+"""Left out first where a line is too short; BLEU-4 is the one that papers report."""
+_LABEL_WIDTH = 10
+"""Characters of a checkpoint's name before it is continued on the next line."""
 _BY_KEY = {column.key: column for column in KNOWN}
 
 
@@ -84,32 +90,86 @@ def best_rows(rows: Sequence[Row], item: Column) -> set[int]:
     return best if len(best) < len(values) else set()
 
 
-def build_table(rows: Sequence[Row], title: str | None = None, caption: str | None = None) -> Table:
-    """The rows as a rich table, the best value of every column in bold green.
+@dataclass(frozen=True)
+class ScoreTable:
+    """The rows as a table that no width cuts: printed by rich, the best value of every column in bold green.
 
-    Args:
+    Where the columns are too many for a line, BLEU-1 to BLEU-3 are left out first, and then the rest is shown in
+    several tables below each other.
+
+    Attributes:
         rows: one row per checkpoint.
         title: text above the table.
         caption: text below the table.
     """
-    columns = columns_of(rows)
-    table = Table(
-        title=Text(title) if title else None,
-        caption=Text(caption) if caption else None,
-        box=box.SIMPLE_HEAD,
-        caption_justify="left",
-        title_justify="left",
-        # The ten columns of the drawn scenes fit into 100 characters.
-        padding=(0, 1 if len(columns) < 10 else 0),
-    )
-    table.add_column("Checkpoint", overflow="fold", min_width=10)
-    for item in columns:
-        table.add_column(item.label, justify="right", no_wrap=item.compared and not item.percent)
-    best = {item.key: best_rows(rows, item) for item in columns}
-    for index, row in enumerate(rows):
-        cells = [Text(str(row.get("checkpoint", "")))]
+
+    rows: Sequence[Row]
+    title: str = ""
+    caption: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | Text]:
+        parts = self.parts(options.max_width)
+        for number, columns in enumerate(parts):
+            table = self._table(columns, options.max_width)
+            if number == 0 and self.title:
+                table.title = Text(self.title)
+            yield table
+        lines = [self.caption] if self.caption else []
+        hidden = [item.label for item in columns_of(self.rows) if not any(item in part for part in parts)]
+        if hidden:
+            lines.append(f"{', '.join(hidden)}: no room here; see the file of the scores")
+        if lines:
+            yield Text("\n".join(lines), style="dim italic")
+
+    def parts(self, width: int) -> list[list[Column]]:
+        """The columns of each table that is shown.
+
+        Args:
+            width: characters of a line.
+        """
+        columns = columns_of(self.rows)
+        if self._width(columns) > width:
+            columns = [item for item in columns if item.key not in DISPENSABLE]
+        parts: list[list[Column]] = [[]]
         for item in columns:
-            style = "bold green" if index in best[item.key] else ""
-            cells.append(Text(item.format(row.get(item.key)), style=style))
-        table.add_row(*cells)
-    return table
+            if parts[-1] and self._width([*parts[-1], item]) > width:
+                parts.append([])
+            parts[-1].append(item)
+        return parts
+
+    def _width(self, columns: Sequence[Column]) -> int:
+        """Characters that a table of these columns takes at least."""
+        return _table_width([_LABEL_WIDTH, *map(self._cell_width, columns)])
+
+    def _cell_width(self, item: Column) -> int:
+        """Characters of a column's longest value, or of the longest word of its name."""
+        values = (item.format(row.get(item.key)) for row in self.rows)
+        return max(map(cell_len, [*values, *item.label.split()]))
+
+    def _table(self, columns: Sequence[Column], width: int) -> Table:
+        """A table of some columns in at most `width` characters; rich itself would cut values."""
+        widths = [self._cell_width(item) for item in columns]
+        whole = [max(found, cell_len(item.label)) for found, item in zip(widths, columns, strict=True)]
+        if _table_width([_LABEL_WIDTH, *whole], 1) <= width:
+            widths = whole
+        padding = int(_table_width([_LABEL_WIDTH, *widths], 1) <= width)
+        left = width - _table_width([0, *widths], padding)
+        labels = [str(row.get("checkpoint", "")) for row in self.rows]
+        table = Table(box=box.SIMPLE_HEAD, title_justify="left", padding=(0, padding, 0, 0))
+        longest = max(map(cell_len, labels), default=0)
+        table.add_column("Checkpoint", overflow="fold", width=max(_LABEL_WIDTH, min(left, longest)))
+        best = {item.key: best_rows(self.rows, item) for item in columns}
+        for item, found in zip(columns, widths, strict=True):
+            table.add_column(item.label, justify="right", width=found)
+        for index, (label, row) in enumerate(zip(labels, self.rows, strict=True)):
+            cells = [Text(label)]
+            for item in columns:
+                style = "bold green" if index in best[item.key] else ""
+                cells.append(Text(item.format(row.get(item.key)), style=style))
+            table.add_row(*cells)
+        return table
+
+
+def _table_width(widths: Sequence[int], padding: int = 0) -> int:
+    """Characters of a table whose columns have these widths: two edges, and a space between columns."""
+    return 1 + sum(width + padding + 1 for width in widths)

@@ -49,7 +49,7 @@ def test_every_file_is_written(tmp_path: Path, image_folder: Path) -> None:
     (gain,) = comparisons["differences"]
     assert (gain["checkpoint"], gain["metric"], gain["difference"]) == ("epoch 0", "CIDEr", 1)
     assert gain["interval_95"] == [1, 1] and gain["p"] == gain["p_holm"] < 0.05
-    assert "epoch 0: +1.000 (1.000 to 1.000), p 0.0" in str(written.table.caption)
+    assert "epoch 0: +1.000 (1.000 to 1.000), p 0.0" in written.table.caption
     assert "comparisons" not in json.loads(
         write_results(tmp_path / "one", make_protocol(), make_results(("stage 1",))).metrics.read_text()
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from minigpt4.evaluation.table import build_table
+from minigpt4.evaluation.table import KNOWN, ScoreTable, column
 
 ROWS: list[dict[str, Any]] = [
     {"checkpoint": "stage|1 [red]", "CIDEr": 0.5, "Bleu_4": 0.2, "object_accuracy_shuffled": 0.1, "mine": 3},
@@ -17,14 +19,24 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
+def printed(rows: list[dict[str, Any]], width: int, **words: str) -> str:
+    """What a terminal of that width shows."""
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(ScoreTable(rows, **words))
+    return console.export_text(clear=False)
+
+
 def cells(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Heading -> the column's cells, the best ones between asterisks."""
+    console = Console(width=160, file=io.StringIO())
+    (table, *_) = ScoreTable(rows).__rich_console__(console, console.options)
+    assert isinstance(table, Table)
 
     def marked(cell: object) -> str:
         assert isinstance(cell, Text)
         return f"*{cell.plain}*" if cell.style else cell.plain
 
-    return {str(column.header): [marked(cell) for cell in column.cells] for column in build_table(rows).columns}
+    return {str(found.header): [marked(cell) for cell in found.cells] for found in table.columns}
 
 
 def test_columns_are_in_order_and_the_best_values_marked() -> None:
@@ -54,21 +66,54 @@ def test_nothing_to_compare_has_no_best() -> None:
     assert "*" not in str(cells([ROWS[0], {**ROWS[0], "checkpoint": "same"}]))
 
 
+QUICKSTART = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr", "CIDEr_shuffled", "object_accuracy")
+QUICKSTART += ("all_objects_accuracy", "object_accuracy_shuffled")
+
+
 def test_all_columns_of_the_drawn_scenes_fit_into_100_characters() -> None:
-    console = Console(width=100, record=True, file=io.StringIO())
-    shown = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr", "CIDEr_shuffled", "object_accuracy")
-    shown += ("all_objects_accuracy", "object_accuracy_shuffled")
-    console.print(build_table([{"checkpoint": "epoch 4", **dict.fromkeys(shown, 1.0)}]))
-    lines = console.export_text().splitlines()
+    lines = printed([{"checkpoint": "epoch 4", **dict.fromkeys(QUICKSTART, 1.0)}], 100).splitlines()
     assert any(line.split() == ["epoch", "4", *["1.000"] * 7, *["100.0", "%"] * 3] for line in lines)
     assert any(line.count("shuffled") == 2 for line in lines)
 
 
+def test_80_columns_show_all_but_the_lesser_bleus() -> None:
+    rows = [{"checkpoint": f"epoch {n}", **dict.fromkeys(QUICKSTART, 1.0)} for n in range(2)]
+    shown = printed(rows, 80, caption="the caption")
+    assert max(map(len, shown.splitlines())) <= 80
+    (line,) = [line for line in shown.splitlines() if line.startswith(" epoch 1")]
+    assert line.split() == ["epoch", "1", *["1.000"] * 4, *["100.0", "%"] * 3]
+    assert "BLEU-1, BLEU-2, BLEU-3: no room here" in shown and "the caption" in shown
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 160])
+def test_no_width_cuts_a_value(width: int) -> None:
+    """Every column has values of its own, which are all looked for."""
+    keys = [item.key for item in KNOWN] + ["a_measure_of_my_own"]
+    rows = [
+        {"checkpoint": "a/long/path/of/a/checkpoint.pth" if n else "stage 1"}
+        | {key: (100 * n + place) / 1000 for place, key in enumerate(keys, 1)}
+        for n in range(2)
+    ]
+    shown = printed(rows, width)
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= width
+    for item in [*KNOWN, column("a_measure_of_my_own")]:
+        dropped = item.key in ("Bleu_1", "Bleu_2", "Bleu_3") and width < 160
+        for row in rows:
+            assert (item.format(row[item.key]) in shown) != dropped, item.label
+        assert dropped or all(word in shown for word in item.label.split())
+
+
+def test_piped_output_has_no_control_characters() -> None:
+    file = io.StringIO()
+    Console(file=file, width=160).print(ScoreTable(ROWS, "title", "caption"))
+    assert not [character for character in file.getvalue() if ord(character) < 32 and character != "\n"]
+
+
 def test_the_table_on_a_terminal() -> None:
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(build_table(ROWS, title="A [title]", caption="[caption]"))
-    text = console.export_text(clear=False)
+    shown = printed(ROWS, 100, title="A [title]", caption="[caption]")
     for word in ("A [title]", "[caption]", "stage|1 [red]", "0.700", "20.0 %"):
-        assert word in text
+        assert word in shown
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(ScoreTable(ROWS))
     styled = console.export_text(styles=True)
     assert "\x1b[1;32m0.700" in styled and "\x1b[1;32m0.500" not in styled
