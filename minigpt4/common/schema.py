@@ -467,6 +467,9 @@ class EvaluationConfig:
     """Number format of the frozen weights in evaluation and chat: auto, float32, bfloat16 or float16."""
     fluency: bool = False
     """Add the shares of answers with repetitions and with sentence fragments."""
+    compare_images: bool = True
+    """Open the images that the checkpoints were trained on too, to find copies of evaluated ones; false: compare ids
+    and paths only."""
     report_samples: int = number(200, at_least=0)
     """Images shown in report.html."""
 

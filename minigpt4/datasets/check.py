@@ -27,17 +27,15 @@ from minigpt4.common.progress import track
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig
 from minigpt4.common.types import Record
 from minigpt4.datasets.builders import SHARDS, dataset_prompts, images_folder, read_rows
-from minigpt4.datasets.leaks import Fingerprint, fingerprint, leaks
+from minigpt4.datasets.leaks import THREADS, Fingerprint, fingerprints, warnings_of_splits
 from minigpt4.datasets.readers.rows import RowProblem
-from minigpt4.processors.image import decode_pixels, image_bytes, jpeg_decoder
+from minigpt4.processors.image import decode_pixels, jpeg_decoder
 
 if TYPE_CHECKING:
     from minigpt4.datasets.shards.dataset import ShardRecords, ShardSample
 
 MANY_IMAGES = 2000
 """Images from which on torch's quicker decoder is worth the seconds of importing it."""
-THREADS = 4
-"""Threads that decode images: Pillow does so without holding Python's lock."""
 SAMPLES_AT_A_TIME = 1024
 """Samples of shards handed to the threads together, so that memory stays bounded."""
 SHOWN = 20
@@ -113,7 +111,7 @@ def check_dataset(name: str, cfg: DatasetConfig, model: ModelConfig, with_images
                 report.problems.append(found)
             else:
                 prints[image] = found
-    report.warnings += leaks(splits, prints)
+    report.warnings += warnings_of_splits(splits, prints)
     return report
 
 
@@ -122,19 +120,12 @@ def _open_images(name: str, records: Sequence[Record], folder: Path) -> Iterator
     first_rows: dict[str, Record] = {}
     for record in records:
         first_rows.setdefault(record.image, record)
-
-    def open_image(record: Record) -> tuple[str, Fingerprint | RowProblem]:
-        path = folder / record.image
-        try:
-            data = image_bytes(path, str(path))
-            return record.image, fingerprint(data, decode_pixels(data, str(path)))
-        except DataError as error:
-            return record.image, RowProblem(record.source, str(error))
-
     if len(first_rows) >= MANY_IMAGES:
         jpeg_decoder()
-    with ThreadPoolExecutor(THREADS) as pool:
-        yield from track(pool.map(open_image, first_rows.values()), f"{name}: opening", "images", len(first_rows))
+    paths = {folder / image: record for image, record in first_rows.items()}
+    for path, found in track(fingerprints(paths), f"{name}: opening", "images", len(paths)):
+        record = paths[path]
+        yield record.image, RowProblem(record.source, str(found)) if isinstance(found, DataError) else found
 
 
 def _check_shards(name: str, cfg: DatasetConfig, with_samples: bool) -> Report:

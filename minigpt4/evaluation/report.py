@@ -12,6 +12,7 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
@@ -63,8 +64,10 @@ def write_report(
     trends: Path | None = None,
     intervals: Intervals | None = None,
     comparisons: Comparisons | None = None,
+    leaks: Sequence[str] = (),
     max_cards: int = 200,
     open_image: OpenImage | None = None,
+    made: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write the page.
 
@@ -77,8 +80,10 @@ def write_report(
         trends: PNG to embed.
         intervals: checkpoint -> metric -> (lower, upper).
         comparisons: differences between the checkpoints and the first.
+        leaks: what the checkpoints were trained on among the images, a line each.
         max_cards: maximum number of images shown: half of them the best, half the worst, of the last checkpoint.
         open_image: opens an image for its thumbnail; None: no thumbnails.
+        made: when, by which command and by which version, for the last line.
     """
     labels = [str(row["checkpoint"]) for row in rows]
     last = labels[-1] if labels else ""
@@ -108,6 +113,7 @@ def write_report(
         summary=escape(protocol.summary()),
         table=_table(rows),
         comparisons=_comparisons(comparisons) if comparisons else "",
+        leaks="".join(f'<p class="{"leak" if "LEAK" in line else "note"}">{escape(line)}</p>' for line in leaks),
         intervals=_intervals(intervals or {}),
         protocol=_definitions(protocol.to_dict()),
         trends=_trends(trends) if trends else "",
@@ -117,12 +123,19 @@ def write_report(
             for i, label in enumerate(labels)
         ),
         first=escape(labels[0] if labels else ""),
+        made=_made(made) if made else "",
         cards="\n".join(
             _card(index, image, labels, metric, source)
             for (index, image), source in zip(shown, thumbnails, strict=True)
         ),
     )
     write_text(Path(path), text)
+
+
+def _made(made: Mapping[str, str]) -> str:
+    """When, by which command and by which version, in one line of the page's source."""
+    date, version, command = (escape(made[key]).replace("\n", " ") for key in ("date", "version", "command"))
+    return f'<p class="note" id="made">Made {date} by version {version}: <code>{command}</code></p>'
 
 
 def select_images(images: Sequence[ImageResult], label: str, metric: str, most: int) -> list[tuple[int, ImageResult]]:

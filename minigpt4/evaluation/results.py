@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from minigpt4.common.errors import MetricError, MiniGPT4Error, first_few
@@ -39,6 +40,7 @@ class EarlierRow:
         file: name of its predictions file.
         values: the row in metrics.json.
         predictions: its predictions.
+        leaks: its leaks in metrics.json.
     """
 
     checkpoint: str
@@ -46,6 +48,7 @@ class EarlierRow:
     file: str
     values: Mapping[str, Any]
     predictions: Sequence[Prediction]
+    leaks: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ def _read_rows(metrics: Path, protocol: Protocol) -> list[EarlierRow]:
         made = dict(content["protocol"])
         listed = [(row, row["checkpoint"], content["checkpoints"][row["checkpoint"]]) for row in content["rows"]]
         entries = [(dict(row), label, entry["path"], entry["predictions"]) for row, label, entry in listed]
+        leaks = dict(content.get("leaks", {}))
     except (KeyError, TypeError, ValueError):
         raise MetricError(f"{metrics} does not name the checkpoint and the predictions of each row") from None
     changed = protocol.differences(made)
@@ -183,7 +187,7 @@ def _read_rows(metrics: Path, protocol: Protocol) -> list[EarlierRow]:
         file = load_predictions(metrics.parent / name)
         if references_sha256(file.references()) != protocol.references_sha256 or protocol.differences(file.protocol):
             raise MetricError(f"{metrics.parent / name} no longer holds the predictions of {metrics}")
-        rows.append(EarlierRow(label, path, name, values, file.predictions))
+        rows.append(EarlierRow(label, path, name, values, file.predictions, leaks.get(label)))
     return rows
 
 
@@ -211,6 +215,8 @@ class CheckpointResult:
         more: further quantities of the row, e.g. {"object_accuracy": 0.93}.
         path: path of the checkpoint, empty where unknown.
         file: name of its predictions file in the folder of the results, empty where there is none.
+        leaks: evaluated images that it was trained on, as `Leaks` in plain form; None: it does not say what it was
+            trained on.
     """
 
     checkpoint: str
@@ -219,6 +225,7 @@ class CheckpointResult:
     more: Mapping[str, float] = field(default_factory=dict)
     path: str = ""
     file: str = ""
+    leaks: Mapping[str, Any] | None = None
 
     def row(self) -> dict[str, Any]:
         """The row of metrics.json."""
@@ -255,8 +262,12 @@ def write_results(
     open_image: OpenImage | None = None,
     title: str = "Evaluation",
     max_cards: int = 200,
+    made: Mapping[str, str] = MappingProxyType({}),
 ) -> WrittenResults:
     """Write every file of an evaluation.
+
+    The same evaluation gives the same files, but for `made`: it stands under this name in metrics.json, in the last
+    line of the report, and nowhere else.
 
     Args:
         out_dir: folder of the files, created if missing.
@@ -266,6 +277,7 @@ def write_results(
         open_image: opens an image for the report; without it or `image_dir` the report shows no images.
         title: heading of the plot and the report.
         max_cards: maximum number of images in the report.
+        made: when, by which command and by which version: {"date", "command", "version"}.
 
     Returns:
         The table and the paths.
@@ -282,7 +294,9 @@ def write_results(
     rows = [result.row() for result in results]
     intervals = {result.checkpoint: bootstrap_intervals(result.scores.per_image) for result in results}
     comparisons = compare({result.checkpoint: result.scores for result in results})
-    content: dict[str, Any] = {"protocol": protocol.to_dict(), "rows": rows}
+    leaks = {result.checkpoint: result.leaks for result in results}
+    known = ["Trained on:", *leak_lines(leaks, protocol.images)]
+    content: dict[str, Any] = {"protocol": protocol.to_dict(), "rows": rows, "leaks": leaks}
     checkpoints = {item.checkpoint: {"path": item.path, "predictions": item.file} for item in results if item.file}
     if checkpoints:
         content["checkpoints"] = checkpoints
@@ -293,13 +307,15 @@ def write_results(
     summary = protocol.summary()
     images = _results_by_image(results, Path(image_dir) if image_dir else None)
     written = WrittenResults(
-        table=ScoreTable(rows, title, "\n".join([summary, *([comparisons.footnote()] if comparisons else [])])),
+        table=ScoreTable(rows, title, "\n".join([summary, *([comparisons.footnote()] if comparisons else []), *known])),
         metrics=out / "metrics.json",
         per_image=out / "per_image_scores.csv",
         trends=out / "metric_trends.png",
         report=out / "report.html",
         example=images[0].path if images else None,
     )
+    if made:
+        content["made"] = dict(made)
     write_json(written.metrics, content)
     write_text(written.per_image, _csv(results))
     plot_trends(written.trends, rows, intervals, title=title, subtitle=summary)
@@ -312,10 +328,56 @@ def write_results(
         trends=written.trends,
         intervals=intervals,
         comparisons=comparisons,
+        leaks=known[1:],
         max_cards=max_cards,
         open_image=open_image,
+        made=made,
     )
     return written
+
+
+def leak_lines(leaks: Mapping[str, Mapping[str, Any] | None], images: int) -> list[str]:
+    """What checkpoints were trained on among the evaluated images, a line for all that are alike.
+
+    Args:
+        leaks: label of each checkpoint -> its leaks as in metrics.json; None: it does not say what it was trained on.
+        images: number of evaluated images.
+    """
+    groups: list[tuple[Mapping[str, Any] | None, list[str]]] = []
+    for label, found in leaks.items():
+        alike = next((labels for other, labels in groups if other == found), None)
+        if alike is None:
+            groups.append((found, [label]))
+        else:
+            alike.append(label)
+    return [f"{first_few(labels, 8)}: {_leak_text(found, images)}" for found, labels in groups]
+
+
+def _leak_text(found: Mapping[str, Any] | None, images: int) -> str:
+    if found is None:
+        return f"not recorded whether any of the {images:,} images was trained on"
+    if found["images"]:
+        examples = f", such as {found['examples'][0]}" if found["examples"] else ""
+        text = (
+            f"LEAK: {found['images']:,} of the {images:,} images were trained on ({found['ids']:,} same ids, "
+            f"{found['files']:,} same files, {found['pixels']:,} same pixels, {found['near_copies']:,} near copies)"
+            f"{examples}; scores on them measure memory"
+        )
+    else:
+        text = (
+            f"none of the {images:,} images is among the {found['trained_images']:,} trained on (by id, file, pixels "
+            "or looks)"
+        )
+    if found["not_opened"]:
+        text += f"; {found['not_opened']:,} of those trained on were compared by id and path only"
+    if not found["complete"]:
+        text += "; what the checkpoint before was trained on is not recorded"
+    if found["validated_and_trained"]:
+        text += (
+            f"; LEAK: the validation used {found['validated_and_trained']:,} images that were trained on, so its "
+            "choice of the best epoch says little"
+        )
+    return text
 
 
 def _results_by_image(results: Sequence[CheckpointResult], image_dir: Path | None) -> list[ImageResult]:

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import logging
+import shlex
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minigpt4.common.checkpoint import read_checkpoint
+from minigpt4 import __version__
+from minigpt4.common.checkpoint import read_projection
 from minigpt4.common.distributed import Processes, start_processes
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.files import new_folder
 from minigpt4.common.logging import set_up_logging
+from minigpt4.common.progress import track
 from minigpt4.common.schema import Config, EvaluationConfig, ModelConfig, Precision
 from minigpt4.datasets.builders import build_dataset
+from minigpt4.datasets.leaks import METADATA_KEY, Fingerprint, ImageSet, Leaks, TrainingRecord, find_leaks, fingerprints
 from minigpt4.evaluation.caption import check_metrics, check_references, score_checkpoints
-from minigpt4.evaluation.fluency import fluency_scores
 from minigpt4.evaluation.predictions import Prediction, checkpoint_labels, merge_shards, save_predictions
 from minigpt4.evaluation.protocol import Protocol
-from minigpt4.evaluation.results import CheckpointResult, ResultsFolder, WrittenResults, choose_folder, write_results
+from minigpt4.evaluation.results import (
+    CheckpointResult,
+    ResultsFolder,
+    WrittenResults,
+    choose_folder,
+    leak_lines,
+    write_results,
+)
 from minigpt4.evaluation.statistics import swap_images
 from minigpt4.models.loading import build_model, build_prompt_encoder, evaluation_dtype, load_projection
 from minigpt4.models.minigpt4 import MiniGPT4
@@ -69,19 +82,26 @@ def evaluate(cfg: Config, checkpoints: Sequence[str]) -> WrittenResults | None:
     selection = select_images(dataset.records, settings.limit, settings.fraction, settings.seed)
     check_image_ids(dataset.records[index] for index in selection)
     check_references({dataset.records[index].image_id: dataset.records[index].answers for index in selection})
-    model = _load_model(cfg.model, settings.precision, files, processes.device)
+    model, trained_on = _load_model(cfg.model, settings.precision, files, processes.device)
     captioning = Captioning(model, dataset, selection, settings, processes.rank, processes.world_size)
     out_dir = processes.run_on_main(lambda: _output_folder(settings.output_dir, cfg.paths.output_root))
 
-    # Captions are only random where generation samples.
-    torch.manual_seed(settings.seed + processes.rank)
     unreadable: dict[int, str] = {}
     for share in processes.gather(captioning.encode_images()):
         unreadable |= share
-    skipped = list(unreadable.values())
+    skipped = [unreadable[index] for index in sorted(unreadable)]
     records = [dataset.records[index] for index in selection if index not in unreadable]
     if not records:
         raise DataError(f"none of the {len(selection)} images can be read; the first: {skipped[0]}")
+    evaluated = replace(
+        ImageSet.of(name, cfg.datasets[name], dataset, [settings.split]),
+        count=len(records),
+        listed=tuple((record.image_id, record.image) for record in records),
+    )
+    leaks = _find_leaks(evaluated, dict(zip(labels, trained_on, strict=True)), processes, settings.compare_images)
+    leaked = {label: asdict(found) for label, found in leaks.items() if found and found.is_leak}
+    for line in leak_lines(leaked, len(records)):
+        logger.warning("%s", line)
     references = {record.image_id: list(record.answers) for record in records}
     protocol = Protocol.of(
         references,
@@ -94,41 +114,46 @@ def evaluate(cfg: Config, checkpoints: Sequence[str]) -> WrittenResults | None:
         notes={"frozen_weights": model.base} | ({"pictures_left_out": skipped} if skipped else {}),
     )
     paths = {label: str(Path(file).resolve()) for label, file in zip(labels, files, strict=True)}
-    folder = processes.run_on_main(lambda: choose_folder(out_dir, protocol, paths))
-    predictions = {row.checkpoint: list(row.predictions) for row in folder.rows}
-    for number, (label, path) in enumerate(zip(labels, files, strict=True), 1):
-        load_projection(model, path)
-        made = {"checkpoint": path, "skipped": skipped} | protocol.to_dict()
-        which = f" ({number} of {len(files)})" if len(files) > 1 else ""
-        predictions[label] = _describe(captioning, processes, label, which, list(references), folder, made)
-    processes.shutdown()
-    if not processes.is_main:
-        return None
+    with ExitStack() as held:
+        folder = processes.run_on_main(lambda: choose_folder(out_dir, protocol, paths, held))
+        predictions = {row.checkpoint: list(row.predictions) for row in folder.rows}
+        for number, (label, path) in enumerate(zip(labels, files, strict=True), 1):
+            load_projection(model, path)
+            made = {"checkpoint": path, "skipped": skipped} | protocol.to_dict()
+            which = f" ({number} of {len(files)})" if len(files) > 1 else ""
+            predictions[label] = _describe(captioning, processes, label, which, list(references), folder, made)
+        processes.shutdown()
+        if not processes.is_main:
+            return None
 
-    captions = {label: {item.image_id: item.caption for item in listed} for label, listed in predictions.items()}
-    scores = score_checkpoints(references, captions, metrics, seed=settings.seed)
-    earlier = {row.checkpoint: row for row in folder.rows if row.checkpoint not in labels}
-    results = []
-    for label, listed in predictions.items():
-        more = _scene_scores(captions[label], scenes, settings.seed) if scenes is not None else {}
-        if settings.fluency:
-            more |= fluency_scores(captions[label].values())
-        row = earlier.get(label)
-        if row is not None:
+        captions = {label: {item.image_id: item.caption for item in listed} for label, listed in predictions.items()}
+        scores = score_checkpoints(references, captions, metrics, seed=settings.seed)
+        more = {label: _more_scores(given, scenes, settings) for label, given in captions.items()}
+        earlier = {row.checkpoint: row for row in folder.rows if row.checkpoint not in labels}
+        results = []
+        for label, listed in predictions.items():
+            row, found = earlier.get(label), leaks.get(label)
+            place = (
+                (row.path, row.file, row.leaks) if row else (paths[label], folder.files[label], found and asdict(found))
+            )
             # The earlier evaluation may have measured more than this one.
             known = {"checkpoint", *scores[label].corpus, *scores[label].controls}
-            more = {key: value for key, value in row.values.items() if key not in known} | more
-        path, file = (row.path, row.file) if row is not None else (paths[label], folder.files[label])
-        results.append(CheckpointResult(label, scores[label], listed, more, path, file))
-    return write_results(
-        folder.path,
-        protocol,
-        results,
-        image_dir=dataset.images,
-        open_image=open_image,
-        title=f"{name}: {settings.split} split",
-        max_cards=settings.report_samples,
-    )
+            kept = {key: value for key, value in row.values.items() if key not in known} if row else {}
+            results.append(CheckpointResult(label, scores[label], listed, kept | more[label], *place))
+        return write_results(
+            folder.path,
+            protocol,
+            results,
+            image_dir=dataset.images,
+            open_image=open_image,
+            title=f"{name}: {settings.split} split",
+            max_cards=settings.report_samples,
+            made={
+                "date": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
+                "command": shlex.join(sys.argv),
+                "version": __version__,
+            },
+        )
 
 
 def evaluated_dataset(chosen: str | None, names: Sequence[str]) -> str:
@@ -234,19 +259,58 @@ def _output_folder(output_dir: str | None, output_root: str) -> Path:
     return folder if output_dir else new_folder(folder)
 
 
-def _load_model(cfg: ModelConfig, precision: Precision, files: Sequence[str], device: torch.device) -> MiniGPT4:
-    """The model; every checkpoint is loaded once, so that one that does not fit is found before any generation."""
-    for path in files:
-        read_checkpoint(path)  # finds a missing or broken file before the minutes of loading the model
+def _load_model(
+    cfg: ModelConfig, precision: Precision, files: Sequence[str], device: torch.device
+) -> tuple[MiniGPT4, list[str | None]]:
+    """The model, and what each checkpoint's metadata says it was trained on.
+
+    Every checkpoint is loaded once, so that one that does not fit is found before any generation.
+    """
+    # A missing or broken file is found before the minutes of loading the model.
+    trained_on = [read_projection(path)[1].get(METADATA_KEY) for path in files]
     model = build_model(replace(cfg, ckpt=None), device, evaluation_dtype(precision, device))
     for path in files:
         load_projection(model, path)
-    return model
+    return model, trained_on
 
 
-def _scene_scores(captions: Mapping[str, str], scenes: Mapping[str, Scene], seed: int) -> dict[str, float]:
-    return {
-        "object_accuracy": object_accuracy(captions, scenes),
-        "all_objects_accuracy": all_objects_accuracy(captions, scenes),
-        "object_accuracy_shuffled": object_accuracy(swap_images(captions, seed), scenes),
-    }
+def _find_leaks(
+    evaluated: ImageSet, recorded: Mapping[str, str | None], processes: Processes, open_images: bool
+) -> dict[str, Leaks | None]:
+    """What each checkpoint was trained on among the evaluated images; None where it does not say.
+
+    Args:
+        evaluated: the evaluated images.
+        recorded: label of each checkpoint -> its record; None: it has none.
+        processes: all ranks; each opens a share of the images.
+        open_images: open the images to compare their content; otherwise only ids and paths are compared.
+    """
+    records = {text: TrainingRecord.from_metadata(text) for text in dict.fromkeys(recorded.values())}
+    known = [record for record in records.values() if record is not None]
+    prints: dict[Path, Fingerprint] = {}
+    if open_images and known:
+        paths = sorted({path for images in (evaluated, *(i for r in known for i in r.sets)) for path in images.paths()})
+        mine = paths[processes.rank :: processes.world_size]
+        read = track(fingerprints(mine), "images trained on and evaluated", "images", len(mine))
+        for share in processes.gather({path: found for path, found in read if isinstance(found, Fingerprint)}):
+            prints |= share
+    found = {text: find_leaks(evaluated, record, prints) if record else None for text, record in records.items()}
+    return {label: found[text] for label, text in recorded.items()}
+
+
+def _more_scores(
+    captions: Mapping[str, str], scenes: Mapping[str, Scene] | None, settings: EvaluationConfig
+) -> dict[str, float]:
+    """What else is measured of a checkpoint's captions: objects of drawn scenes, and fluency."""
+    more: dict[str, float] = {}
+    if scenes is not None:
+        more = {
+            "object_accuracy": object_accuracy(captions, scenes),
+            "all_objects_accuracy": all_objects_accuracy(captions, scenes),
+            "object_accuracy_shuffled": object_accuracy(swap_images(captions, settings.seed), scenes),
+        }
+    if settings.fluency:
+        from minigpt4.evaluation.fluency import fluency_scores
+
+        more |= fluency_scores(captions.values())
+    return more

@@ -22,6 +22,7 @@ from minigpt4.common.types import Sample
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.datasets.builders import build_datasets, prepare_datasets
 from minigpt4.datasets.instruction import InstructionDataset
+from minigpt4.datasets.leaks import training_metadata
 from minigpt4.datasets.loaders import steps_per_epoch, train_loader, valid_loader
 from minigpt4.datasets.shards.dataset import ShardDataset
 from minigpt4.models.llm import shard_llm, shards_llm
@@ -131,6 +132,15 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
         valid_batches=valid_loader(run, valid_data, **share),
         folder=folder,
         identity=identity,
+        metadata=processes.run_on_main(
+            lambda: training_metadata(
+                cfg.datasets,
+                (train_data, run.train_splits),
+                (valid_data, run.valid_splits),
+                start_from or cfg.model.ckpt,
+                resumed=start_from is not None,
+            )
+        ),
         trackers=Trackers(run.trackers, run.job_name, folder, loaded.resolved, active=processes.is_main),
         peak=PeakFlops(precision.frozen, processes),
     )

@@ -84,6 +84,7 @@ class Trainer:
         valid_batches: validation batches of this rank; None: no validation.
         folder: run folder.
         identity: entries of every checkpoint that say what run it belongs to (`run_identity`).
+        metadata: entries of every checkpoint's metadata that say what it is trained on.
         trackers: trackers that the curves are sent to.
         peak: FLOP/s that the devices of all ranks can reach together.
     """
@@ -103,6 +104,7 @@ class Trainer:
         valid_batches: Collection[Batch] | None,
         folder: Path,
         identity: Mapping[str, Any],
+        metadata: Mapping[str, str],
         trackers: Trackers,
         peak: PeakFlops,
     ) -> None:
@@ -118,6 +120,7 @@ class Trainer:
         self.valid_batches = valid_batches
         self.folder = folder
         self.identity = identity
+        self.metadata = metadata
         self.trackers = trackers
         self.peak = peak
         self.state = TrainState()
@@ -323,7 +326,7 @@ class Trainer:
         """
         with self.gradients.unwrapped():
             weights = {name: tensor.clone() for name, tensor in self.model.trainable_state().items()}
-        metadata = dict(self.model.metadata()) | {"epoch": str(epoch), "step": str(self.state.step)}
+        metadata = {**self.model.metadata(), **self.metadata, "epoch": str(epoch), "step": str(self.state.step)}
         if val_loss is not None:
             metadata["val_loss"] = repr(val_loss)
         return {

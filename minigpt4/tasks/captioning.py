@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from random import Random
 
 import torch
 from torch import Tensor
@@ -156,6 +157,8 @@ class Captioning:
             for group in self.encoded:
                 records = [self.dataset.records[index] for index in group.indices]
                 prompts = [self._prompt_ids(record) for record in records]
+                # Sampled captions depend on neither the number of processes nor the groups before.
+                torch.manual_seed(Random(f"{self.cfg.seed}-{records[0].image_id}").getrandbits(32))
                 answers = self.model.generate(prompts, self.cfg.generation, queries=group.queries)
                 for record, answer in zip(records, answers, strict=True):
                     predictions.append(Prediction(record.image_id, answer.text, record.image, record.answers))

@@ -1,17 +1,19 @@
-"""The same image in several splits; through the command that reports it."""
+"""The same image in several splits, and in training and evaluation; through the commands that report it."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from minigpt4.datasets import check
+from minigpt4.datasets import check, leaks
 from minigpt4.datasets.check import main
+from minigpt4.datasets.leaks import Fingerprint, ImageSet, Leaks, TrainingRecord, find_leaks, fingerprints
 from tests.datasets.conftest import write_jsonl
 from tests.drawn import drawn_scenes
 
@@ -109,12 +111,98 @@ def test_drawings_on_an_empty_ground_are_told_apart(warnings: Report, folder: Pa
 def test_each_image_is_opened_once(warnings: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     for name in ("image_bytes", "decode_pixels"):
-        original = getattr(check, name)
+        original = getattr(leaks, name)
 
         def counting(source: object, label: str, name: str = name, original: Callable = original) -> object:
             opened.append(f"{name} {Path(label).name}")
             return original(source, label)
 
-        monkeypatch.setattr(check, name, counting)
+        monkeypatch.setattr(leaks, name, counting)
     warnings(numbered(12, 4))
     assert sorted(opened) == sorted(f"{name} {n}.png" for n in range(12) for name in ("image_bytes", "decode_pixels"))
+
+
+def test_pixels_in_another_file_are_no_near_copy(warnings: Report, folder: Path) -> None:
+    photo(3).save(folder / "same.bmp")
+    assert warnings({**numbered(12, 4), "same.bmp": "val"}) == [
+        "1 images have the pixels of other files of another split, such as same.bmp (val) and 3.png (train)"
+    ]
+
+
+def images(folder: Path, names: list[str], **changes: Any) -> ImageSet:
+    """The images of a dataset whose ids are the stems of their file names."""
+    listed = tuple((Path(name).stem, name) for name in names)
+    values = {"name": "birds", "splits": ("train",), "count": len(names), "source": "a" * 64, "folder": str(folder)}
+    return ImageSet(**values | {"listed": listed} | changes)
+
+
+def leaks_of(evaluated: ImageSet, *trained: ImageSet) -> Leaks:
+    """What the evaluation finds, with all images opened, of a record that went through a checkpoint's metadata."""
+    record = TrainingRecord.from_metadata(TrainingRecord(sets=trained).to_metadata())
+    assert record == TrainingRecord(sets=trained)
+    paths = {path for item in (evaluated, *trained) for path in item.paths()}
+    prints = {path: found for path, found in fingerprints(paths) if isinstance(found, Fingerprint)}
+    return find_leaks(evaluated, record, prints)
+
+
+def counts(found: Leaks) -> tuple[int, ...]:
+    return found.images, found.ids, found.files, found.pixels, found.near_copies
+
+
+def test_images_of_their_own_are_no_leak(folder: Path) -> None:
+    found = leaks_of(images(folder, ["8.png", "9.png"]), images(folder, [f"{n}.png" for n in range(8)]))
+    assert counts(found) == (0, 0, 0, 0, 0) and found.trained_images == 8 and not found.is_leak
+
+
+def test_each_way_in_which_an_image_was_trained_on_is_counted(folder: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "held out"
+    held_out.mkdir()
+    shutil.copy(folder / "0.png", held_out / "copy.png")
+    photo(1).save(held_out / "pixels.bmp")
+    photo(2).save(held_out / "near.jpg", quality=40)
+    photo(50).save(held_out / "3.png")  # another image with the id of one in training
+    photo(51).save(held_out / "new.png")
+    names = ["copy.png", "pixels.bmp", "near.jpg", "3.png", "new.png"]
+    trained = images(folder, [f"{n}.png" for n in range(8)])
+    found = leaks_of(images(held_out, names), trained)
+    assert counts(found) == (4, 1, 1, 2, 1)
+    assert found.examples == ("copy.png and 0.png", "pixels.bmp and 1.png", "near.jpg and 2.png")
+    # The ids of another dataset mean other images.
+    other = images(held_out, names, name="fish", source="b" * 64)
+    assert counts(leaks_of(other, trained)) == (3, 0, 1, 2, 1)
+
+
+def test_the_split_trained_on_is_a_leak_by_all_counts(folder: Path) -> None:
+    trained = images(folder, ["0.png", "1.png"])
+    assert counts(leaks_of(trained, trained)) == (2, 2, 2, 2, 0)
+
+
+def test_images_that_are_gone_are_compared_by_id_and_path(folder: Path, tmp_path: Path) -> None:
+    found = leaks_of(images(folder, ["0.png"]), images(tmp_path / "gone", ["0.png", "7.png"]))
+    assert counts(found) == (1, 1, 0, 0, 0) and found.not_opened == 2
+
+
+def test_too_many_images_are_known_by_their_annotations(folder: Path) -> None:
+    many = images(folder, ["0.png", "1.png"], count=5_000_000, listed=None)
+    found = leaks_of(images(folder, ["0.png"]), many)
+    assert counts(found) == (1, 1, 0, 0, 0) and found.not_opened == 5_000_000
+    assert counts(leaks_of(images(folder, ["0.png"], splits=("test",)), many)) == (0, 0, 0, 0, 0)
+
+
+def test_a_run_adds_to_what_its_first_checkpoint_was_trained_on(tmp_path: Path) -> None:
+    one, two = images(tmp_path, ["0.png"]), images(tmp_path, ["1.png"], name="fish")
+    record = TrainingRecord(sets=(two,)).after(TrainingRecord(sets=(one, two)))
+    assert record.sets == (two, one) and record.complete
+    assert not TrainingRecord(sets=(two,)).after(None).complete
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sets": [{}]}', '{"sets": [], "more": 1}', "[" * 10_000])
+def test_a_damaged_record_is_none(text: str) -> None:
+    assert TrainingRecord.from_metadata(text) is None
+
+
+def test_a_record_stays_small(tmp_path: Path) -> None:
+    names = [f"{number * 7919 % 10**10:010d}.jpg" for number in range(29_000)]
+    record = TrainingRecord(sets=(images(tmp_path, names),))
+    assert len(record.to_metadata()) < 500_000
+    assert TrainingRecord.from_metadata(record.to_metadata()) == record

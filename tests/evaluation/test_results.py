@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import shutil
+import signal
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import pytest
 from minigpt4.common.errors import MetricError
 from minigpt4.evaluation.predictions import save_predictions
 from minigpt4.evaluation.protocol import Protocol
-from minigpt4.evaluation.results import choose_folder, write_results
+from minigpt4.evaluation.results import LOCK, choose_folder, folder_lock, leak_lines, write_results
 from tests.evaluation.conftest import make_protocol, make_results
 
 LABELS = ("stage 1", "epoch 0")
@@ -69,20 +72,20 @@ def test_results_must_have_different_labels(tmp_path: Path) -> None:
         write_results(tmp_path, make_protocol(), [])
 
 
-def fill(folder: Path, protocol: Protocol) -> None:
+def fill(folder: Path, protocol: Protocol, leaks: dict | None = None) -> None:
     """Write an evaluation of the checkpoints /w/stage 1 and /w/epoch 0."""
     results = []
     for item in make_results(LABELS):
         path, file = f"/w/{item.checkpoint}", f"predictions_{item.checkpoint}.json"
         save_predictions(folder / file, item.predictions, {"checkpoint": path} | protocol.to_dict())
-        results.append(replace(item, path=path, file=file))
+        results.append(replace(item, path=path, file=file, leaks=leaks))
     write_results(folder, protocol, results)
 
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("earlier") / "out"
-    fill(folder, make_protocol())
+    fill(folder, make_protocol(), LEAKS)
     return folder
 
 
@@ -108,7 +111,7 @@ def test_rows_of_the_same_protocol_are_kept(folder: Path) -> None:
     assert [row.checkpoint for row in found.rows] == list(LABELS)
     assert [row.path for row in found.rows] == ["/w/stage 1", "/w/epoch 0"]
     assert [list(row.predictions) for row in found.rows] == [item.predictions for item in make_results(LABELS)]
-    assert found.rows[1].values["object_accuracy"] == 0.6
+    assert found.rows[1].values["object_accuracy"] == 0.6 and found.rows[1].leaks == LEAKS
     assert found.files == {"epoch 1": "predictions_epoch_1.json", "epoch 0": "predictions_epoch 0.json"}
 
 
@@ -189,3 +192,66 @@ def test_predictions_without_scores_are_replaced_by_the_same_ones_only(tmp_path:
     assert other.path == tmp_path / "out-2"
     beams = replace(make_protocol(), generation={"num_beams": 4})
     assert choose_folder(tmp_path / "out", beams, {"epoch 0": "/w/epoch 0"}).path == tmp_path / "out-2"
+
+
+def test_an_evaluation_keeps_others_out_of_its_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with ExitStack() as first, ExitStack() as second:
+        one = choose_folder(tmp_path / "out", make_protocol(), {"epoch 0": "/w/epoch 0"}, first)
+        two = choose_folder(tmp_path / "out", make_protocol(), {"epoch 1": "/w/epoch 1"}, second)
+        assert (one.path, two.path) == (tmp_path / "out", tmp_path / "out-2")
+        assert f"another evaluation (process {os.getpid()} on " in caplog.text
+        with pytest.raises(MetricError, match="is writing to"), folder_lock(tmp_path / "out-2"):
+            pass
+    assert list(one.path.iterdir()) == list(two.path.iterdir()) == []
+    assert choose_folder(tmp_path / "out", make_protocol(), {"epoch 1": "/w/epoch 1"}).path == one.path
+
+
+def test_the_lock_of_a_killed_evaluation_holds_nobody_up(tmp_path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        with folder_lock(tmp_path):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert (tmp_path / LOCK).read_text().startswith(f"process {pid} on ")
+    with folder_lock(tmp_path):
+        assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+    assert not (tmp_path / LOCK).exists()
+
+
+LEAKS = {
+    "images": 0,
+    "ids": 0,
+    "files": 0,
+    "pixels": 0,
+    "near_copies": 0,
+    "trained_images": 1000,
+    "not_opened": 0,
+    "complete": True,
+    "validated_and_trained": 0,
+    "examples": [],
+}
+
+
+def test_leaks_in_words() -> None:
+    found = {**LEAKS, "images": 4, "ids": 1, "files": 2, "pixels": 3, "near_copies": 1, "examples": ["a.png and b.png"]}
+    lines = leak_lines({"stage 1": None, "epoch 0": LEAKS, "epoch 1": dict(LEAKS), "epoch 2": found}, 200)
+    assert lines == [
+        "stage 1: not recorded whether any of the 200 images was trained on",
+        "epoch 0, epoch 1: none of the 200 images is among the 1,000 trained on (by id, file, pixels or looks)",
+        "epoch 2: LEAK: 4 of the 200 images were trained on (1 same ids, 2 same files, 3 same pixels, 1 near copies), "
+        "such as a.png and b.png; scores on them measure memory",
+    ]
+    (line,) = leak_lines({"a": {**LEAKS, "not_opened": 5, "complete": False, "validated_and_trained": 7}}, 1)
+    assert "5 of those trained on were compared by id and path only" in line
+    assert "the checkpoint before" in line and "the validation used 7 images" in line
+
+
+def test_leaks_are_in_metrics_table_and_report_and_stay_with_their_row(tmp_path: Path) -> None:
+    one, two = make_results(LABELS)
+    found = {**LEAKS, "images": 3, "ids": 3}
+    write_results(tmp_path, make_protocol(), [one, replace(two, leaks=found)])
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert content["leaks"] == {"stage 1": None, "epoch 0": found}
+    written = write_results(tmp_path, make_protocol(), [replace(two, leaks=found)])
+    assert "epoch 0: LEAK: 3 of the 6 images" in written.table.caption
+    assert "epoch 0: LEAK: 3 of the 6 images" in written.report.read_text()

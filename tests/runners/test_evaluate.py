@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from minigpt4.common.config import load_config
 from minigpt4.common.distributed import Processes
@@ -35,9 +36,32 @@ OPTIONS = (
 )
 
 
+CHECKPOINTS = ("checkpoint_0.pth", "checkpoint_1.pth", "trained.safetensors")
+"""Two checkpoints without a record of what they were trained on, and one with it."""
+LABELS = ["epoch 0", "epoch 1", "trained"]
+TRAINED = ("run.run_dir=trained", "run.max_epoch=1", "run.iters_per_epoch=1", "run.valid_splits=[train]")
+"""A run that is validated on what it is trained on."""
+
+
+def add_copies(folder: Path) -> None:
+    """Add a test split: three images of the training, as a copy, in another format and enlarged; and a new one."""
+    shutil.copy(folder / "image_0.png", folder / "copy.png")
+    Image.open(folder / "image_1.png").save(folder / "pixels.bmp")
+    Image.open(folder / "image_2.png").resize((64, 48), Image.Resampling.NEAREST).save(folder / "near.png")
+    Image.new("RGB", (32, 24), (1, 255, 128)).save(folder / "new.png")
+    rows = [
+        {"image": name, "answer": "a dog", "split": "test"}
+        for name in ("copy.png", "pixels.bmp", "near.png", "new.png")
+    ]
+    with (folder / "data.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project.make(tmp_path_factory.mktemp("evaluate"))
+    add_copies(project.folder)
+    shutil.copy(project.train_here(*TRAINED) / "checkpoint_0.safetensors", project.folder / "trained.safetensors")
     state = torch.load(PARITY_A / "minigpt4.pth", weights_only=True)["model"]
     for epoch in range(2):
         changed = {name: tensor * (1 + 0.5 * epoch) for name, tensor in state.items() if name.startswith("llama_proj")}
@@ -61,14 +85,14 @@ def written(project: Project) -> Path:
     before = Path.cwd()
     os.chdir(project.folder)
     try:
-        return run(project, ckpt=("checkpoint_0.pth", "checkpoint_1.pth"), out="both")
+        return run(project, ckpt=CHECKPOINTS, out="both")
     finally:
         os.chdir(before)
 
 
 def test_a_row_for_each_checkpoint(written: Path) -> None:
     content = json.loads((written / "metrics.json").read_text())
-    assert [row["checkpoint"] for row in content["rows"]] == ["epoch 0", "epoch 1"]
+    assert [row["checkpoint"] for row in content["rows"]] == LABELS
     assert all({"Bleu_1", "Bleu_4", "ROUGE_L", "CIDEr"} <= set(row) for row in content["rows"])
     protocol = content["protocol"]
     assert (protocol["split"], protocol["images"], protocol["references"]) == ("val", 7, 7)
@@ -93,15 +117,57 @@ def test_an_image_alone_gets_the_same_caption(written: Path, project: Project) -
 
 
 @pytest.mark.distributed
-def test_two_processes_predict_the_same_as_one(written: Path, project: Project) -> None:
+def test_two_processes_write_the_same_files_as_one(written: Path, project: Project) -> None:
     script = str(REPOSITORY / "eval_scripts" / "eval_flickr30k.py")
-    command = [script, "--cfg-path", "config.yaml", "--ckpt", "checkpoint_0.pth", "checkpoint_1.pth", "--out", "two"]
+    command = [script, "--cfg-path", "config.yaml", "--ckpt", *CHECKPOINTS, "--out", "two"]
     done = launch(*command, "--options", *OPTIONS, ranks=2, cwd=project.folder)
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("predictions_epoch_0.json", "predictions_epoch_1.json", "metrics.json"):
-        one, two = (json.loads((folder / name).read_text()) for folder in (written, project.folder / "two"))
-        assert one == two, name
+    one, two = (
+        {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (written, project.folder / "two")
+    )
+    assert one.keys() == two.keys() and len(one) == 7
+    for files in (one, two):
+        metrics = json.loads(files["metrics.json"])
+        made = metrics.pop("made")
+        assert set(made) == {"date", "command", "version"}
+        assert metrics["comparisons"]["differences"] and all("CIDEr_shuffled" in row for row in metrics["rows"])
+        assert metrics["leaks"][LABELS[0]] is None and metrics["leaks"]["trained"]["trained_images"] == 24
+        files["metrics.json"] = json.dumps(metrics).encode()
+        report = files["report.html"].decode()
+        (line,) = [line for line in report.splitlines() if 'id="made"' in line]
+        assert made["date"] in line and made["version"] in line
+        files["report.html"] = report.replace(line, "").encode()
+        assert made["date"] not in files["report.html"].decode()
+    assert one == two
     assert done.stdout.count("Report:") == 1  # only rank 0 prints the table
+    assert "24 of the" not in done.stdout and "not recorded whether any of the 7 images" in done.stdout
+
+
+def test_images_trained_on_are_warned_of_and_counted(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = ("trained/checkpoint_0.pth",)
+    content = json.loads((run(project, "evaluation.split=test", ckpt=trained, out="test") / "metrics.json").read_text())
+    (found,) = content["leaks"].values()
+    assert {key: found[key] for key in ("images", "ids", "files", "pixels", "near_copies")} == {
+        "images": 3,
+        "ids": 0,
+        "files": 1,
+        "pixels": 2,
+        "near_copies": 1,
+    }
+    assert found["trained_images"] == 24 and found["not_opened"] == 0
+    warned = capsys.readouterr().err
+    assert "LEAK: 3 of the 4 images were trained on" in warned and "such as copy.png and image_0.png" in warned
+    # The split that was trained on, compared by names alone.
+    train = run(project, "evaluation.split=train", "evaluation.compare_images=false", ckpt=trained, out="train")
+    (found,) = json.loads((train / "metrics.json").read_text())["leaks"].values()
+    assert (found["images"], found["ids"], found["files"], found["not_opened"]) == (24, 24, 24, 24)
+
+
+def test_validation_on_what_is_trained_on_is_warned_of(project: Project, written: Path) -> None:
+    log = (project.folder / "trained" / "train.log").read_text()
+    assert "24 of the 24 validation images are trained on, such as image_0.png" in log
+    found = json.loads((written / "metrics.json").read_text())["leaks"]["trained"]
+    assert found["validated_and_trained"] == 24 and found["images"] == 0
 
 
 def test_unreadable_images_are_counted_and_named(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
