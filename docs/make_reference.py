@@ -1,8 +1,9 @@
-"""Write what follows from `minigpt4/common/schema.py`: the reference in `docs/configuration.md`, and a JSON Schema.
+"""Write what follows from code: the reference of settings, a JSON Schema of them, and the list of commands.
 
     python docs/make_reference.py
 
-The JSON Schema (`docs/configuration.schema.json`) lets editors complete keys, show their meanings and underline
+`docs/configuration.md` gets the settings of `minigpt4/common/schema.py`, `docs/install.md` the commands of
+`minigpt4/__main__.py`. The JSON Schema (`docs/configuration.schema.json`) lets editors complete keys, show their meanings and underline
 mistakes; `docs/dataset_card.schema.json` points into it.
 """
 
@@ -12,6 +13,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import re
 import sys
 import types
 from enum import Enum
@@ -21,10 +23,12 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))  # so that a clone works without being installed
 
+from minigpt4.__main__ import COMMANDS  # noqa: E402
 from minigpt4.common import schema  # noqa: E402
 from minigpt4.common.config import SWITCHES  # noqa: E402
 
 MARK = "<!-- From here on written by docs/make_reference.py: edit minigpt4/common/schema.py instead. -->"
+COMMANDS_TABLE = re.compile(r"(?<=\| `minigpt4` \| what it does \|\n\| --- \| --- \|\n)(\|.*\n)+")
 REFERENCE = "\\$\\{.*\\}"
 """What refers to another value, such as `${paths.data_root}/birds`, in a regular expression of JSON Schema."""
 TYPE_NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "text or list"}
@@ -193,10 +197,11 @@ def json_bounds(field: dataclasses.Field[Any]) -> dict[str, float]:
 
 def files() -> dict[Path, str]:
     """Every generated file with its text."""
-    page = DOCS / "configuration.md"
-    written = page.read_text(encoding="utf-8").partition(MARK)[0]
+    settings, install = DOCS / "configuration.md", DOCS / "install.md"
+    commands = "".join(f"| `{name}` | {command.what} |\n" for name, command in COMMANDS.items())
     return {
-        page: written + reference(),
+        settings: settings.read_text(encoding="utf-8").partition(MARK)[0] + reference(),
+        install: COMMANDS_TABLE.sub(commands, install.read_text(encoding="utf-8")),
         DOCS / "configuration.schema.json": json.dumps(json_schema(), indent=1) + "\n",
     }
 

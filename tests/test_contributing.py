@@ -79,7 +79,7 @@ def test_every_path_exists() -> None:
 
 def test_every_module_can_be_run() -> None:
     modules = found_in_code(re.compile(r"-m ((?:minigpt4|benchmarks|recipes)[\w.]*\w)"))
-    assert len(modules) > 10
+    assert len(modules) > 3
     places = {name: ROOT / name.replace(".", "/") for _, name in modules}
     mains = {name: at / "__main__.py" if at.is_dir() else at.with_suffix(".py") for name, at in places.items()}
     assert [name for name, main in mains.items() if not main.exists()] == []
