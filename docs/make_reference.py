@@ -3,8 +3,8 @@
     python docs/make_reference.py
 
 `docs/configuration.md` gets the settings of `minigpt4/common/schema.py`, `docs/install.md` the commands of
-`minigpt4/__main__.py`. The JSON Schema (`docs/configuration.schema.json`) lets editors complete keys, show their meanings and underline
-mistakes; `docs/dataset_card.schema.json` points into it.
+`minigpt4/__main__.py`. The JSON Schema (`docs/configuration.schema.json`) lets editors complete keys, show their meanings
+and underline mistakes; `docs/dataset_card.schema.json` points into it.
 """
 
 from __future__ import annotations
