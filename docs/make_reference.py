@@ -1,10 +1,11 @@
-"""Write what follows from code: the reference of settings, a JSON Schema of them, and the list of commands.
+"""Write what follows from code and data: the reference of settings, a JSON Schema of them, commands, published files.
 
     python docs/make_reference.py
 
 `docs/configuration.md` gets the settings of `minigpt4/common/schema.py`, `docs/install.md` the commands of
-`minigpt4/__main__.py`. The JSON Schema (`docs/configuration.schema.json`) lets editors complete keys, show their meanings
-and underline mistakes; `docs/dataset_card.schema.json` points into it.
+`minigpt4/__main__.py`, `docs/minigpt4.md` the files of `minigpt4/configs/sources.yaml`. The JSON Schema
+(`docs/configuration.schema.json`) lets editors complete keys, show their meanings and underline mistakes;
+`docs/dataset_card.schema.json` points into it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import posixpath
 import re
 import sys
 import types
@@ -26,9 +28,9 @@ sys.path.insert(0, str(DOCS.parent))  # so that a clone works without being inst
 from minigpt4.__main__ import COMMANDS  # noqa: E402
 from minigpt4.common import schema  # noqa: E402
 from minigpt4.common.config import SWITCHES  # noqa: E402
+from minigpt4.common.sources import sources  # noqa: E402
 
 MARK = "<!-- From here on written by docs/make_reference.py: edit minigpt4/common/schema.py instead. -->"
-COMMANDS_TABLE = re.compile(r"(?<=\| `minigpt4` \| what it does \|\n\| --- \| --- \|\n)(\|.*\n)+")
 REFERENCE = "\\$\\{.*\\}"
 """What refers to another value, such as `${paths.data_root}/birds`, in a regular expression of JSON Schema."""
 TYPE_NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "text or list"}
@@ -197,13 +199,39 @@ def json_bounds(field: dataclasses.Field[Any]) -> dict[str, float]:
 
 def files() -> dict[Path, str]:
     """Every generated file with its text."""
-    settings, install = DOCS / "configuration.md", DOCS / "install.md"
-    commands = "".join(f"| `{name}` | {command.what} |\n" for name, command in COMMANDS.items())
     return {
-        settings: settings.read_text(encoding="utf-8").partition(MARK)[0] + reference(),
-        install: COMMANDS_TABLE.sub(commands, install.read_text(encoding="utf-8")),
+        DOCS / "configuration.md": text_of("configuration.md").partition(MARK)[0] + reference(),
+        DOCS / "install.md": with_table("install.md", "`minigpt4`", command_rows()),
+        DOCS / "minigpt4.md": with_table("minigpt4.md", "file", source_rows()),
         DOCS / "configuration.schema.json": json.dumps(json_schema(), indent=1) + "\n",
     }
+
+
+def text_of(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def with_table(page: str, first_column: str, rows: list[str]) -> str:
+    """A page with other rows below the heading of the table whose first column is `first_column`."""
+    table = re.compile(rf"(^\| {re.escape(first_column)} \|.*\n\| ---.*\n)(?:\|.*\n)*", re.MULTILINE)
+    return table.sub(lambda match: match[1] + "\n".join(rows) + "\n", text_of(page))
+
+
+def command_rows() -> list[str]:
+    return [f"| `{name}` | {command.what} |" for name, command in COMMANDS.items()]
+
+
+def source_rows() -> list[str]:
+    """Published files, where the cards look for them by default."""
+    rows = []
+    for source in sources():
+        path = ("data/" if "/" in source.path else "weights/") + source.path
+        if not source.get.startswith("make "):
+            how = source.get.format(path=path, folder=posixpath.dirname(path))
+            shown = re.sub(r"^((?:curl|hf|minigpt4) .*?)(  .*|, .*)?$", r"`\1`\2", how).replace("`  ", "` ")
+            shown = shown if "`" in shown else re.sub(r"https://\S+", r"<\g<0>>", how)
+            rows.append(f"| `{path}` | {source.size} | {shown} |")
+    return rows
 
 
 def main() -> None:

@@ -38,8 +38,8 @@ SETTING = re.compile(r"(?<![\w./-])((?:model|run|datasets|evaluation|curation|pa
 FLAG = re.compile(r"(?<![\w-])(--[a-z][\w-]*)")
 OTHER_TOOLS = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts"}
 OTHER_TOOLS |= {"--standalone", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--index-url", "--logdir"}
-OTHER_TOOLS |= {"--constraint", "--editable", "--local-dir", "--repo-type", "--include", "--help"}
-"""Switches of torchrun, Slurm, pip, hf and TensorBoard."""
+OTHER_TOOLS |= {"--constraint", "--editable", "--local-dir", "--repo-type", "--create-dirs", "--help"}
+"""Switches of torchrun, Slurm, pip, hf, curl and TensorBoard."""
 PYTHON = {"model.describe", "model.stream", "model.chat"}
 """What looks like a setting and is a method."""
 SECTIONS_WITH_A_CLASS = {"EvaluationConfig.generation", "DescribeConfig.generation"}
