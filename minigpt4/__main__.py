@@ -39,6 +39,7 @@ COMMANDS = {
     "chat": Command("minigpt4.chat", "talk about an image in the terminal"),
     "demo": Command("demo.py", "talk about images on a page in the browser"),
     "generate": Command("minigpt4.generate", "answers about folders of images, or about rows with questions"),
+    "doctor": Command("minigpt4.doctor", "what this machine lacks for a run: packages, Java, GPU, disk, files"),
     "curate": Command("minigpt4.curate.__main__", "make stage 2's data: describe, refine, filter, review, export"),
 }
 

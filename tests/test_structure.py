@@ -27,6 +27,7 @@ LEVELS = {
     "web": 6,
     "chat": 6,
     "generate": 6,
+    "doctor": 6,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 IDS = [str(path.relative_to(PACKAGE)) for path in FILES]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -58,6 +58,12 @@ def source_of(path: str | Path) -> Source | None:
     return max(ends, key=lambda source: len(source.path), default=None)
 
 
+def missing_files(files: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The (key, path) of `files` that do not exist here, nor are language models named as on the hub."""
+    absent = [(key, path) for key, path in files if not os.path.exists(path)]
+    return [(key, path) for key, path in absent if key != "model.llama_model" or not is_hub_name(path)]
+
+
 def refuse_missing(missing: Sequence[tuple[str, str]]) -> None:
     """Download the language models among `missing` that are named as on the hub; refuse to go on without the others.
 
@@ -67,7 +73,7 @@ def refuse_missing(missing: Sequence[tuple[str, str]]) -> None:
     Raises:
         ConfigError: The message names all of them, each with what brings it and its size.
     """
-    local = [(key, path) for key, path in missing if key != "model.llama_model" or not is_hub_name(path)]
+    local = missing_files(missing)
     if len(local) == 1:
         raise ConfigError(describe_missing(*local[0]))
     if local:

@@ -18,6 +18,7 @@ from minigpt4.common.errors import DataError, first_few
 from minigpt4.common.files import DATA_VARIABLE, write_text, writing
 from minigpt4.common.logging import set_up_logging
 from minigpt4.common.progress import track
+from minigpt4.common.sources import source_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,6 +56,7 @@ def prepare(annotations: Path, images: Path | None, out: Path) -> Summary:
         raise DataError(
             f"image folder {images} does not exist; name it by --images DIR, set the environment variable "
             f"{DATA_VARIABLE} to the folder that holds flickr30k/images, or skip the check by --no-image-check"
+            f"{_get(images)}"
         )
     records, missing = [], []
     for record in read_records(annotations):
@@ -102,7 +104,7 @@ def _read_table(annotations: Path) -> pd.DataFrame:
     if not annotations.is_file():
         raise DataError(
             f"annotation file {annotations} does not exist; name it by --annotations CSV, or set the environment "
-            f"variable {DATA_VARIABLE} to the folder that holds flickr30k/flickr_annotations_30k.csv"
+            f"variable {DATA_VARIABLE} to the folder that holds flickr30k/flickr_annotations_30k.csv{_get(annotations)}"
         )
     import pandas as pd
 
@@ -116,6 +118,12 @@ def _read_table(annotations: Path) -> pd.DataFrame:
             found = ", ".join(map(str, table.columns))
             raise DataError(f"{annotations}: no column '{column}'; the header has {found}")
     return table
+
+
+def _get(path: Path) -> str:
+    """What brings a file that is missing, for the end of a message."""
+    source = source_of(path)
+    return f". To get it: {source.command(path)}" if source else ""
 
 
 def _record(row: dict[str, Any]) -> dict[str, Any]:
