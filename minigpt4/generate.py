@@ -79,11 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prompt = args.prompt or cfg.evaluation.prompt or DESCRIBE
     questions = questions_of_files(args.images, prompt) if args.images else questions_of_jsonl(args.jsonl, prompt)
     require_files(run_files(cfg.model, checkpoints=[args.ckpt] if args.ckpt else []))
+    import torch
+
     from minigpt4.api import from_config
     from minigpt4.common.distributed import start_processes
     from minigpt4.common.logging import set_up_logging
     from minigpt4.common.progress import Progress
-    from minigpt4.runners.checkpoints import seed_all
 
     settings = {
         "model": loaded.resolved["model"] | ({"ckpt": args.ckpt} if args.ckpt else {}),
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mine = batches[processes.rank :: processes.world_size]
     if mine:
         model = from_config(cfg, args.ckpt, device=str(processes.device))
-        seed_all(cfg.evaluation.seed + processes.rank)
+        torch.manual_seed(cfg.evaluation.seed + processes.rank)
         with Progress("answers", sum(map(len, mine)), "questions") as progress:
             for batch in mine:
                 file.append(processes.rank, answer_batch(model, batch))

@@ -209,6 +209,9 @@ class ModelConfig:
     """Number format of the frozen weights in training: auto, float32, bfloat16 or float16; auto follows run.amp."""
     compile: bool = False
     """Compile the blocks of the frozen parts by torch.compile on first use (minutes for a large model)."""
+    recompute_llm: bool = False
+    """In training, keep only the inputs of the language model's blocks and compute the rest again in the backward pass
+    (gradient checkpointing): less memory, more time, the same numbers."""
     ckpt: str | None = None
     """Checkpoint with the projection to start from; null: a new projection."""
     prompt_path: str | None = None
@@ -404,7 +407,11 @@ class RunConfig:
     eval_batch_size: int = number(16, at_least=1)
     """Samples of a validation batch on each rank."""
     accum_grad_iters: int = number(1, at_least=1)
-    """Micro-batches of an optimizer step."""
+    """Micro-batches of an optimizer step on each rank."""
+    global_batch: int | None = number(None, at_least=1)
+    """Samples of an optimizer step over all ranks, a multiple of batch_size; accum_grad_iters follows from it, and
+    any number of ranks that shares its micro-batches equally trains to the same weights. null: batch_size x
+    accum_grad_iters x ranks."""
     max_epoch: int = number(5, at_least=1)
     """Epochs."""
     iters_per_epoch: int | None = number(None, at_least=1)
@@ -422,6 +429,9 @@ class RunConfig:
     """Optimizer steps between two log lines."""
     save_freq: int | None = number(None, at_least=1)
     """Optimizer steps between two checkpoints within an epoch; null: only at the ends of epochs."""
+    keep_checkpoints: int | None = number(None, at_least=1)
+    """Checkpoints of epochs that are kept, the latest ones; those of the best epoch and within an epoch are kept
+    besides. null: all."""
     resume_ckpt_path: str | None = None
     """Checkpoint to resume from; auto: the latest valid checkpoint in run_dir, if there is one."""
     trackers: list[str] = field(default_factory=list)
@@ -431,6 +441,8 @@ class RunConfig:
         """(field, what is wrong with it), beyond the ranges."""
         if not self.train_splits:
             yield "train_splits", "no split to train on; name one, for example [train]"
+        if self.global_batch is not None and self.accum_grad_iters > 1:
+            yield "global_batch", "run.accum_grad_iters is set as well, and follows from it; leave one of the two out"
         if self.run_dir == "":
             yield "run_dir", "an empty path; name the run's folder, or leave it out"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import RunConfig
@@ -78,7 +78,7 @@ def train_loader(
 
 
 def valid_loader(run: RunConfig, datasets: Datasets, *, world_size: int = 1, rank: int = 0) -> BatchLoader | None:
-    """One rank's share of the validation samples, the same each time; every sample is in exactly one share.
+    """One rank's share of the validation batches, the same each time; every batch is in exactly one share.
 
     Args:
         run: training's configuration.
@@ -87,17 +87,13 @@ def valid_loader(run: RunConfig, datasets: Datasets, *, world_size: int = 1, ran
         rank: rank of this process.
 
     Returns:
-        None without datasets. Shares may differ by one sample, and be empty.
+        None without datasets. The batches do not depend on the ranks; shares may differ by one batch, and be empty.
     """
     if not datasets:
         return None
     joined: ConcatDataset[Any] = ConcatDataset(list(datasets.values()))
-    return BatchLoader(
-        joined,
-        batch_size=run.eval_batch_size,
-        sampler=range(rank, len(joined), world_size),
-        **_worker_options(run),
-    )
+    batches = list(BatchSampler(range(len(joined)), run.eval_batch_size, drop_last=False))
+    return BatchLoader(joined, batch_sampler=batches[rank::world_size], **_worker_options(run))
 
 
 class MixtureDataset(Dataset[Sample]):

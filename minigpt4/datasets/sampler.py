@@ -2,7 +2,8 @@
 
 The stream has no end and does not depend on ranks or workers. Optimizer step s consists of the positions
 [s * G, (s + 1) * G) with G = batch_size * world_size * accumulation, so any number of ranks with the same G trains on
-the same samples in each step, and a resumed run continues where it stopped.
+the same samples in each step, and a resumed run continues where it stopped. Within a step the micro-batches are
+numbered in the order of the stream, so that they are the same on any number of ranks that shares them.
 """
 
 from __future__ import annotations
@@ -223,13 +224,24 @@ class GroupedOrder:
         return steps
 
 
+def micro_batch_numbers(accumulation: int, world_size: int, rank: int) -> range:
+    """Numbers, within each step, of a rank's micro-batches: one of each slot of `GradientSum`.
+
+    Args:
+        accumulation: micro-batches of an optimizer step on each rank.
+        world_size: number of ranks.
+        rank: rank of this process.
+    """
+    return range(rank, accumulation * world_size, world_size)
+
+
 class StepSampler(Sampler[list[SampleKey]]):
     """The micro-batches of one rank for the steps [start_step, stop_step).
 
     Args:
         order: stream of samples.
         batch_size: samples of a micro-batch.
-        accumulation: micro-batches of an optimizer step.
+        accumulation: micro-batches of an optimizer step on each rank.
         world_size: number of ranks.
         rank: rank of this process.
         start_step: first optimizer step.
@@ -260,10 +272,11 @@ class StepSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         # Only this rank's samples are listed: with a thousand ranks, a step has 64,000.
-        share = self.batch_size * self.accumulation
+        numbers = micro_batch_numbers(self.accumulation, self.world_size, self.rank)
         for step in range(self.start_step, self.stop_step):
-            start = (step * self.world_size + self.rank) * share
-            for first in range(start, start + share, self.batch_size):
+            start = step * self.accumulation * self.world_size
+            for number in numbers:
+                first = (start + number) * self.batch_size
                 yield self.order.keys(first, first + self.batch_size)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -33,12 +33,25 @@ def packable(llm: nn.Module) -> bool:
     return config.model_type in PACKABLE and not slides
 
 
-@contextmanager
-def packed_attention(llm: nn.Module) -> Iterator[None]:
+def packed_attention(llm: nn.Module) -> AbstractContextManager[None]:
     """Within this context, forward passes of `llm` take the keyword `layout`."""
+    return _attention(llm, _NAME)
+
+
+def attention_in_recomputation(llm: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a forward pass of `llm` and of its recomputation, which gets the attention of the former.
+
+    Returns:
+        What `context_fn` of torch's `checkpoint` has to return. Called in the forward pass.
+    """
+    return nullcontext(), _attention(llm, llm.config._attn_implementation)  # type: ignore[union-attr, arg-type]
+
+
+@contextmanager
+def _attention(llm: nn.Module, name: str) -> Iterator[None]:
     config: Any = llm.config
     original = config._attn_implementation
-    config._attn_implementation = _NAME
+    config._attn_implementation = name
     try:
         yield
     finally:

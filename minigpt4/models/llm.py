@@ -1,4 +1,4 @@
-"""The frozen language model: loading, quantisation, sharding (FSDP2) and compilation."""
+"""The frozen language model: loading, quantisation, sharding (FSDP2), recomputation and compilation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import logging
 import os
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import CheckpointError, ConfigError, first_few, one_line
 from minigpt4.common.schema import LlmSharding, LowResource
+from minigpt4.models.attention import attention_in_recomputation
 from minigpt4.models.minigpt4 import MiniGPT4
 
 logger = logging.getLogger(__name__)
@@ -123,27 +126,29 @@ def shards_llm(sharding: LlmSharding, low_resource: LowResource, processes: Proc
 
 
 def shard_llm(model: MiniGPT4, dtype: torch.dtype, sharding: LlmSharding, processes: Processes) -> None:
-    """Shard the language model over the ranks, in place; everything else moves to this rank's device.
+    """Shard the frozen weights of the language model over the ranks, in place.
 
-    Its weights may still be on the CPU, best mapped from their files: no rank ever copies more than one complete
-    block of them.
+    Trainable ones, inside it or not, stay whole and move to this rank's device. The frozen ones may still be on the
+    CPU, best mapped from their files: no rank ever copies more than one complete block of them.
 
     Args:
-        model: its projection is not wrapped yet.
+        model: the model.
         dtype: number format of the sharded weights.
         sharding: node or all.
         processes: ranks of the run.
     """
     llm, mesh = model.llama_model, _device_mesh(sharding, processes)
-    model.llama_proj.to(processes.device)
+    # No set of the sharded ones, which would keep every complete block in memory.
+    whole = set(model.parameters()) - {parameter for parameter in llm.parameters() if not parameter.requires_grad}
+    for parameter in whole:
+        parameter.data = parameter.data.to(processes.device)
     for stack in block_stacks(llm):
         for block in stack:
-            _cast(block, dtype)
-            fully_shard(block, mesh=mesh)
-    _cast(llm, dtype)
-    own = set(llm.parameters())
+            _cast(block, whole, dtype)
+            fully_shard(block, mesh=mesh, ignored_params=whole)
+    _cast(llm, whole, dtype)
     # MiniGPT4 is the root, because token embeddings are looked up outside the language model's own forward.
-    fully_shard(model, mesh=mesh, ignored_params={p for p in model.parameters() if p not in own})
+    fully_shard(model, mesh=mesh, ignored_params=whole)
     logger.info("each process holds 1/%d of the language model's weights", _shard_ranks(sharding, processes))
 
 
@@ -165,11 +170,32 @@ def _device_mesh(sharding: LlmSharding, processes: Processes) -> DeviceMesh:
     return init_device_mesh(kind, (processes.world_size // shards, shards), mesh_dim_names=("copy", "shard"))
 
 
-def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Convert parameters only: buffers such as the rotary frequencies stay in float32."""
+def _cast(module: nn.Module, kept: Collection[nn.Parameter], dtype: torch.dtype) -> None:
+    """Convert parameters only, but for those kept: buffers such as the rotary frequencies stay in float32."""
     for parameter in module.parameters():
-        if parameter.dtype != dtype:
+        if parameter not in kept and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
+
+
+def recompute_blocks(llm: nn.Module) -> None:
+    """Let the blocks keep only their inputs for the backward pass, which computes the rest again.
+
+    transformers' `activation_checkpointing_enable` does so in train mode only, in which the dropout of frozen blocks is
+    alive, and knows nothing of a `Layout`.
+
+    Args:
+        llm: language model; its blocks change in place.
+    """
+    for stack in block_stacks(llm):
+        for block in stack:
+            block.forward = partial(_recomputed, block.forward, llm)
+
+
+def _recomputed(forward: Callable[..., Any], llm: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    contexts = partial(attention_in_recomputation, llm)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
 
 def compile_blocks(*modules: nn.Module | None) -> None:

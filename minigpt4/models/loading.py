@@ -20,7 +20,7 @@ from minigpt4.common.schema import Amp, ModelConfig, Precision
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import STAGE1_PATTERN, configured_template
 from minigpt4.conversation.tokenizer import check_vocabulary, load_tokenizer
-from minigpt4.models.llm import build_llm, compile_blocks
+from minigpt4.models.llm import build_llm, compile_blocks, recompute_blocks
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.qformer import build_qformer, query_width
 from minigpt4.models.vision import VisionEncoder, build_vision_encoder, empty_vision_encoder
@@ -87,6 +87,8 @@ def build_model(
         _check_encoder_weights(cfg)
     llm_dtype, llm_device = (None, torch.device("cpu")) if keep_llm_on_cpu else (dtype, device)
     llm = build_llm(llm_folder, cfg.low_resource, llm_dtype, llm_device)
+    if cfg.recompute_llm:
+        recompute_blocks(llm)
     if cfg.compile:
         compile_blocks(vision, bridge, llm)
     sizes = cfg.image_encoder_sizes()

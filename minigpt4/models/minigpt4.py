@@ -126,9 +126,8 @@ class MiniGPT4(nn.Module):
         image_embeds = None if batch.images is None else self.encode_image(batch.images)
         embeds = self.embed(batch.input_ids, image_embeds, batch.image_positions)
         if image_embeds is None:
-            # Ranks wait for each other's gradients, so a batch without images must give the projection one too.
-            zeros = torch.zeros(1, self.query_width, device=embeds.device)
-            embeds = embeds + 0.0 * self.project(zeros).to(embeds.dtype)
+            # A sharded language model computes only where all ranks do, backwards as well.
+            embeds.requires_grad_()
         return answer_losses(self.llama_model, embeds, batch)
 
     def generate(

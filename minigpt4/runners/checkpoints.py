@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -33,19 +31,22 @@ LAST = "checkpoint_last.pth"
 """Checkpoint within an epoch."""
 BEST = "checkpoint_best.pth"
 """Copy of the checkpoint with the lowest validation loss."""
+EPOCH_FILE = re.compile(r"checkpoint_(\d+)\.(?:pth|safetensors)")
+"""Names of the files of `epoch_file`, with the epoch."""
 CONFIG = "config.yaml"
 """Resolved configuration of the run."""
 LOG = "log.txt"
 """One JSON object an epoch."""
-RESUME_KEYS = ("model", "optimizer", "scaler", "epoch", "step", "rng", "progress", "run")
+RESUME_KEYS = ("model", "optimizer", "scaler", "epoch", "step", "progress", "run")
 """Entries of a checkpoint without which no run can be resumed."""
 IGNORED_KEYS = (
     "paths.*",
     "evaluation.*",
     "curation.*",
+    "model.recompute_llm",
     "model.ckpt",  # the checkpoint's own weights take its place
-    "run.batch_size",  # with accum_grad_iters and the ranks, it makes Plan.global_batch, which is compared
-    "run.accum_grad_iters",
+    "run.accum_grad_iters",  # with batch_size and the ranks, it makes Plan.global_batch, which is compared
+    "run.global_batch",
     "run.eval_batch_size",
     "run.num_workers",
     "run.log_freq",
@@ -53,6 +54,7 @@ IGNORED_KEYS = (
     "run.trackers",
     "run.device",
     "run.shard_llm",
+    "run.keep_checkpoints",
     "run.job_name",
     "run.output_dir",
     "run.run_dir",
@@ -67,6 +69,7 @@ IGNORED_KEYS = (
 """Differences between a checkpoint's configuration and the run's that do not matter."""
 WARN_KEYS = (
     "run.max_epoch",  # stretches the cosine
+    "run.batch_size",  # the same samples in each step, but sums are rounded in another order
     "run.valid_splits",
     "run.amp",
     "model.precision",
@@ -108,7 +111,6 @@ def run_identity(config: Mapping[str, Any], plan: Plan, datasets: Mapping[str, A
     run = {
         "steps_per_epoch": plan.steps_per_epoch,
         "global_batch": plan.global_batch,
-        "world_size": plan.world_size,
         "data": {name: dataset.identity() for name, dataset in datasets.items()},
     }
     return {"config": dict(config), "run": run}
@@ -202,18 +204,11 @@ def check_same_run(content: Mapping[str, Any], identity: Mapping[str, Any], path
             (warned if tolerated else refused).append(f"{key}: was {old!r}, is {new!r}")
     refused += [
         f"{key}: was {saved[key]}, is {ours[key]}"
-        for key in ("steps_per_epoch", "global_batch", "data")
+        for key in ("steps_per_epoch", "data", "global_batch")
         if saved[key] != ours[key]
     ]
-    if saved["world_size"] != ours["world_size"]:
-        processes = f"processes: was {saved['world_size']}, is {ours['world_size']}"
-        if refused:
-            refused.append(
-                f"{processes}; start as many, or set run.batch_size and run.accum_grad_iters so that "
-                "batch_size x accum_grad_iters x processes stays the same"
-            )
-        else:
-            warned.append(f"{processes}: the same samples in each step, but sums are rounded in another order")
+    if saved["global_batch"] != ours["global_batch"]:
+        refused[-1] += f", on any number of processes with run.global_batch={saved['global_batch']}"
     if refused:
         raise ConfigError(
             f"run.resume_ckpt_path: {path} belongs to another run ({'; '.join(refused)}); set these back to resume it, "
@@ -280,13 +275,14 @@ def save(folder: Path, name: str, content: Mapping[str, Any]) -> Path:
     return path
 
 
-def save_epoch(folder: Path, content: Mapping[str, Any], values: Mapping[str, Any]) -> Path:
+def save_epoch(folder: Path, content: Mapping[str, Any], values: Mapping[str, Any], keep: int | None) -> Path:
     """Write the checkpoint of an epoch, and then what `restore_derived_files` can derive from it.
 
     Args:
         folder: run folder.
         content: entries of the checkpoint.
         values: the epoch's object in log.txt.
+        keep: `run.keep_checkpoints`.
 
     Raises:
         CheckpointError: As for `save`.
@@ -296,16 +292,43 @@ def save_epoch(folder: Path, content: Mapping[str, Any], values: Mapping[str, An
         save(folder, BEST, content)
     with _report_failed_write(folder / LOG):
         append_epoch(folder / LOG, values)
+    delete_old_checkpoints(folder, content, keep)
     return path
 
 
-def restore_derived_files(path: Path, content: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> None:
+def delete_old_checkpoints(folder: Path, content: Mapping[str, Any], keep: int | None) -> None:
+    """Delete the checkpoints of epochs, with their .safetensors, but for the latest and the best.
+
+    Files of later epochs stay: they are another attempt's. A file that cannot be deleted is named, and tried again
+    after the next epoch.
+
+    Args:
+        folder: run folder.
+        content: checkpoint of the latest epoch, which is complete with its derived files.
+        keep: epochs to keep, the latest ones; None: all.
+    """
+    if keep is None:
+        return
+    oldest, best = content["epoch"] - keep + 1, content["progress"]["best_epoch"]
+    for path in folder.glob("checkpoint_*"):
+        name = EPOCH_FILE.fullmatch(path.name)
+        if name and int(name[1]) < oldest and int(name[1]) != best:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                logger.warning("run.keep_checkpoints: %s cannot be deleted: %s", path, error)
+
+
+def restore_derived_files(
+    path: Path, content: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]], keep: int | None
+) -> None:
     """Write the files that follow from a checkpoint again: the run may have been killed between it and them.
 
     Args:
         path: checkpoint that the run is resumed from.
         content: its entries.
         epochs: the objects of log.txt up to its step.
+        keep: `run.keep_checkpoints`.
 
     Raises:
         CheckpointError: As for `save`.
@@ -317,39 +340,8 @@ def restore_derived_files(path: Path, content: Mapping[str, Any], epochs: Sequen
         save(folder, BEST, content)
     with _report_failed_write(folder / LOG):
         write_epochs(folder / LOG, epochs)
-
-
-def seed_all(seed: int) -> None:
-    """Seed Python, NumPy and torch (all devices)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def rng_state() -> dict[str, Any]:
-    """States of the random generators, in types that torch loads with `weights_only=True`."""
-    version, words, gauss = random.getstate()
-    numpy_state: Any = np.random.get_state()
-    name, keys, position, has_gauss, cached = numpy_state
-    state: dict[str, Any] = {
-        "python": [version, list(words), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Restore the random generators from what `rng_state` returned."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if path.name == epoch_file(content["epoch"]):
+        delete_old_checkpoints(folder, content, keep)
 
 
 def _check_folder(run: RunConfig, resumed: Path | None) -> None:

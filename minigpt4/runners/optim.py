@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Plan:
         max_epoch: epochs.
         steps_per_epoch: optimizer steps of an epoch.
         batch_size: samples of a micro-batch on each rank.
-        accumulation: micro-batches of an optimizer step.
+        accumulation: micro-batches of an optimizer step on each rank.
         world_size: number of ranks.
     """
 
@@ -53,9 +53,53 @@ class Plan:
         """Samples of an optimizer step."""
         return self.batch_size * self.accumulation * self.world_size
 
+    @property
+    def factors(self) -> str:
+        """How the global batch is made up, for tables and logs."""
+        return f"{self.batch_size} per micro-batch x {self.accumulation} accumulated x {self.world_size} processes"
+
+
+def share_global_batch(run: RunConfig, world_size: int) -> RunConfig:
+    """`run` with the `accum_grad_iters` that makes `run.global_batch`, where that is set.
+
+    Args:
+        run: section `run` of the configuration.
+        world_size: number of ranks.
+
+    Raises:
+        ConfigError: The ranks cannot have equal numbers of whole micro-batches.
+    """
+    total, size = run.global_batch, run.batch_size
+    if total is None:
+        return run
+    if total % size:
+        near = [batch for batch in (total // size * size, (total // size + 1) * size) if batch]
+        raise ConfigError(
+            f"run.global_batch: {total} samples are no whole number of micro-batches of run.batch_size={size}; set "
+            f"run.batch_size to {_one_of(_divisors(total, size))}, or run.global_batch to {_one_of(near)}"
+        )
+    micro_batches = total // size
+    if micro_batches % world_size:
+        processes, sizes = _divisors(micro_batches, 2 * world_size), _divisors(total // world_size, size)
+        smaller = "" if total % world_size else f", set run.batch_size to {_one_of(sizes)}"
+        raise ConfigError(
+            f"run.global_batch: {total} samples are {micro_batches} micro-batches of run.batch_size={size}, which "
+            f"{world_size} processes cannot share equally; start {_one_of(processes)} processes{smaller}, or set "
+            f"run.global_batch to {(micro_batches // world_size + 1) * world_size * size}"
+        )
+    return replace(run, accum_grad_iters=micro_batches // world_size)
+
+
+def _divisors(number: int, largest: int) -> list[int]:
+    return [divisor for divisor in range(1, min(number, largest) + 1) if number % divisor == 0]
+
+
+def _one_of(numbers: Sequence[int]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} or {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
+
 
 def make_plan(run: RunConfig, steps_per_epoch: int, world_size: int) -> Plan:
-    """The plan of a run; warns where the learning rate never reaches its peak.
+    """The plan of a run, whose batch sizes are logged; warns where the learning rate never reaches its peak.
 
     Args:
         run: section `run` of the configuration.
@@ -69,6 +113,7 @@ def make_plan(run: RunConfig, steps_per_epoch: int, world_size: int) -> Plan:
         accumulation=run.accum_grad_iters,
         world_size=world_size,
     )
+    logger.info("global batch: %d (%s)", plan.global_batch, plan.factors)
     if run.warmup_steps >= plan.total_steps:
         logger.warning(
             "the run has %d steps, all of them warm-up (run.warmup_steps: %d): the learning rate never reaches %g",
@@ -152,7 +197,7 @@ def trainable_parameters(model: nn.Module, declared: Iterable[str]) -> dict[str,
     """The trainable parameters of a model, logged by name and shape and compared with what the model declares.
 
     Args:
-        model: model, not yet wrapped.
+        model: the model.
         declared: names of all parameters that must be trainable.
 
     Raises:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sized
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +15,7 @@ from torch import nn
 
 from minigpt4.common.cli import command, console
 from minigpt4.common.config import LoadedConfig
-from minigpt4.common.distributed import SharedGradients, start_processes
+from minigpt4.common.distributed import GradientSum, start_processes
 from minigpt4.common.logging import log_to_file, set_up_logging
 from minigpt4.common.progress import duration
 from minigpt4.common.registry import runners, schedules, tasks
@@ -35,10 +36,16 @@ from minigpt4.runners.checkpoints import (
     find_resume_point,
     open_run_folder,
     run_identity,
-    seed_all,
 )
 from minigpt4.runners.metrics import PeakFlops, Trackers, check_trackers
-from minigpt4.runners.optim import LrSettings, Plan, build_optimizer_step, make_plan, trainable_parameters
+from minigpt4.runners.optim import (
+    LrSettings,
+    Plan,
+    build_optimizer_step,
+    make_plan,
+    share_global_batch,
+    trainable_parameters,
+)
 from minigpt4.runners.precompute import attach_feature_caches
 from minigpt4.runners.trainer import TrainState
 
@@ -69,7 +76,8 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     processes = start_processes(run.device)
     share = {"world_size": processes.world_size, "rank": processes.rank}
     set_up_logging(processes.rank)
-    seed_all(run.seed)  # the same on every rank, so that a new projection is
+    run = processes.run_on_main(lambda: share_global_batch(cfg.run, processes.world_size))
+    torch.manual_seed(run.seed)  # a new projection is the same in every run with this seed
 
     # The data: annotations and shard indexes are read, images are not.
     encoder = build_prompt_encoder(cfg.model)
@@ -118,13 +126,12 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     logger.info("run folder: %s", folder)
 
     # The loop.
-    seed_all(run.seed + processes.rank)
     trainer = trainer_class(
         run=run,
         plan=plan,
         processes=processes,
         model=model,
-        gradients=SharedGradients(model, processes),
+        gradients=GradientSum(parameters.values(), processes),
         task=task,
         optimizer=build_optimizer_step(parameters, run, processes.device, scale_loss=precision.scale_loss),
         schedule=schedule,
@@ -234,7 +241,6 @@ def plan_table(
     """
     rates = [schedule(step) for step in range(plan.total_steps)]
     peak = max(range(plan.total_steps), key=rates.__getitem__)
-    factors = f"{plan.batch_size} per micro-batch x {plan.accumulation} accumulated x {plan.world_size} processes"
     num_samples, seen = sum(map(len, train_data.values())), plan.total_steps * plan.global_batch
     table = Table("plan", "", title="Planned steps", title_justify="left")
     table.add_row("train", f"{num_samples:,} samples")
@@ -242,7 +248,7 @@ def plan_table(
     table.add_row("epochs", f"{plan.max_epoch}")
     table.add_row("steps per epoch", f"{plan.steps_per_epoch:,}")
     table.add_row("steps", f"{plan.total_steps:,}")
-    table.add_row("global batch", f"{plan.global_batch} ({factors})")
+    table.add_row("global batch", f"{plan.global_batch} ({plan.factors})")
     table.add_row("samples seen", f"{seen:,} ({seen / max(1, num_samples):.2f} x the training data)")
     table.add_row("warm-up", f"{warmup_steps:,} steps")
     table.add_row("learning rate", f"{rates[0]:.3g} at step 0, {rates[peak]:.3g} at {peak}, {rates[-1]:.3g} at the end")

@@ -10,18 +10,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from random import Random
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 
-from minigpt4.common.distributed import Processes, SharedGradients
+from minigpt4.common.distributed import GradientSum, Processes
 from minigpt4.common.errors import MiniGPT4Error, first_few
 from minigpt4.common.logging import read_epochs, train_line
 from minigpt4.common.progress import Progress
 from minigpt4.common.registry import runners
 from minigpt4.common.schema import RunConfig
 from minigpt4.common.types import Batch
+from minigpt4.datasets.sampler import micro_batch_numbers
 from minigpt4.models.flops import Work
 from minigpt4.runners.checkpoints import (
     LAST,
@@ -29,11 +31,8 @@ from minigpt4.runners.checkpoints import (
     epoch_file,
     read_resumable,
     restore_derived_files,
-    rng_state,
     save,
     save_epoch,
-    seed_all,
-    set_rng_state,
 )
 from minigpt4.runners.metrics import (
     EpochMeter,
@@ -76,7 +75,7 @@ class Trainer:
         plan: steps and batch sizes of the run.
         processes: ranks of the run.
         model: model with `trainable_state`, `metadata`, `encoder` and `work_meter`.
-        gradients: sums the gradients of the ranks; wraps the trainable parts of `model`.
+        gradients: adds the gradients of all micro-batches of a step.
         task: defines the loss of a step and of a validation.
         optimizer: optimizer, loss scale and clipping.
         schedule: global optimizer step -> learning rate.
@@ -96,7 +95,7 @@ class Trainer:
         plan: Plan,
         processes: Processes,
         model: Any,
-        gradients: SharedGradients,
+        gradients: GradientSum,
         task: Task,
         optimizer: OptimizerStep,
         schedule: Callable[[int], float],
@@ -140,12 +139,12 @@ class Trainer:
         """
         content = read_resumable(path)
         self.optimizer.restore(content, path)
-        self.state.restore(content, self.processes, self.run.seed)
+        self.state.restore(content, self.processes)
         self._guard.in_a_row = self.state.skipped_in_a_row
         if self.processes.is_main:
             if "epochs" not in content["progress"]:  # an older checkpoint
                 self.state.epochs = read_epochs(self.folder / LOG, self.state.step)
-            restore_derived_files(path, content, self.state.epochs)
+            restore_derived_files(path, content, self.state.epochs, self.run.keep_checkpoints)
         epoch, iteration = divmod(self.state.step, self.plan.steps_per_epoch)
         logger.info("resumed from %s: epoch %d, step %d of it", path, epoch, iteration)
 
@@ -209,7 +208,7 @@ class Trainer:
                 logger.warning("replaced an unreadable image: %s", message)
         try:
             loss = self.task.train_step(
-                self.model, micro_batches, self.gradients, self.processes, self.optimizer.scaler
+                self.model, micro_batches, self._seeds(), self.gradients, self.processes, self.optimizer.scaler
             )
         except torch.OutOfMemoryError as error:
             raise TrainingError(
@@ -222,6 +221,11 @@ class Trainer:
         work = self._work_meter.of_all(micro_batches)
         self._window.add(self.state.step, loss, norm, skipped, self.optimizer.finite(), image_ids, work)
         self.state.step += 1
+
+    def _seeds(self) -> list[int]:
+        """A seed for each micro-batch of this rank in the current step."""
+        numbers = micro_batch_numbers(self.plan.accumulation, self.plan.world_size, self.processes.rank)
+        return [Random(f"{self.run.seed}-step-{self.state.step}-{n}").getrandbits(63) for n in numbers]
 
     def _flush(self) -> list[StepRecord]:
         """Bring the steps since the last flush to the host; the only wait for the device."""
@@ -288,7 +292,7 @@ class Trainer:
         content = self._checkpoint(epoch, val_loss)
         if not self.processes.is_main:
             return
-        path = save_epoch(self.folder, content, values)
+        path = save_epoch(self.folder, content, values, self.run.keep_checkpoints)
         losses = [f"{k.replace('_', ' ')} {values[k]:.4f}" for k in ("train_loss", "val_loss") if values[k] is not None]
         logger.info(
             "epoch %d: %s%s; %s; %.1f GiB at most; saved to %s",
@@ -303,11 +307,10 @@ class Trainer:
         self._timing.count_epoch_end(time.monotonic() - began)
 
     def _validate(self) -> float | None:
-        """Loss on the validation split, without DDP's wrappers; None: there is none."""
+        """Loss on the validation split; None: there is none."""
         if self.valid_batches is None:
             return None
-        with self.gradients.unwrapped():
-            return self.task.validate(self.model, self.valid_batches, self.processes).loss
+        return self.task.validate(self.model, self.valid_batches, self.processes).loss
 
     def _save_within_epoch(self, epoch: int) -> Path:
         """Write checkpoint_last.pth; every rank must call it."""
@@ -324,8 +327,7 @@ class Trainer:
             epoch: current epoch.
             val_loss: validation loss at its end.
         """
-        with self.gradients.unwrapped():
-            weights = {name: tensor.clone() for name, tensor in self.model.trainable_state().items()}
+        weights = {name: tensor.clone() for name, tensor in self.model.trainable_state().items()}
         metadata = {**self.model.metadata(), **self.metadata, "epoch": str(epoch), "step": str(self.state.step)}
         if val_loss is not None:
             metadata["val_loss"] = repr(val_loss)
@@ -356,7 +358,7 @@ class TrainState:
     """The state of a run besides weights and optimizer.
 
     Attributes:
-        step: optimizer steps done; schedule and sampler depend on nothing else.
+        step: optimizer steps done; schedule, sampler and random numbers depend on nothing else.
         best_val_loss: lowest validation loss so far; None: not measured yet.
         best_epoch: its epoch.
         skipped_in_a_row: updates skipped since the last one that was not, because gradients were not finite.
@@ -381,25 +383,23 @@ class TrainState:
         return True
 
     def content(self, processes: Processes) -> dict[str, Any]:
-        """The entries "step", "rng" and "progress" of a checkpoint; every rank must call it."""
-        own: dict[str, Any] = {"rng": rng_state(), "skipped_images": self.meter.skipped_images}
-        ranks = processes.gather(own)
+        """The entries "step" and "progress" of a checkpoint; every rank must call it."""
+        skipped_images = sum(processes.gather(self.meter.skipped_images))
         progress = {
             "best_val_loss": self.best_val_loss,
             "best_epoch": self.best_epoch,
             "skipped_in_a_row": self.skipped_in_a_row,
-            "meter": self.meter.state_dict() | {"skipped_images": sum(rank["skipped_images"] for rank in ranks)},
+            "meter": self.meter.state_dict() | {"skipped_images": skipped_images},
             "epochs": list(self.epochs),
         }
-        return {"step": self.step, "rng": [rank["rng"] for rank in ranks], "progress": progress}
+        return {"step": self.step, "progress": progress}
 
-    def restore(self, content: Mapping[str, Any], processes: Processes, seed: int) -> None:
+    def restore(self, content: Mapping[str, Any], processes: Processes) -> None:
         """Restore the state from a checkpoint.
 
         Args:
             content: content of the checkpoint.
             processes: ranks of the run.
-            seed: seeds a rank that did not exist when the checkpoint was written.
         """
         progress = content["progress"]
         self.step = content["step"]
@@ -410,10 +410,6 @@ class TrainState:
         self.epochs = list(progress.get("epochs", []))
         if not processes.is_main:
             self.meter.skipped_images = 0  # rank 0 carries the sum on
-        if processes.rank < len(content["rng"]):
-            set_rng_state(content["rng"][processes.rank])
-        else:
-            seed_all(seed + processes.rank)
 
 
 class FiniteGuard:

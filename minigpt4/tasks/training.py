@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from minigpt4.common.distributed import Processes, SharedGradients
+from minigpt4.common.distributed import GradientSum, Processes
 from minigpt4.common.progress import track
 from minigpt4.common.registry import tasks
 from minigpt4.common.types import Batch
@@ -55,19 +55,21 @@ class Task(ABC):
         self,
         model: nn.Module,
         batches: Sequence[Batch],
-        gradients: SharedGradients,
+        seeds: Sequence[int],
+        gradients: GradientSum,
         processes: Processes,
         scaler: torch.amp.GradScaler,
     ) -> StepLoss:
         """Compute gradients of the mean loss over the target tokens of the global batch.
 
-        Each target token weighs the same, however the samples are divided among ranks and micro-batches.
-        Nothing here waits for the device.
+        Each target token weighs the same, however the samples are divided among ranks and micro-batches, and random
+        numbers belong to the micro-batch: neither depends on the number of ranks. Nothing here waits for the device.
 
         Args:
             model: model in training mode.
             batches: micro-batches of this rank, on the CPU.
-            gradients: sums the gradients of the ranks.
+            seeds: seed of torch's random generators (dropout) for each micro-batch.
+            gradients: adds the gradients of all micro-batches.
             processes: ranks of the run.
             scaler: scales the loss before the backward pass.
         """
@@ -75,14 +77,16 @@ class Task(ABC):
         # Filled on the device, because copying a number there from pageable memory would wait for it.
         targets = torch.full((), float(sum(batch.num_targets for batch in batches)), device=device)
         targets = processes.sum(targets)
-        # DDP averages the gradients of the ranks where their sum is wanted.
-        weight = processes.world_size / targets.clamp(min=1.0)
+        weight = 1.0 / targets.clamp(min=1.0)
         local_sum = torch.zeros((), dtype=torch.float64, device=device)
-        for number, batch in enumerate(batches, 1):
-            with nullcontext() if number == len(batches) else gradients.no_sync():
-                loss = self.loss(model, batch.to(device))
-                scaler.scale(loss * weight).backward()
+        gradients.start()
+        for batch, seed in zip(batches, seeds, strict=True):
+            torch.manual_seed(seed)
+            loss = self.loss(model, batch.to(device))
+            scaler.scale(loss * weight).backward()
+            gradients.end_slot()
             local_sum += loss.detach()
+        gradients.finish()
         return StepLoss(local_sum, targets)
 
     @torch.no_grad()
@@ -90,25 +94,28 @@ class Task(ABC):
         """Mean loss over the target tokens of all batches of all ranks; shares may be unequal, or empty.
 
         Args:
-            model: model without DDP's wrappers; it is left in eval mode.
+            model: the model; it is left in eval mode.
             batches: share of this rank.
             processes: ranks of the run.
         """
         model.eval()
-        total = torch.zeros(3, dtype=torch.float64, device=processes.device)
+        losses: list[Tensor] = []
+        targets, samples = 0, 0
         shares = processes.gather(len(batches))
         spare = processes.run_on_main(lambda: next(iter(batches))) if min(shares) == 0 < max(shares) else None
         for batch in track(batches, "validation", "batches"):
-            total[0] += self.loss(model, batch.to(processes.device))
-            total[1] += batch.num_targets
-            total[2] += len(batch.image_ids)
+            losses.append(self.loss(model, batch.to(processes.device)))
+            targets += batch.num_targets
+            samples += len(batch.image_ids)
             spare = batch
         # A language model that is sharded among the ranks computes only where all of them do.
         for _ in range(max(shares) - len(batches)):
             assert spare is not None
             self.loss(model, spare.to(processes.device))
-        loss, targets, samples = processes.sum(total).tolist()
-        return Validation(loss=loss / max(targets, 1.0), targets=int(targets), samples=int(samples))
+        parts = processes.gather((torch.stack(losses).tolist() if losses else [], targets, samples))
+        # fsum rounds once, so that the order, and with it the number of ranks, does not matter.
+        loss, targets = math.fsum(value for part in parts for value in part[0]), sum(part[1] for part in parts)
+        return Validation(loss=loss / max(targets, 1), targets=targets, samples=sum(part[2] for part in parts))
 
 
 @tasks.register("image_text_pretrain")

@@ -13,8 +13,8 @@ from torch import nn
 from minigpt4.common import distributed
 from minigpt4.common.distributed import (
     OWN_STORE,
+    GradientSum,
     Processes,
-    SharedGradients,
     available_cores,
     restarts_allowed,
     start_processes,
@@ -55,12 +55,25 @@ class TestAlone:
         with pytest.raises(ConfigError, match="no"):
             ALONE.run_on_main(lambda: (_ for _ in ()).throw(ConfigError("no")))
 
-    def test_nothing_is_wrapped(self) -> None:
-        model = nn.ModuleDict({"trained": nn.Linear(2, 2), "frozen": nn.Linear(2, 2).requires_grad_(False)})
-        gradients = SharedGradients(model, ALONE)
-        assert list(gradients.parts) == ["trained"] and not gradients.wrapped
-        with gradients.no_sync(), gradients.unwrapped():
-            assert list(model.state_dict()) == ["trained.weight", "trained.bias", "frozen.weight", "frozen.bias"]
+    def test_gradients_are_those_of_plain_backward_passes(self) -> None:
+        used, unused = nn.Linear(3, 2), nn.Linear(2, 2)
+        gradients = GradientSum([*used.parameters(), *unused.parameters()], ALONE)
+        slots = torch.randn(3, 5, 3)
+        slots[..., 1] = 0.0
+        for _ in range(2):  # the second step begins with nothing of the first
+            gradients.start()
+            for slot in slots:
+                (-used(slot)).sum().backward()
+                gradients.end_slot()
+            gradients.finish()
+        found = [parameter.grad for parameter in used.parameters()]
+        used.zero_grad()
+        for slot in slots:
+            (-used(slot)).sum().backward()
+        for parameter, gradient in zip(used.parameters(), found, strict=True):
+            assert parameter.grad is not None and gradient is not None
+            assert torch.equal(parameter.grad.view(torch.int32), gradient.view(torch.int32))  # zeros with their signs
+        assert all(p.grad is not None and not p.grad.any() for p in unused.parameters())
 
 
 class TestLostRanks:

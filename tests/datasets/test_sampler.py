@@ -21,7 +21,7 @@ def order_of(sizes: tuple[int, ...] = (50,), ratios: tuple[float, ...] = (1.0,),
 def steps(world: int, accumulation: int, start: int = 0, stop: int = 20, **kind) -> list[list[SampleKey]]:
     """All samples of each step, from every rank and micro-batch."""
     batch = GLOBAL // (world * accumulation)
-    gathered: list[list[SampleKey]] = [[] for _ in range(stop - start)]
+    ranks = []
     for rank in range(world):
         sampler = StepSampler(
             order_of(**kind), batch_size=batch, accumulation=accumulation, world_size=world, rank=rank,
@@ -30,9 +30,17 @@ def steps(world: int, accumulation: int, start: int = 0, stop: int = 20, **kind)
         batches = list(sampler)
         assert len(batches) == len(sampler) == (stop - start) * accumulation
         assert all(len(keys) == batch for keys in batches)
-        for number, keys in enumerate(batches):
-            gathered[number // accumulation].extend(keys)
-    return gathered
+        ranks.append(batches)
+    return joined(ranks, accumulation)
+
+
+def joined(ranks: list[list[list[SampleKey]]], accumulation: int) -> list[list[SampleKey]]:
+    """The samples of each step in the order of its micro-batches, from those of each rank."""
+    slots = list(zip(*ranks, strict=True))
+    return [
+        [key for slot in slots[first : first + accumulation] for keys in slot for key in keys]
+        for first in range(0, len(slots), accumulation)
+    ]
 
 
 TWO = {"sizes": (50, 30), "ratios": (3.0, 1.0)}
@@ -127,9 +135,11 @@ class TestRatio:
         assert order.drawn_before(position).tolist() == [expected, position - expected]
 
 
-def counted_share(order: SampleOrder, share: int, world: int, rank: int, steps: range) -> list[list[SampleKey]]:
-    """The samples of one rank in each step, found by listing those of all ranks from position 0."""
-    step_size = share * world
+def counted_share(
+    order: SampleOrder, batch: int, slots: int, world: int, rank: int, steps: range
+) -> list[list[SampleKey]]:
+    """The micro-batches of one rank, found by listing those of all ranks from position 0."""
+    step_size = batch * slots * world
     counts = np.bincount(order.datasets(0, steps.start * step_size), minlength=len(order.sizes))
     shares = []
     for step in steps:
@@ -138,7 +148,7 @@ def counted_share(order: SampleOrder, share: int, world: int, rank: int, steps: 
             epoch, place = divmod(int(counts[dataset]), order.sizes[dataset])
             keys.append(SampleKey(dataset, order.orders[dataset].record(epoch, place), epoch))
             counts[dataset] += 1
-        shares.append(keys[rank * share : (rank + 1) * share])
+        shares += [keys[first : first + batch] for first in range(rank * batch, step_size, world * batch)]
     return shares
 
 
@@ -155,9 +165,7 @@ class TestShare:
         sampler = StepSampler(
             order(), batch_size=16, accumulation=2, world_size=world, rank=rank, start_step=3, stop_step=5
         )
-        halves = list(sampler)
-        found = [first + second for first, second in zip(halves[::2], halves[1::2], strict=True)]
-        assert found == counted_share(order(), 32, world, rank, steps)
+        assert list(sampler) == counted_share(order(), 16, 2, world, rank, steps)
 
     def test_only_this_ranks_samples_are_listed(self) -> None:
         asked: list[int] = []
@@ -255,7 +263,7 @@ def plain_order() -> SampleOrder:
 
 def grouped_steps(world: int = 1, accumulation: int = 1, start: int = 0, stop: int = 12) -> list[list[SampleKey]]:
     """All samples of each step, from every rank and micro-batch."""
-    gathered: list[list[SampleKey]] = [[] for _ in range(stop - start)]
+    ranks = []
     for rank in range(world):
         order = GroupedOrder(plain_order(), STEP, GROUP, length_of)
         size = STEP // (world * accumulation)
@@ -263,9 +271,8 @@ def grouped_steps(world: int = 1, accumulation: int = 1, start: int = 0, stop: i
             order, batch_size=size, accumulation=accumulation, world_size=world, rank=rank,
             start_step=start, stop_step=stop,
         )  # fmt: skip
-        for number, keys in enumerate(sampler):
-            gathered[number // accumulation].extend(keys)
-    return gathered
+        ranks.append(list(sampler))
+    return joined(ranks, accumulation)
 
 
 def spread(step: list[SampleKey]) -> int:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch.autograd.graph import saved_tensors_hooks
 
 from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.files import PROJECT
 from minigpt4.common.schema import LlmSharding, LowResource
-from minigpt4.models.llm import build_llm, compile_blocks, shards_llm
+from minigpt4.common.types import Batch
+from minigpt4.models.llm import build_llm, compile_blocks, recompute_blocks, shards_llm
+from minigpt4.models.minigpt4 import packed_losses, padded_losses
 from tests.launch import launch
 from tests.models.parity import CPU, Case, build_with
+from tests.models.small_llm import embeddings, language_model, make_batch
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++)")
 
@@ -104,9 +110,10 @@ def test_a_single_process_holds_all_weights(caplog: pytest.LogCaptureFixture, mo
 
 PROGRAM = """
 import os
+from dataclasses import replace
 from pathlib import Path
 import torch
-from minigpt4.common.distributed import SharedGradients, start_processes
+from minigpt4.common.distributed import start_processes
 from minigpt4.common.schema import LlmSharding
 from minigpt4.models.loading import build_model
 from minigpt4.models.llm import shard_llm
@@ -115,27 +122,38 @@ from tests.models.small_llm import make_batch
 
 processes = start_processes("cpu")
 os.environ["LOCAL_WORLD_SIZE"] = "2"  # as on machines with two processes each
-cfg = model_config(Path("tests/fixtures/parity_a"))
-batch = make_batch(((9 + processes.rank, 4), (30, 1)))
-results = []
+text = make_batch(((9 + processes.rank, 4), (30, 1)))
+features = torch.randn(1, 8, 48, generator=torch.Generator().manual_seed(processes.rank))
+image = replace(text, images=features, image_positions=torch.arange(8) + 35)
+expected = {}
 for sharding in (None, LlmSharding.node, LlmSharding.all):
     torch.manual_seed(0)
+    cfg = model_config(Path("tests/fixtures/parity_a"), recompute_llm=sharding is not None)
     model = build_model(cfg, processes.device, torch.float32, keep_llm_on_cpu=sharding is not None)
-    size = sum(p.numel() for p in model.llama_model.parameters())
+    trained = model.llama_model.model.layers[1].post_attention_layernorm.weight.requires_grad_()
+    trained.data = trained.data.float()  # as adapters are
+    frozen = [name for name, p in model.llama_model.named_parameters() if not p.requires_grad]
+    size = sum(model.llama_model.get_parameter(name).numel() for name in frozen)
     if sharding is not None:
         shard_llm(model, torch.float32, sharding, processes)
-        held = sum(p.to_local().numel() for p in model.llama_model.parameters())
+        held = sum(model.llama_model.get_parameter(name).to_local().numel() for name in frozen)
         kinds = {b.dtype for b in model.llama_model.buffers() if b.is_floating_point()}
         print(f"<{sharding.value}: {processes.rank} holds {held / size:.2f}, buffers in {kinds}>", flush=True)
-    shared = SharedGradients(model, processes)
-    loss = model(batch)  # without images: the projection must take part all the same
-    loss.backward()
-    results.append((sharding, loss.detach(), model.get_parameter("llama_proj.module.weight").grad))
-_, expected, expected_gradient = results[0]
-for sharding, loss, gradient in results[1:]:
-    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
-    torch.testing.assert_close(gradient, expected_gradient)
-    print(f"<{sharding.value}: {processes.rank} agrees>", flush=True)
+        assert trained is model.llama_model.model.layers[1].post_attention_layernorm.weight
+    for trains in (True, False):
+        trained.requires_grad_(trains)
+        # Blocks are gathered on all ranks alike, also where a rank has no images and so nothing to train.
+        for kind, batch in (("images", image), ("mixed", text if processes.rank else image)):
+            model.zero_grad()
+            loss = model(batch)
+            loss.backward()
+            gradients = [trained.grad, *(p.grad for p in model.llama_proj.parameters())]
+            found = {number: g for number, g in enumerate([loss.detach(), *gradients]) if g is not None}
+            torch.testing.assert_close(found, expected.setdefault((kind, trains), found), rtol=1e-5, atol=1e-6)
+            assert (1 in found) is trains
+            assert (2 in found) is (kind == "images" or processes.rank == 0)
+    if sharding is not None:
+        print(f"<{sharding.value}: {processes.rank} agrees>", flush=True)
 processes.shutdown()
 """
 
@@ -151,6 +169,29 @@ def test_each_process_holds_its_share(tmp_path: Path) -> None:
         for sharding, share in (("node", "0.50"), ("all", "0.25")):
             assert f"<{sharding}: {rank} holds {share}, buffers in {{torch.float32}}>" in done.stdout
             assert f"<{sharding}: {rank} agrees>" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("kind", "losses_of"), [("llama", packed_losses), ("llama", padded_losses), ("opt", padded_losses)]
+)
+def test_recomputed_blocks_have_the_same_gradients_and_keep_less(
+    kind: str, losses_of: Callable[[nn.Module, Tensor, Batch], Tensor]
+) -> None:
+    options = {"word_embed_proj_dim": 32, "dropout": 0.5} if kind == "opt" else {}
+    model, batch = deepcopy(language_model(kind, **options)), make_batch()
+    results, kept = [], []
+    for _ in range(2):
+        sizes: list[int] = []
+        embeds = embeddings(model, batch)
+        with saved_tensors_hooks(lambda tensor, sizes=sizes: (sizes.append(tensor.numel()), tensor)[1], lambda x: x):
+            losses = losses_of(model, embeds, batch)
+        (gradient,) = torch.autograd.grad(losses.sum(), embeds)
+        results.append((losses.detach(), gradient))
+        kept.append(sum(sizes))
+        recompute_blocks(model)
+    (plain, plain_gradient), (recomputed, recomputed_gradient) = results
+    assert torch.equal(recomputed, plain) and torch.equal(recomputed_gradient, plain_gradient)
+    assert kept[1] < kept[0] / 2
 
 
 class Marked(nn.Module):

@@ -73,8 +73,7 @@ def test_text_without_images(parity_a: Case) -> None:
     loss = model(batch)
     loss.backward()
     assert torch.isfinite(loss)
-    gradients = [parameter.grad for parameter in model.llama_proj.parameters()]
-    assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients), "there, and zero"
+    assert all(parameter.grad is None for parameter in model.llama_proj.parameters())
 
 
 def test_images_and_positions_must_agree(parity_a: Case) -> None:

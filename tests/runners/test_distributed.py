@@ -75,7 +75,7 @@ def test_two_ranks_have_the_loss_curve_of_one(uninterrupted: Path, stopped: tupl
         for key in ("train_loss", "val_loss"):
             assert found[key] == pytest.approx(expected[key], abs=1e-5)
         assert found["samples_seen"] == expected["samples_seen"]
-    assert "processes: was 2, is 1" in (stopped[0] / "train.log").read_text()
+    assert "resuming with a difference: run.batch_size: was 1, is 4" in (stopped[0] / "train.log").read_text()
 
 
 def test_the_weights_agree(uninterrupted: Path, stopped: tuple[Path, str]) -> None:

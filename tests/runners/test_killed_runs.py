@@ -12,10 +12,17 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.schema import RunConfig
 from minigpt4.runners import checkpoints
-from minigpt4.runners.checkpoints import latest_valid_checkpoint, open_run_folder, save
+from minigpt4.runners.checkpoints import (
+    latest_valid_checkpoint,
+    open_run_folder,
+    restore_derived_files,
+    save,
+    save_epoch,
+)
 from tests.runners.project import Project, assert_same, assert_same_run, untimed_epochs
 
 Train = Callable[..., Path]
@@ -126,6 +133,57 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_without_resume(
     project.train_here(*options)
     assert untimed_epochs(folder) == untimed_epochs(undisturbed)
     assert not list(folder.glob(".*"))
+
+
+def save_six_epochs(folder: Path, template: dict[str, Any], best: int) -> dict[str, Any]:
+    """The files of a run of which three checkpoints are kept, and its last checkpoint; epoch `best` is the best."""
+    for epoch in range(6):
+        content = template | {"epoch": epoch, "progress": template["progress"] | {"best_epoch": min(epoch, best)}}
+        save_epoch(folder, content, {"epoch": epoch, "step": epoch}, keep=3)
+    return content
+
+
+def kept(folder: Path) -> str:
+    assert {path.stem for path in folder.glob("*.pth")} == {path.stem for path in folder.glob("*.safetensors")}
+    return " ".join(sorted(path.stem.removeprefix("checkpoint_") for path in folder.glob("*.pth")))
+
+
+@pytest.mark.parametrize(("best", "expected"), [(1, "1 3 4 5 best"), (4, "3 4 5 best")])
+def test_old_checkpoints_are_deleted(undisturbed: Path, tmp_path: Path, best: int, expected: str) -> None:
+    template = read_checkpoint(undisturbed / "checkpoint_1.pth")
+    content = save_six_epochs(tmp_path, template, best)
+    assert kept(tmp_path) == expected
+    assert read_checkpoint(tmp_path / "checkpoint_best.pth")["epoch"] == best
+    restore_derived_files(tmp_path / "checkpoint_5.pth", content, [], keep=1)
+    assert kept(tmp_path) == ("1 5 best" if best == 1 else "4 5 best")
+
+
+def test_a_run_killed_while_it_deletes_goes_on_deleting(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    template = read_checkpoint(undisturbed / "checkpoint_1.pth")
+    unlink = Path.unlink
+
+    def killed_unlink(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        if path.name.startswith("checkpoint_"):
+            raise Killed
+
+    def forbidden_unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith("checkpoint_"):
+            raise PermissionError("denied")
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "unlink", killed_unlink)
+        save_six_epochs(tmp_path, template, 5)
+    left = template | {"epoch": 3, "progress": template["progress"] | {"best_epoch": 3}}
+    with monkeypatch.context() as patch:  # a folder in which nothing may be deleted
+        patch.setattr(Path, "unlink", forbidden_unlink)
+        restore_derived_files(tmp_path / "checkpoint_3.pth", left, [], keep=3)
+    assert "checkpoint_0" in caplog.text and "cannot be deleted: denied" in caplog.text
+    restore_derived_files(tmp_path / "checkpoint_3.pth", left, [], keep=3)
+    assert kept(tmp_path) == "1 2 3 best"
 
 
 def test_log_txt_is_complete_after_a_resume_from_an_early_checkpoint(

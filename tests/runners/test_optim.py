@@ -22,6 +22,7 @@ from minigpt4.runners.optim import (
     linear_warmup_step_lr,
     make_plan,
     parameter_groups,
+    share_global_batch,
     trainable_parameters,
 )
 
@@ -79,6 +80,40 @@ def test_a_run_that_is_all_warmup_is_warned_of(
         plan = make_plan(RunConfig(max_epoch=2, batch_size=3, accum_grad_iters=4, warmup_steps=warmup_steps), 10, 2)
     assert (plan.total_steps, plan.global_batch) == (20, 24)
     assert ("never reaches 3e-05" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
+    ("total", "size", "world_size", "accumulation"), [(None, 8, 3, 5), (8, 8, 1, 1), (48, 8, 1, 6), (48, 8, 3, 2)]
+)
+def test_a_global_batch_is_shared(total: int | None, size: int, world_size: int, accumulation: int) -> None:
+    run = RunConfig(batch_size=size, global_batch=total)
+    if total is None:
+        run.accum_grad_iters = accumulation
+    shared = share_global_batch(run, world_size)
+    assert (shared.batch_size, shared.accum_grad_iters) == (size, accumulation)
+    assert total is None or make_plan(shared, 10, world_size).global_batch == total
+
+
+@pytest.mark.parametrize(
+    ("total", "size", "world_size", "advice"),
+    [
+        (20, 8, 1, r"set run\.batch_size to 1, 2, 4 or 5, or run\.global_batch to 16 or 24"),
+        (4, 8, 2, r"set run\.batch_size to 1, 2 or 4, or run\.global_batch to 8"),
+        (
+            24,
+            4,
+            4,
+            r"24 samples are 6 micro-batches .* 4 processes cannot share equally; start 1, 2, 3 or 6 processes, "
+            r"set run\.batch_size to 1, 2 or 3, or set run\.global_batch to 32",
+        ),
+        (16, 8, 3, r"start 1 or 2 processes, or set run\.global_batch to 24"),
+    ],
+)
+def test_a_global_batch_that_cannot_be_shared_names_what_can(
+    total: int, size: int, world_size: int, advice: str
+) -> None:
+    with pytest.raises(ConfigError, match=advice):
+        share_global_batch(RunConfig(batch_size=size, global_batch=total), world_size)
 
 
 class Model(nn.Module):

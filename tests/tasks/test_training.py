@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from minigpt4.common.distributed import Processes, SharedGradients
+from minigpt4.common.distributed import GradientSum, Processes
 from minigpt4.common.registry import tasks
 from minigpt4.common.types import Batch, Encoded, Sample
 from minigpt4.datasets.loaders import collate
@@ -49,7 +49,9 @@ def samples(lengths: list[int]) -> list[Sample]:
 def gradient(batches: list[list[Sample]]) -> tuple[float, Tensor]:
     model = Stub()
     task = tasks.get("image_text_pretrain")()
-    loss = task.train_step(model, [collate(b) for b in batches], SharedGradients(model, ALONE), ALONE, SCALER)
+    gradients = GradientSum(model.parameters(), ALONE)
+    seeds = range(len(batches))
+    loss = task.train_step(model, [collate(b) for b in batches], seeds, gradients, ALONE, SCALER)
     assert model.llama_proj.weight.grad is not None
     return float(loss.local_sum / loss.targets), model.llama_proj.weight.grad
 
