@@ -84,28 +84,27 @@ def is_section(kind: Any) -> bool:
 def reference() -> str:
     """The generated half of `docs/configuration.md`: a table for each section of the configuration."""
     blocks = [MARK, "## All keys"]
-    for title, section, text in sections(schema.Config, ""):
+    for section, (key, *others) in sections(schema.Config, "").items():
+        also = f" Also: {', '.join(f'`{other}`' for other in others)}." if others else ""
         rows = [row(section, field) for field in dataclasses.fields(section)]
-        blocks += [f"### `{title}`", text, "| key | type | default | meaning |\n| --- | --- | --- | --- |\n"]
-        blocks[-1] += "\n".join(filter(None, rows))
+        blocks += [f"### `{key}`", f"{inspect.getdoc(section)}{also}"]
+        blocks += ["\n".join(["| key | type | default | meaning |", "| --- | --- | --- | --- |", *filter(None, rows)])]
     return "\n\n".join(blocks) + "\n"
 
 
-def sections(section: type, prefix: str) -> list[tuple[str, type, str]]:
-    """(dotted key, dataclass, what it is) of `section`'s sections and theirs, each dataclass once."""
-    found: list[tuple[str, type, str]] = []
+def sections(section: type, prefix: str) -> dict[type, list[str]]:
+    """The dataclasses of `section`'s sections and of theirs, each with the dotted keys that have it."""
+    found: dict[type, list[str]] = {}
     hints = get_type_hints(section)
     for field in dataclasses.fields(section):
-        kind = hints[field.name]
+        kind, key = hints[field.name], f"{prefix}{field.name}"
         if not is_section(kind):
             continue
-        inner, key = kind, f"{prefix}{field.name}"
         if get_origin(kind) is dict:
-            inner, key = get_args(kind)[1], f"{key}.NAME"
-        below = sections(inner, f"{key}.")
-        known = {dataclass for _, dataclass, _ in found}
-        found += [(key, inner, inspect.getdoc(inner) or "")] if inner not in known else []
-        found += [item for item in below if item[1] not in known]
+            kind, key = get_args(kind)[1], f"{key}.NAME"
+        found.setdefault(kind, []).append(key)
+        for inner, keys in sections(kind, f"{key}.").items():
+            found.setdefault(inner, []).extend(keys)
     return found
 
 
