@@ -28,6 +28,7 @@ LEVELS = {
     "chat": 6,
     "generate": 6,
     "doctor": 6,
+    "export": 6,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 IDS = [str(path.relative_to(PACKAGE)) for path in FILES]

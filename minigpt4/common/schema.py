@@ -173,6 +173,25 @@ class GenerationConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Adapters in the language model, trained with the projection (LoRA, arXiv:2106.09685)."""
+
+    r: int = number(0, at_least=0)
+    """Rank of each adapter; 0: there are none."""
+    alpha: int = number(16, at_least=1)
+    """The adapters' output is multiplied by alpha / r."""
+    dropout: float = number(0.05, at_least=0, below=1)
+    """Share of their input that is left out in training."""
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Names of the linear layers that have one."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(field, what is wrong with it), beyond the ranges."""
+        if not self.targets:
+            yield "targets", "no layer to adapt; name some, for example [q_proj, v_proj], or set r to 0"
+
+
+@dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """The alignment model."""
 
@@ -205,6 +224,8 @@ class ModelConfig:
     """Folder of the language model in Hugging Face's layout."""
     low_resource: LowResource = LowResource.off
     """Load the language model in 8 or 4 bits (bitsandbytes): off, 8bit or 4bit."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters in the language model."""
     precision: Precision = Precision.auto
     """Number format of the frozen weights in training: auto, float32, bfloat16 or float16; auto follows run.amp."""
     compile: bool = False
@@ -213,7 +234,7 @@ class ModelConfig:
     """In training, keep only the inputs of the language model's blocks and compute the rest again in the backward pass
     (gradient checkpointing): less memory, more time, the same numbers."""
     ckpt: str | None = None
-    """Checkpoint with the projection to start from; null: a new projection."""
+    """Checkpoint with the projection, and adapters where there are some, to start from; null: new ones."""
     prompt_path: str | None = None
     """Text file of instructions, one a line, for records without a question."""
     prompt_template: str = "###Human: {} ###Assistant: "

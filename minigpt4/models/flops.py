@@ -80,8 +80,8 @@ class WorkMeter:
     """Counts the work of training steps with a frozen language model behind a trainable projection.
 
     A frozen weight costs 4 operations a token: 2 forward and 2 for the gradient with respect to its input. The 2 for
-    its own gradient, which the usual estimate of 6N includes, are never computed. A weight of the encoders costs 2,
-    because no gradient flows back through them.
+    its own gradient, which the usual estimate of 6N includes, are computed for adapters only. A weight of the encoders
+    costs 2, because no gradient flows back through them.
 
     Args:
         llm: the language model.
@@ -94,6 +94,7 @@ class WorkMeter:
         self._attention = config.num_hidden_layers * config.num_attention_heads * head_width
         decoder: Any = llm.get_decoder()  # type: ignore[operator]
         self._weights = sum(_weights(module) for module in decoder.modules())
+        self._adapters = sum(weight.numel() for name, weight in decoder.named_parameters() if ".lora_" in name)
         self._head = _weights(llm.get_output_embeddings())  # type: ignore[operator]
         self._packs = packable(llm)
         self._image_flops = image_flops
@@ -107,8 +108,9 @@ class WorkMeter:
         # Scores and their product with the values are 2 x 2 x length^2 x width; causal attention needs half of that.
         attention = 2 * self._attention * sum(length * length for length in lengths)
         forward = 2 * self._weights * tokens + 2 * self._head * logits + attention
+        backward = forward + 2 * self._adapters * tokens
         images = 0 if batch.images is None or batch.images.ndim == CACHED_NDIM else len(batch.images)
-        return Work(rows, sum(batch.lengths), tokens, 2 * forward + images * self._image_flops)
+        return Work(rows, sum(batch.lengths), tokens, forward + backward + images * self._image_flops)
 
     def of_all(self, batches: Iterable[Batch]) -> Work:
         """The work of all micro-batches of a step."""
@@ -124,7 +126,7 @@ def forward_flops(module: Callable[..., Tensor], *inputs: Tensor) -> float:
 
 def _weights(module: Any) -> int:
     """Weights that every token is multiplied by; a quantised layer counts with its unpacked size."""
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, nn.Embedding) or hasattr(module, "base_layer"):  # peft's layers are made of others
         return 0
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return int(module.in_features * module.out_features)

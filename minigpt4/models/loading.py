@@ -87,6 +87,11 @@ def build_model(
         _check_encoder_weights(cfg)
     llm_dtype, llm_device = (None, torch.device("cpu")) if keep_llm_on_cpu else (dtype, device)
     llm = build_llm(llm_folder, cfg.low_resource, llm_dtype, llm_device)
+    adapters = None
+    if cfg.lora.r:
+        from minigpt4.models.lora import add_lora
+
+        adapters = add_lora(llm, cfg.lora)
     if cfg.recompute_llm:
         recompute_blocks(llm)
     if cfg.compile:
@@ -94,7 +99,7 @@ def build_model(
     sizes = cfg.image_encoder_sizes()
     files = {key: frozen_identity(path, sizes) for key, path in cfg.image_encoder_files().items()}
     base = sizes | files | {"llama_model": fingerprint(llm_folder)}
-    model = architecture(vision, bridge, llm, encoder, _query_sizes(cfg)[1], base)
+    model = architecture(vision, bridge, llm, encoder, _query_sizes(cfg)[1], base, adapters)
     check_vocabulary(encoder.tokenizer, model.token_embedding.weight.shape[0], llm_folder)
     if cfg.ckpt:
         load_projection(model, cfg.ckpt)
@@ -140,10 +145,10 @@ def _query_sizes(cfg: ModelConfig) -> tuple[int, int]:
 
 
 def load_projection(model: MiniGPT4, path: str | Path) -> None:
-    """Load a checkpoint's projection into `model`.
+    """Load a checkpoint's projection, and adapters, into `model`.
 
     Raises:
-        CheckpointError: It has another width, was trained with another template, or is not finite.
+        CheckpointError: It has another width, was trained with another template or other adapters, or is not finite.
     """
     state, metadata = read_projection(path)
     _check_metadata(model, metadata, str(path))
@@ -151,13 +156,15 @@ def load_projection(model: MiniGPT4, path: str | Path) -> None:
 
 
 def with_projection(model: MiniGPT4, path: str | Path) -> MiniGPT4:
-    """A second model with a checkpoint's projection that shares all frozen parts of `model`.
+    """A second model with a checkpoint's projection and adapters that shares all frozen parts of `model`.
 
     Raises:
         CheckpointError: As for `load_projection`.
     """
+    adapters = None if model.adapters is None else model.adapters.twin()
+    llm = model.llama_model if adapters is None else adapters.llm
     second = type(model)(
-        model.visual_encoder, model.bridge, model.llama_model, model.encoder, model.query_width, model.base
+        model.visual_encoder, model.bridge, llm, model.encoder, model.query_width, model.base, adapters
     )
     load_projection(second, path)
     return second.eval()
@@ -184,11 +191,12 @@ def _check_metadata(model: MiniGPT4, metadata: dict[str, str], source: str) -> N
     ours = model.metadata()
     # In stage 1 the language model sees no dialogue, so that projection fits any template: stage 2 builds on it.
     wording = () if metadata.get("prompt_template") == STAGE1_PATTERN else ("prompt_template", "end_sym")
-    for key in (*wording, "num_query_token"):
-        if key in metadata and metadata[key] != ours[key]:
+    for key in (*wording, "num_query_token", "lora.r", "lora.alpha", "lora.targets"):
+        if key in metadata and metadata[key] != ours.get(key):
             raise CheckpointError(
                 f"{source} was trained with {key} {json.dumps(metadata[key])}, this configuration has "
-                f"{json.dumps(ours[key])}; set model.{key} to the checkpoint's, or choose another checkpoint"
+                f"{json.dumps(ours.get(key, 'none'))}; set model.{key} to the checkpoint's, or choose another "
+                "checkpoint"
             )
     if "prompt_template" in metadata and metadata.get("system", "") != ours["system"]:
         logger.warning(

@@ -7,6 +7,7 @@ The model, the splicing of image embeddings into prompts, and the loss of the an
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,20 +28,22 @@ from minigpt4.models.vision import VisionEncoder
 from minigpt4.processors.image import normalize
 
 if TYPE_CHECKING:
+    from minigpt4.models.lora import Adapters
     from minigpt4.models.merged_patches import MergedPatches
     from minigpt4.models.qformer import QFormer
 
     Bridge = QFormer | MergedPatches
     """Patch features -> queries."""
 
+logger = logging.getLogger(__name__)
 PROJECTION = ("llama_proj.weight", "llama_proj.bias")
-"""The trainable tensors, under their published names."""
+"""The projection's tensors, in the model as in published checkpoints."""
 
 
 @models.register("minigpt4")
 @models.register("minigpt_v2")
 class MiniGPT4(nn.Module):
-    """The alignment model; only `llama_proj` is trained.
+    """The alignment model; `llama_proj` is trained, and with it the language model's adapters where it has some.
 
     Args:
         visual_encoder: images -> patch features; None: every image comes as cached features.
@@ -49,6 +52,7 @@ class MiniGPT4(nn.Module):
         encoder: encodes prompts for this language model.
         query_width: width of the queries.
         base: fingerprints of the frozen parts' files and the sizes of the image encoders, by name.
+        adapters: adapters of `llama_model`; None: it has none.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class MiniGPT4(nn.Module):
         encoder: PromptEncoder,
         query_width: int,
         base: Mapping[str, str] | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         super().__init__()
         self.visual_encoder = visual_encoder
@@ -66,6 +71,7 @@ class MiniGPT4(nn.Module):
         self.llama_model = llama_model
         self.encoder = encoder
         self.base = dict(base or {})
+        self.adapters = adapters
         self.llm_width: int = self.token_embedding.weight.shape[1]
         self.query_width = query_width
         self.llama_proj = nn.Linear(query_width, self.llm_width, device=self.device)
@@ -81,11 +87,13 @@ class MiniGPT4(nn.Module):
         return self.llama_model.get_input_embeddings()  # type: ignore[operator]
 
     def train(self, mode: bool = True) -> MiniGPT4:
-        """Set the mode of the projection; the frozen parts stay in eval mode."""
+        """Set the mode of what is trained; the frozen parts stay in eval mode."""
         super().train(mode)
         for frozen in (self.visual_encoder, self.bridge, self.llama_model):
             if frozen is not None:
                 frozen.eval()
+        if self.adapters is not None:
+            self.adapters.train(mode)
         return self
 
     @torch.no_grad()
@@ -191,55 +199,79 @@ class MiniGPT4(nn.Module):
         image = torch.zeros(1, 3, size, size, device=self.device)
         return WorkMeter(self.llama_model, forward_flops(self.encode_queries, image))
 
+    def trainable_names(self) -> dict[str, str]:
+        """Names of the trained parameters -> published names."""
+        return {name: name for name in PROJECTION} | (self.adapters.names if self.adapters else {})
+
     def trainable_state(self) -> dict[str, Tensor]:
-        """The projection under its published names, on the CPU."""
-        return {name: self.get_parameter(name).detach().cpu() for name in PROJECTION}
+        """What is trained, under its published names, on the CPU."""
+        return {theirs: self.get_parameter(own).detach().cpu() for own, theirs in self.trainable_names().items()}
 
     def load_trainable(self, state: Mapping[str, Tensor], source: str) -> None:
-        """Load the projection from a checkpoint's tensors.
+        """Load what is trained from a checkpoint's tensors.
+
+        A checkpoint of a projection alone leaves adapters without effect.
 
         Args:
             state: published names -> tensors; the buffers in published files are ignored.
             source: file name for messages.
 
         Raises:
-            CheckpointError: Missing or unexpected tensors, a projection for another language model, or numbers that are
-                not finite.
+            CheckpointError: Missing or unexpected tensors, those of another language model, or numbers that are not
+                finite.
         """
-        missing = [name for name in PROJECTION if name not in state]
-        unexpected = unexpected_keys(state, PROJECTION, CHECKPOINT_UNUSED)
+        names = self.trainable_names()
+        alone = self.adapters is not None and not any(".lora_" in name for name in state)
+        if alone:
+            names = {name: name for name in PROJECTION}
+        missing = [name for name in names.values() if name not in state]
+        unexpected = unexpected_keys(state, names.values(), CHECKPOINT_UNUSED)
         if missing or unexpected:
             raise CheckpointError(
-                f"{source} is no checkpoint of this model: missing {first_few(missing) or 'nothing'}, "
-                f"unexpected {first_few(unexpected, 3) or 'nothing'}; it must hold {', '.join(PROJECTION)}"
+                f"{source} is no checkpoint of this model: missing {first_few(missing, 3) or 'nothing'}, unexpected "
+                f"{first_few(unexpected, 3) or 'nothing'}; it must hold {first_few(names.values(), 3)}"
+                + _lora_hint(state)
             )
-        for name in PROJECTION:
-            parameter = self.get_parameter(name)
+        for own, name in names.items():
+            parameter = self.get_parameter(own)
             if state[name].shape != parameter.shape:
                 raise CheckpointError(
                     f"{source} was trained for another model: {name} has shape {tuple(state[name].shape)}, this "
-                    f"language model (width {self.llm_width}) needs {tuple(parameter.shape)}; "
-                    "check model.ckpt and model.llama_model"
+                    f"language model (width {self.llm_width}) needs {tuple(parameter.shape)}; check model.ckpt and "
+                    f"model.llama_model{_lora_hint(state)}"
                 )
             if not state[name].is_floating_point() or not bool(state[name].isfinite().all()):
                 raise CheckpointError(
                     f"{source}: {name} should hold finite floating-point numbers only, but has NaN, infinity or other "
                     "values; choose a checkpoint from before its training failed"
                 )
+        if self.adapters is not None and alone:
+            logger.warning("%s holds a projection only: the adapters (model.lora) begin without effect", source)
+            self.adapters.reset()
         with torch.no_grad():
-            for name in PROJECTION:
-                self.get_parameter(name).copy_(state[name])
+            for own, name in names.items():
+                self.get_parameter(own).copy_(state[name])
 
     def metadata(self) -> dict[str, str]:
         """What a checkpoint records beside its tensors: template, sizes, fingerprints of the base weights."""
         template = self.encoder.template
-        return {
-            "prompt_template": template.opening_pattern,
-            "end_sym": template.end,
-            "system": template.system,
-            "llm_width": str(self.llm_width),
-            "num_query_token": str(self.encoder.num_image_tokens),
-        } | {f"base.{name}": value for name, value in self.base.items()}
+        adapters = self.adapters.metadata() if self.adapters else {}
+        return (
+            {
+                "prompt_template": template.opening_pattern,
+                "end_sym": template.end,
+                "system": template.system,
+                "llm_width": str(self.llm_width),
+                "num_query_token": str(self.encoder.num_image_tokens),
+            }
+            | adapters
+            | {f"base.{name}": value for name, value in self.base.items()}
+        )
+
+
+def _lora_hint(state: Mapping[str, Tensor]) -> str:
+    ranks = [tensor.shape[0] for name, tensor in state.items() if ".lora_A." in name]
+    return f" (the file has adapters of rank {ranks[0]}: model.lora.r, .alpha and .targets)" if ranks else ""
 
 
 def splice_images(token_embeds: Tensor, image_embeds: Tensor | None, positions: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     )
     if sharded:
         shard_llm(model, precision.frozen, run.shard_llm, processes)
-    parameters = trainable_parameters(model, model.trainable_state())
+    parameters = trainable_parameters(model, model.trainable_names())
     if dry_run:
         if processes.is_main:
             out = console()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minigpt4.common.schema import GenerationConfig, ModelConfig
+from minigpt4.common.schema import GenerationConfig, LoraConfig, ModelConfig
 from minigpt4.common.types import Batch, Encoded, Sample
 from minigpt4.datasets.loaders import collate
 from minigpt4.models.loading import build_model
@@ -46,6 +46,8 @@ def model_config(folder: Path, **changes: Any) -> ModelConfig:
         values["num_query_token"] = sizes["n_query"]
     else:
         values["has_qformer"] = False
+    if "lora" in sizes:
+        values["lora"] = LoraConfig(**sizes["lora"], dropout=0.0, targets=sizes["lora_target_modules"])
     return ModelConfig(**values | changes)
 
 
@@ -95,13 +97,15 @@ class Case:
         return [name for name, value in self.expected.items() if isinstance(value, dict) and "ids" in value]
 
     def batch(self, images: list[int] | None, instructions: str | list[str], answers: list[str]) -> Batch:
-        """Rendered instructions and answers, as training makes them into a batch."""
+        """Instructions and answers, as training makes them into a batch; MiniGPT-4's instructions are rendered."""
         texts = [instructions] * len(answers) if isinstance(instructions, str) else instructions
         before, after = self.model.encoder.template.pattern.split("{}")
         samples = []
         for row, (text, answer) in enumerate(zip(texts, answers, strict=True)):
-            assert text.startswith(before) and text.endswith(after)
-            instruction = text[len(before) : len(text) - len(after)]
+            instruction = text
+            if self.config["arch"] == "minigpt4":
+                assert text.startswith(before) and text.endswith(after)
+                instruction = text[len(before) : len(text) - len(after)]
             own = () if images is None else (self.pixels[images[row]],)
             encoded: Encoded = self.model.encoder.encode_example(instruction, answer, num_images=len(own))
             samples.append(Sample(image_id=str(row), images=own, encoded=encoded))

@@ -10,7 +10,7 @@ import torch
 
 from minigpt4.common.checkpoint import model_state, read_checkpoint, write_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.common.schema import ModelConfig, check_values
+from minigpt4.common.schema import LoraConfig, ModelConfig, check_values
 from minigpt4.common.types import IMAGE_POSITION
 from minigpt4.datasets.feature_cache import cache_identity
 from minigpt4.models.loading import build_model, build_prompt_encoder
@@ -22,7 +22,7 @@ from tests.models.test_parity import assert_close_to
 
 
 def config(case: Case, **changes: Any) -> ModelConfig:
-    return model_config(case.folder, **{"arch": "minigpt4", "ckpt": None} | changes)
+    return model_config(case.folder, **{"arch": "minigpt4", "ckpt": None, "lora": LoraConfig()} | changes)
 
 
 @pytest.fixture(scope="module")
