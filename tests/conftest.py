@@ -60,19 +60,29 @@ def browser_program() -> tuple[str, str]:
     return program, driver
 
 
+@pytest.fixture(scope="module")
+def open_windows(browser_program: tuple[str, str]) -> Iterator[Any]:
+    """Opens independent browsers, which stay open for the tests of a file."""
+    yield from _windows(browser_program)
+
+
 @pytest.fixture
 def new_window(browser_program: tuple[str, str]) -> Iterator[Any]:
-    """Opens independent browsers."""
+    """Opens independent browsers for one test."""
+    yield from _windows(browser_program)
+
+
+def _windows(program: tuple[str, str]) -> Iterator[Any]:
     from selenium import webdriver
 
     opened = []
 
     def window(width: int = 1400, height: int = 900) -> Any:
         options = webdriver.ChromeOptions()
-        options.binary_location = browser_program[0]
+        options.binary_location = program[0]
         for switch in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
             options.add_argument(switch)
-        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(browser_program[1]))
+        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(program[1]))
         opened.append(driver)
         driver.set_window_size(width, height)
         return driver

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,13 +32,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(step: str, cfg: Config, accept_all: bool = False) -> list[str]:
+def run(step: str, cfg: Config, accept_all: bool = False, given: str = "") -> list[str]:
     """Do one step.
 
     Args:
         step: one of `STEPS`.
         cfg: configuration.
         accept_all: in `review`, accept everything that the rules kept, without a page.
+        given: arguments that name the configuration, for the page to say what to type next.
 
     Returns:
         Lines for the console; the last one counts the samples in each state.
@@ -74,12 +76,13 @@ def run(step: str, cfg: Config, accept_all: bool = False) -> list[str]:
             counts = apply_rules(curation.filter, ledger)
             lines.append(", ".join(f"{rule} {number:,}" for rule, number in counts.items()) or "no change")
         elif step == "review":
-            from minigpt4.curate.review import accept_rest, serve
+            from minigpt4.curate.review import accept_rest
+            from minigpt4.curate.review_server import serve
 
             if accept_all:
                 lines.append(f"accepted {accept_rest(ledger):,}")
             else:
-                serve(curation.port, ledger, images)
+                serve(curation.port, ledger, images, given)
                 lines.append("ended; every decision is saved")
         else:
             from minigpt4.curate.export import export
@@ -98,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         require_files(run_files(loaded.config.model, loaded.config.datasets))
     out = console()
     set_up_logging()
-    for line in run(args.step, loaded.config, args.accept_all):
+    given = shlex.join(["--cfg-path", args.cfg_path, *(["--options", *args.options] if args.options else [])])
+    for line in run(args.step, loaded.config, args.accept_all, given):
         out.print(f"{args.step}: {line}", markup=False, soft_wrap=True)
 
 

@@ -35,6 +35,7 @@ class SampleState:
         agreement: support by the image's other descriptions, 0 to 1; None where the refiner does not measure it.
         rules: digest of the rules that judged `text`; None: not judged yet.
         broken_rule: name of the rule that `text` breaks; None: it breaks none.
+        reason: why that rule is broken, for people; None: it breaks none.
         decision: a reviewer's, one of `DECISIONS`; None: none yet.
         error: why the last attempt at the next step failed; None: it did not.
     """
@@ -46,6 +47,7 @@ class SampleState:
     agreement: float | None = None
     rules: str | None = None
     broken_rule: str | None = None
+    reason: str | None = None
     decision: str | None = None
     error: str | None = None
 
@@ -90,7 +92,7 @@ class SampleState:
             self.text, self.agreement = event["text"], event.get("agreement")
             self.rules = self.broken_rule = None
         elif step == "filter":
-            self.rules, self.broken_rule = event["rules"], event["rule"]
+            self.rules, self.broken_rule, self.reason = event["rules"], event["rule"], event.get("reason")
         elif step == "review":
             self.decision = event["decision"]
             self.text = event.get("text", self.text)

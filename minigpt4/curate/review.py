@@ -1,59 +1,23 @@
-"""A reviewer's decisions, on a page that only this machine can open."""
+"""A reviewer's decisions, and the samples they are about."""
 
 from __future__ import annotations
 
-import html
-import logging
 import secrets
-import socket
-import sys
-import time
-from contextlib import suppress
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections import Counter
 from pathlib import Path
-from string import Template
 from threading import Lock
-from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from minigpt4.common.errors import ConfigError, DataError
-from minigpt4.common.files import asset
+from minigpt4.common.errors import DataError
 from minigpt4.curate.ledger import DECISIONS, Ledger, SampleState, Tally
 
-logger = logging.getLogger(__name__)
-HOST = "127.0.0.1"
-MAX_FORM_BYTES = 1 << 20
-MAX_CONNECTIONS = 32
-"""Connections served at a time, each by a thread; further ones are closed at once."""
-CONNECTION_SECONDS = 15.0
-"""Time for a request and its answer, after which the connection is closed."""
-CONTENT_POLICY = (
-    "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'"
-)
-FILES = {"/review.css": "text/css", "/review.js": "text/javascript"}
-"""Files of the page -> their content types."""
-
-
-def serve(port: int, ledger: Ledger, images: Path) -> None:
-    """Serve the page until Ctrl-C.
-
-    Args:
-        port: port of the page; 0: any free port.
-        ledger: samples to review, and where the decisions are appended.
-        images: folder of {sample}.jpg.
-
-    Raises:
-        ConfigError: The port is taken.
-    """
-    try:
-        server = ReviewServer(port, Review(ledger, images))
-    except OSError as error:
-        raise ConfigError(f"curation.port: {port} cannot be used ({error}); choose another") from error
-    logger.info("open http://%s:%d/ and end with Ctrl-C", HOST, server.server_port)
-    with server, suppress(KeyboardInterrupt):
-        server.serve_forever()
+WAITING = "waiting"
+ACCEPTED = "accepted"
+REJECTED = "rejected by review"
+"""Verdicts; others are `rejected by rule NAME`."""
+EVERYTHING = "everything"
+"""What can be shown instead of the samples of one verdict."""
+STRIP = 13
+"""Small images of neighbouring samples on a page."""
 
 
 def accept_rest(ledger: Ledger) -> int:
@@ -69,23 +33,64 @@ class Review:
     Args:
         ledger: events so far, and where each decision is appended before the page moves on.
         images: folder of {sample}.jpg.
+        arguments: arguments of the next step's command, which the last page names.
+
+    Attributes:
+        token: what a form must bring, so that no other site can send one.
+        version: part of the images' addresses, by which browsers keep them only while this review runs.
     """
 
-    def __init__(self, ledger: Ledger, images: Path) -> None:
+    def __init__(self, ledger: Ledger, images: Path, arguments: str = "") -> None:
         self.ledger = ledger
         self.images = images
+        self.arguments = arguments
         self.token = secrets.token_urlsafe(16)
+        self.version = secrets.token_hex(4)
         self._lock = Lock()
         self._states = ledger.states()
 
-    def next_sample(self) -> SampleState | None:
-        """The first sample that waits for a decision."""
-        return next((state for state in self._states.values() if state.next_step == "review"), None)
+    def shown(self, show: str) -> list[SampleState]:
+        """The samples of a verdict (see `verdict`), or those that have come as far as the review, in the order drawn.
+
+        Args:
+            show: a verdict, or `EVERYTHING`.
+        """
+        return [s for s in self._states.values() if _reviewable(s) and show in (verdict(s), EVERYTHING)]
+
+    def verdicts(self) -> Counter[str]:
+        """Verdict -> samples, those that wait first."""
+        counts = Counter(verdict(state) for state in self.shown(EVERYTHING))
+        return Counter({WAITING: counts[WAITING], **counts})
+
+    def next_sample(self, show: str = WAITING, before: str | None = None) -> SampleState | None:
+        """The next sample to look at; None: there is none.
+
+        Args:
+            show: as for `shown`.
+            before: id of the sample that was looked at before; behind the last sample comes the first again.
+        """
+        shown = self.shown(show)
+        if before not in self._states:
+            return next(iter(shown), None)
+        places = {sample: place for place, sample in enumerate(self._states)}
+        behind = (state for state in shown if places[state.sample] > places[before])
+        return next(behind, next(iter(shown), None))
+
+    def neighbours(self, state: SampleState, show: str) -> list[SampleState]:
+        """The sample between those shown around it, `STRIP` at most.
+
+        Args:
+            state: the sample, also one of another verdict.
+            show: as for `shown`.
+        """
+        around = [s for s in self.shown(EVERYTHING) if s is state or show in (verdict(s), EVERYTHING)]
+        start = max(0, min(around.index(state) - STRIP // 2, len(around) - STRIP))
+        return around[start : start + STRIP]
 
     def sample(self, sample: str) -> SampleState | None:
         """A sample that has come as far as the review, decided or not."""
         state = self._states.get(sample)
-        return state if state is not None and (state.decision or state.next_step == "review") else None
+        return state if state is not None and _reviewable(state) else None
 
     def tally(self) -> Tally:
         """The number of samples in each state."""
@@ -123,145 +128,13 @@ class Review:
         return None
 
 
-class ReviewServer(ThreadingHTTPServer):
-    """Serves the page to this machine; slow clients cannot hold it.
-
-    Args:
-        port: port; 0: any free one, which `server_port` then is.
-        review: samples and decisions.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, port: int, review: Review) -> None:
-        super().__init__((HOST, port), _Handler)
-        self.review = review
-        self._since: dict[Any, float] = {}
-        """Open connections, and when each was accepted."""
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection by a thread of its own, unless there are too many."""
-        if len(self._since) >= MAX_CONNECTIONS:
-            self.shutdown_request(request)
-            return
-        self._since[request] = time.monotonic()
-        super().process_request(request, client_address)
-
-    def service_actions(self) -> None:
-        """Close the connections whose time is over; `serve_forever` calls this twice a second."""
-        latest = time.monotonic() - CONNECTION_SECONDS
-        for request, since in list(self._since.items()):
-            if since < latest:
-                with suppress(OSError):
-                    request.shutdown(socket.SHUT_RDWR)  # its thread then reads the end, and closes it
-
-    def shutdown_request(self, request: Any) -> None:
-        """Close a connection."""
-        self._since.pop(request, None)
-        super().shutdown_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Show an error's traceback, unless the client has only gone away."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)
+def verdict(state: SampleState) -> str:
+    """What became of a sample: waiting, accepted, rejected by review, or rejected by rule and its name."""
+    if state.accepted:
+        return ACCEPTED
+    return f"rejected by {state.rejected_by}" if state.rejected_by else WAITING
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: ReviewServer
-
-    def do_GET(self) -> None:
-        """The page, an image, or one of the page's files."""
-        if not self._from_this_machine():
-            return
-        path = unquote(urlsplit(self.path).path)
-        review = self.server.review
-        if path == "/":
-            self._send(render_page(review, review.next_sample()))
-        elif path.startswith("/sample/"):
-            state = review.sample(path.removeprefix("/sample/"))
-            if state is None:
-                self._refuse(HTTPStatus.NOT_FOUND, "no such sample to review")
-            else:
-                self._send(render_page(review, state))
-        elif path.startswith("/image/") and review.sample(path.removeprefix("/image/").removesuffix(".jpg")):
-            try:
-                content = (review.images / path.removeprefix("/image/")).read_bytes()
-            except OSError:
-                self._refuse(HTTPStatus.NOT_FOUND, "the image is missing; run describe again")
-            else:
-                self._send(content, "image/jpeg")
-        elif path in FILES:
-            self._send(Path(asset(f"review{path}")).read_bytes(), FILES[path])
-        else:
-            self._refuse(HTTPStatus.NOT_FOUND, "there is nothing here")
-
-    def do_POST(self) -> None:
-        """A decision: form fields token, sample, decision and text."""
-        if not self._from_this_machine():
-            return
-        body = self._read_form()
-        if self.path != "/decide" or body is None:
-            self._refuse(HTTPStatus.BAD_REQUEST, "expected a complete form sent to /decide")
-            return
-        form = parse_qs(body.decode("utf-8", errors="replace"), keep_blank_values=True)
-        token, sample, decision, text = (form.get(key, [""])[0] for key in ("token", "sample", "decision", "text"))
-        if token != self.server.review.token:
-            self._refuse(HTTPStatus.FORBIDDEN, "this page is of an earlier review; open it again")
-            return
-        problem = self.server.review.decide(sample, decision, text)
-        if problem:
-            self._refuse(HTTPStatus.CONFLICT, problem)
-            return
-        self.send_response(HTTPStatus.SEE_OTHER)
-        self.send_header("Location", f"/?before={quote(sample)}")
-        self.end_headers()
-
-    def _read_form(self) -> bytes | None:
-        """The body; None where it is too long, or its end is missing: half a text must not become the sample's."""
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or len(length) > len(str(MAX_FORM_BYTES)) or int(length) > MAX_FORM_BYTES:
-            return None
-        body = self.rfile.read(int(length))
-        return body if len(body) == int(length) else None
-
-    def _from_this_machine(self) -> bool:
-        """Refuse other host names: any site can point one at this machine (DNS rebinding)."""
-        host = (self.headers.get("Host") or "").rpartition(":")[0]
-        if host in (HOST, "localhost"):
-            return True
-        self._refuse(HTTPStatus.FORBIDDEN, f"open this page as http://{HOST}:{self.server.server_port}/")
-        return False
-
-    def _refuse(self, status: HTTPStatus, reason: str) -> None:
-        self._send(html.escape(reason), "text/html", status)
-
-    def _send(self, content: str | bytes, kind: str = "text/html", status: HTTPStatus = HTTPStatus.OK) -> None:
-        body = content.encode("utf-8", errors="replace") if isinstance(content, str) else content
-        self.send_response(status)
-        self.send_header("Content-Type", kind if kind.startswith("image/") else f"{kind}; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Security-Policy", CONTENT_POLICY)
-        self.send_header("X-Frame-Options", "DENY")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing: decisions are in the ledger."""
-
-
-def render_page(review: Review, state: SampleState | None) -> str:
-    """The page of a sample, or the last page where there is none; every text in it is escaped."""
-    template = Path(asset(f"review/{'done' if state is None else 'review'}.html")).read_text(encoding="utf-8")
-    values = {"tally": str(review.tally()), "token": review.token}
-    if state is not None:
-        values |= {
-            "sample": state.sample,
-            "image": f"/image/{quote(state.sample)}.jpg",
-            "name": str(state.drawn["name"]),
-            "text": state.text or "",
-            "description": state.texts[0] if state.texts else "",
-            "decision": state.decision or "none yet",
-        }
-    return Template(template).substitute({key: html.escape(value, quote=True) for key, value in values.items()})
+def _reviewable(state: SampleState) -> bool:
+    """Whether a person can decide: what a rule rejected, too, may be accepted all the same."""
+    return state.next_step == "review" or state.accepted or state.rejected_by is not None

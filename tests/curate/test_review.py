@@ -14,9 +14,11 @@ from urllib.parse import urlencode
 import pytest
 
 from minigpt4.common.errors import ConfigError, DataError
-from minigpt4.curate import review as review_module
+from minigpt4.curate import review_server
 from minigpt4.curate.ledger import Ledger, read_events
-from minigpt4.curate.review import Review, ReviewServer, accept_rest, serve
+from minigpt4.curate.review import Review, accept_rest
+from minigpt4.curate.review_page import diff, page_address, render_page
+from minigpt4.curate.review_server import ReviewServer, serve
 from tests.curate.conftest import described, fill, kept, refined, save_images
 
 EVIL = '</textarea><script>alert("x")</script> & $token'
@@ -73,7 +75,7 @@ def test_the_page_escapes_what_the_model_said(browser: Browser) -> None:
     assert status == 200 and "script-src 'self'" in headers["Content-Security-Policy"]
     assert "&lt;/textarea&gt;&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &amp; $token" in page
     assert "<script>alert" not in page
-    assert 'src="/image/0.jpg"' in page and "4 drawn = 0 accepted + 0 rejected + 4 pending" in page
+    assert 'src="/image/0.jpg?v=' in page and "4 drawn = 0 accepted + 0 rejected + 4 pending" in page
 
 
 def test_every_decision_is_saved_at_once(browser: Browser, ledger: Ledger) -> None:
@@ -92,7 +94,7 @@ def test_every_decision_is_saved_at_once(browser: Browser, ledger: Ledger) -> No
 def test_a_decision_can_be_taken_back(browser: Browser, ledger: Ledger) -> None:
     browser.post(sample="1", decision="reject", text="Text 1.")
     page = browser.get("/sample/1")[1].decode()
-    assert "decision: reject" in page and "Text 1." in page
+    assert "rejected by review" in page and "Text 1." in page
     browser.post(sample="1", decision="accept", text="Text 1.")
     assert ledger.states()["1"].accepted
 
@@ -139,7 +141,7 @@ HALF_A_REQUEST = (b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: 127", b"POST /deci
 
 @pytest.mark.parametrize("sent", HALF_A_REQUEST)
 def test_half_a_request_is_dropped(browser: Browser, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setattr(review_module, "CONNECTION_SECONDS", 0.1)
+    monkeypatch.setattr(review_server, "CONNECTION_SECONDS", 0.1)
     with browser.open() as client:
         client.sendall(sent)
         while client.recv(1000):  # an answer such as 400 may come first; the end must
@@ -148,7 +150,7 @@ def test_half_a_request_is_dropped(browser: Browser, monkeypatch: pytest.MonkeyP
 
 def test_a_client_that_sends_a_byte_now_and_then_is_dropped(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     """A time limit for each byte would not do."""
-    monkeypatch.setattr(review_module, "CONNECTION_SECONDS", 0.3)
+    monkeypatch.setattr(review_server, "CONNECTION_SECONDS", 0.3)
     with browser.open() as client, pytest.raises(OSError):
         client.settimeout(0.05)
         while True:
@@ -179,8 +181,8 @@ def test_a_length_that_is_no_number_is_refused(browser: Browser, length: str) ->
 
 
 def test_idle_connections_do_not_exhaust_it(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(review_module, "MAX_CONNECTIONS", 4)
-    monkeypatch.setattr(review_module, "CONNECTION_SECONDS", 0.5)
+    monkeypatch.setattr(review_server, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(review_server, "CONNECTION_SECONDS", 0.5)
     threads = threading.active_count()
     with ExitStack() as stack:
         clients = [stack.enter_context(browser.open()) for _ in range(20)]
@@ -214,10 +216,69 @@ def test_nothing_else_is_served(browser: Browser, path: str) -> None:
 def test_its_files_are_served(browser: Browser) -> None:
     assert browser.get("/image/1.jpg")[2]["Content-Type"] == "image/jpeg"
     script = browser.get("/review.js")[1].decode()
-    page = browser.get("/")[1].decode()
-    for button in re.findall(r'press\("(\w+)"\)|: "(\w+)"', script):
-        assert f'id="{"".join(button)}"' in page or "".join(button) == "back"
+    page = browser.get("/?before=0")[1].decode()
+    for name in re.findall(r'find\("(\w+)"\)|: "(\w+)"[,\s]', script):
+        assert f'id="{"".join(name)}"' in page or "".join(name) in ("nearest", "center"), name
     assert browser.get("/review.css")[0] == 200
+
+
+def test_images_are_kept_by_browsers_while_this_review_runs(browser: Browser) -> None:
+    (address,) = set(re.findall(r'id="zoom".*?src="(.*?)"', browser.get("/")[1].decode()))
+    assert browser.get(address)[2]["Cache-Control"].startswith("private, max-age")
+    assert browser.get("/image/0.jpg?v=0")[2]["Cache-Control"] == browser.get("/")[2]["Cache-Control"] == "no-store"
+
+
+def test_the_next_sample_comes_behind_the_last_one_looked_at(browser: Browser) -> None:
+    def shown(path: str) -> str:
+        return re.findall(r"<h1>(.*?)</h1>", browser.get(path)[1].decode())[0]
+
+    assert [shown(path) for path in ("/", "/?before=0", "/?before=1", "/?before=2", "/?before=nothing")] == [
+        "Sample 0",
+        "Sample 1",
+        "Sample 2",
+        "Sample 0",
+        "Sample 0",
+    ]
+    browser.post(sample="1", decision="accept")
+    assert shown("/?before=0") == "Sample 2" and shown("/?show=accepted&before=0") == "Sample 1"
+    assert shown("/?show=rejected+by+review") == "Nothing is rejected by review."
+    assert shown("/?show=everything&before=0") == "Sample 1"
+
+
+def test_what_a_rule_rejected_is_shown_with_the_reason_and_can_be_accepted(ledger: Ledger, tmp_path: Path) -> None:
+    fill(ledger, 2, lambda n: described(n, "raw"), refined)
+    reason = "1 words, should be at least 9"
+    ledger.append([kept(0), {"sample": "1", "step": "filter", "rule": "too_short", "reason": reason, "rules": "x"}])
+    review, show = Review(ledger, tmp_path), "rejected by rule too_short"
+    page = render_page(review, review.next_sample(show), show)
+    assert "<h1>Sample 1</h1>" in page and f"{show}: {reason}" in page and "Skip" not in page
+    assert f'<option value="{show}" selected>{show} (1)</option>' in page
+    assert page_address(show, "1") == "/?show=rejected+by+rule+too_short&before=1"
+    assert review.decide("1", "accept", "") is None and ledger.states()["1"].accepted
+    assert review.verdicts() == {"waiting": 1, "accepted": 1}
+
+
+def test_corrections_are_shown_word_by_word() -> None:
+    assert diff("A dog <b> runs.", "A big dog runs & jumps.") == (
+        "A <ins>big</ins> dog <del>&lt;b&gt; runs.</del> <ins>runs &amp; jumps.</ins>"
+    )
+    assert diff("", "New.") == "<ins>New.</ins>" and diff("Same\ntext", "Same text") == "Same text"
+
+
+@pytest.mark.parametrize(
+    ("drawn_only", "heading", "command"),
+    [
+        (False, "Nothing waits for a decision.", "python -m minigpt4.curate export --cfg-path a.yaml"),
+        (True, "Nothing has come as far as the review.", "python -m minigpt4.curate filter --cfg-path a.yaml"),
+    ],
+)
+def test_the_last_page_says_what_to_type(
+    ledger: Ledger, tmp_path: Path, drawn_only: bool, heading: str, command: str
+) -> None:
+    fill(ledger, 1, *([] if drawn_only else [lambda n: described(n, "raw"), refined, kept]))
+    accept_rest(ledger)
+    page = render_page(Review(ledger, tmp_path, "--cfg-path a.yaml"), None)
+    assert f"<h1>{heading}</h1>" in page and f"<pre>{command}</pre>" in page
 
 
 def test_only_this_machine_is_listened_to(ledger: Ledger, tmp_path: Path) -> None:

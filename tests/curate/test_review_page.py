@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from minigpt4.curate.ledger import Ledger, Tally
-from minigpt4.curate.review import Review, ReviewServer
+from minigpt4.curate.review import Review
+from minigpt4.curate.review_server import ReviewServer
 from tests.curate.conftest import described, fill, kept, refined
 from tests.curate.test_review import decisions
 from tests.drawn import drawn_scenes
@@ -95,17 +96,24 @@ class Page:
             self.window.save_screenshot(str(Path(folder) / name))
 
 
+@pytest.fixture(scope="module")
+def window(open_windows: Callable[..., Any]) -> Any:
+    """One browser for all tests, each of which has a server, and so a page, of its own."""
+    return open_windows(1200, 800)
+
+
 @pytest.fixture
-def page(ledger: Ledger, tmp_path: Path, new_window: Callable[..., Any]) -> Iterator[Page]:
+def page(ledger: Ledger, tmp_path: Path, window: Any) -> Iterator[Page]:
     """Four samples that wait for a decision."""
     fill(ledger, 4, lambda n: described(n, f"{TEXTS[n]} {TEXTS[n]}"), lambda n: refined(n, TEXTS[n]), kept)
     (tmp_path / "image").mkdir()
     for number, image in enumerate(drawn_scenes(4)):
         image.save(tmp_path / "image" / f"{number}.jpg")
-    server = ReviewServer(0, Review(ledger, tmp_path / "image"))
+    server = ReviewServer(0, Review(ledger, tmp_path / "image", "--cfg-path curation.yaml"))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield Page(new_window(1200, 800), f"http://127.0.0.1:{server.server_port}/")
+    window.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    yield Page(window, f"http://127.0.0.1:{server.server_port}/")
     server.shutdown()
     thread.join()
     server.server_close()
@@ -114,7 +122,8 @@ def page(ledger: Ledger, tmp_path: Path, new_window: Callable[..., Any]) -> Iter
 def test_by_mouse(page: Page, ledger: Ledger) -> None:
     page.shows(0, "4 drawn = 0 accepted + 0 rejected + 4 pending")
     assert page.written == TEXTS[0]
-    assert page.window.execute_script("return document.querySelector('img').naturalWidth") == 128
+    assert page.window.execute_script("return document.querySelector('#zoom img').naturalWidth") == 128
+    assert page.text("#diff del") == TEXTS[0]  # the model said it twice
     assert not page.all("#back")  # there is nothing to go back to
     page.keep("review.png")
     page.click("accept")
@@ -141,6 +150,8 @@ def test_by_keyboard(page: Page, ledger: Ledger) -> None:
     page.shows(3, "2 accepted + 1 rejected")
     page.keys("A")
     page.arrives(NOTHING, "4 drawn = 3 accepted + 1 rejected + 0 pending")
+    assert page.text("pre") == "python -m minigpt4.curate export --cfg-path curation.yaml"
+    assert page.text(".count") == "4 of 4 decided"
     page.keep("done.png")
     assert decisions(ledger) == [
         ("0", "accept", None),
@@ -155,7 +166,7 @@ def test_a_decision_is_taken_back(page: Page, ledger: Ledger) -> None:
     page.shows(1, "0 accepted + 1 rejected + 3 pending")
     page.click("back")
     page.shows(0, "1 rejected")
-    assert "decision: reject" in page.text(".name")
+    assert page.text(".verdict.rejected") == "rejected by review"
     page.click("accept")
     page.shows(1, "1 accepted + 0 rejected + 3 pending")
     page.keys("b")
@@ -190,9 +201,10 @@ def test_markup_is_shown_as_text(page: Page, ledger: Ledger) -> None:
     page.click("text")
     page.all("summary")[0].click()
     page.until(lambda: page.text("details p") == f"{MARKUP} {MARKUP}")
+    assert page.text("#diff del") == MARKUP
     page.keep("markup.png")
     assert page.window.execute_script("return window.hit === undefined")
-    assert len(page.all("img")) == 1 and not page.all("b") and len(page.all("script")) == 1
+    assert not page.all("img[src='x']") and not page.all("b") and len(page.all("script")) == 1
     page.click("accept")
     page.shows(3, "3 accepted")
     assert decisions(ledger)[2] == ("2", "accept", None)  # the browser changed nothing in it
@@ -208,8 +220,33 @@ def test_a_key_held_down_decides_once(page: Page, ledger: Ledger) -> None:
     assert decisions(ledger) == [("0", "accept", None)]
 
 
+def test_skip_filter_and_zoom(page: Page, ledger: Ledger) -> None:
+    page.shows(0, "4 pending")
+    page.keys("s")
+    page.shows(1, "4 pending")
+    page.click("next")
+    page.shows(2, "4 pending")
+    page.keys("r")
+    page.shows(3, "1 rejected")
+    page.keys("s")  # behind the last sample come those that were skipped
+    page.shows(0, "1 rejected")
+    page.keys("z", "r")  # no decision is made behind the enlarged image
+    page.until(lambda: page.window.execute_script("return document.getElementById('large').open"))
+    assert decisions(ledger) == [("2", "reject", None)]
+    page.keys("z")
+    page.until(lambda: not page.window.execute_script("return document.getElementById('large').open"))
+    page.until(lambda: page.all("option[value='rejected by review']"))
+    page.all("option[value='rejected by review']")[0].click()
+    page.shows(2, "1 rejected")
+    assert [link.get_attribute("aria-current") for link in page.all(".strip a.rejected")] == ["page"]
+    page.keys("a")
+    page.arrives("Nothing is rejected by review.", "1 accepted")
+
+
 def test_it_fits_into_a_narrow_window(page: Page) -> None:
-    page.window.set_window_size(500, 800)
+    device = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    page.window.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+    page.window.refresh()
     page.keep("narrow.png")
-    width = page.window.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
-    assert width <= 0, "the page is wider than the window"
+    width = page.window.execute_script("return document.documentElement.scrollWidth")
+    assert width <= 390, "the page is wider than the window"

@@ -1,17 +1,21 @@
 "use strict";
-const press = (id) => document.getElementById(id)?.click();
-const text = document.getElementById("text");
-const before = new URLSearchParams(location.search).get("before");
-const back = document.getElementById("back");
-if (back && before) back.href = "/sample/" + encodeURIComponent(before);
-else if (back) back.remove();
+const find = (id) => document.getElementById(id);
+const text = find("text");
+const large = find("large");
+
+find("filter").elements.show.addEventListener("change", (event) => event.target.form.requestSubmit());
+find("zoom")?.addEventListener("click", () => large.showModal());
+large?.addEventListener("click", () => large.close());
+document.querySelector(".strip [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 
 document.addEventListener("keydown", (event) => {
   if (event.repeat) return; // a key held down must not decide on the next sample as well, unseen
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) return press("edit");
-  if (event.key === "Escape") return text?.blur();
-  if (document.activeElement === text || event.ctrlKey || event.metaKey || event.altKey) return;
-  const keys = { a: "accept", r: "reject", b: "back" };
-  if (event.key.toLowerCase() === "e" && text) { event.preventDefault(); text.focus(); }
-  else press(keys[event.key.toLowerCase()]);
+  const key = event.key.toLowerCase();
+  if (large?.open) return key === "z" ? large.close() : undefined;
+  if (key === "enter" && (event.ctrlKey || event.metaKey)) return find("edit")?.click();
+  if (key === "escape") return text?.blur();
+  if (event.target.closest?.("textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+  const keys = { a: "accept", r: "reject", s: "next", n: "next", b: "back", z: "zoom" };
+  if (key === "e" && text) { event.preventDefault(); text.focus(); }
+  else find(keys[key])?.click();
 });
