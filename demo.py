@@ -1,4 +1,4 @@
-"""A chat page about images, on this machine."""
+"""A chat page about images, on this machine, or with a password for others."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--port", type=int, metavar="N", help="port of the page (default: the first free one from 7860)"
     )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="NAME",
+        help="name or address to listen on, 0.0.0.0 for all: other machines can then open the page, with the password "
+        "in the environment variable MINIGPT4_PASSWORD (default: %(default)s, this machine only)",
+    )
     parser.add_argument("--share", action="store_true", help="also make a public link that anyone can open")
     return parser.parse_args(arguments)
 
@@ -47,10 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(args.ckpt) > 2:
         raise ConfigError(f"--ckpt: {len(args.ckpt)} checkpoints; give one, or two to compare")
     require_files(run_files(loaded.config.model, checkpoints=args.ckpt))
-    from minigpt4.web.page import build_page, serve
+    from minigpt4.web.page import build_page
+    from minigpt4.web.server import check_address, password_for, serve
 
+    password = password_for(args.host)
+    check_address(args.host, args.port)
     models, labels = load_models(loaded.config, args.ckpt, args.gpu_id)
-    serve(build_page(models, labels), args.port, args.share)
+    serve(build_page(models, labels), args.port, host=args.host, password=password, share=args.share)
 
 
 if __name__ == "__main__":

@@ -1,41 +1,33 @@
-"""The chat page: its layout, what its controls do, and the server that shows it."""
+"""The layout of the chat page, and which of its controls calls which handler."""
 
 from __future__ import annotations
 
+import base64
 import html
-import json
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
-from fastapi import FastAPI
-from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minigpt4.api import LoadedModel
-from minigpt4.common.errors import ConfigError, MiniGPT4Error
 from minigpt4.common.files import PACKAGE
-from minigpt4.processors.image import open_image
-from minigpt4.web.side_by_side import SideBySideChat
+from minigpt4.web.handlers import BUTTONS, Handlers, example_questions
 
-EXAMPLES = PACKAGE / "assets" / "examples"
-CSS = PACKAGE / "assets" / "web" / "page.css"
-LOCAL = "127.0.0.1"
-"""Address the server listens on: this machine only."""
-HOSTS = (LOCAL, "localhost")
-"""Names under which a browser on this machine opens the page."""
+CONVERSATION_SCRIPT = PACKAGE / "assets" / "web" / "conversation.js"
 CONCURRENT_ANSWERS = 4
 """Answers that grow at the same time, a token of each in turn; each holds its keys and values in memory."""
 MAX_QUEUE = 64
 """Requests that wait; later ones are refused with a message."""
 UPLOAD_LIFETIME = 24 * 60 * 60
 """Seconds after which uploaded images are deleted."""
-MAX_UPLOAD = "50mb"
-Update = tuple[Any, ...]
-"""(chat, conversations..., notice, prompt as sent, text box, Stop button), the values of the page's outputs."""
+SAVE = """(text) => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], {type: "%s"}));
+  link.download = "%s";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}"""
+"""Script that saves a text as a file of a type and name."""
 
 
 def build_page(models: Sequence[LoadedModel], labels: Sequence[str], title: str = "MiniGPT-4") -> gr.Blocks:
@@ -46,11 +38,11 @@ def build_page(models: Sequence[LoadedModel], labels: Sequence[str], title: str 
         labels: their names.
         title: heading of the page.
     """
-    handlers = Handlers(models)
+    handlers = Handlers(models, labels)
     cleanup = (UPLOAD_LIFETIME, UPLOAD_LIFETIME)
     with gr.Blocks(title=title, analytics_enabled=False, fill_height=True, delete_cache=cleanup) as page:
         chat = gr.State(None)
-        gr.HTML(f"<h1>{title}</h1><p>Add an image, then ask about it.</p>", elem_id="heading", padding=False)
+        gr.HTML(_heading(title, models[0]), elem_id="heading", padding=False)
         with gr.Row(elem_id="body"):
             with gr.Column(scale=3, min_width=320):
                 with gr.Row(elem_id="conversations"):
@@ -58,233 +50,42 @@ def build_page(models: Sequence[LoadedModel], labels: Sequence[str], title: str 
                 remark = gr.HTML(elem_id="remark", padding=False, visible=False)
                 box = _box()
                 buttons = _buttons()
-                _examples(box)
-            with gr.Column(scale=1, min_width=240):
-                controls = _controls(models[0])
+            with gr.Column(scale=1, min_width=260):
+                system, controls = _settings(models[0])
                 with gr.Accordion("Prompt as sent", open=False):
                     sent = gr.Textbox(show_label=False, lines=6, interactive=False, elem_id="sent", buttons=["copy"])
-        shown = [chat, *conversations, remark, sent, box, buttons["stop"]]
-        _connect(handlers, chat, conversations, box, buttons, controls, shown)
+        shown = [chat, *conversations, remark, sent, box, *buttons.values()]
+        _connect(handlers, chat, conversations, box, buttons, [system, *controls], shown)
+        _connect_saving(handlers, chat, buttons)
         _api(handlers, models[0], controls)
     page.queue(max_size=MAX_QUEUE, default_concurrency_limit=None)
     return page
 
 
-def serve(page: gr.Blocks, port: int | None = None, share: bool = False, block: bool = True) -> str:
-    """Serve the page on this machine; without a public link, requests under other host names are refused.
+def _heading(title: str, model: LoadedModel) -> str:
+    note = f'<p class="notice toy" role="note">{html.escape(model.note)}</p>' if model.note else ""
+    return f'<h1>{html.escape(title)}</h1><p class="model">{html.escape(model.summary)}</p>{note}'
 
-    Args:
-        page: the page of `build_page`.
-        port: port to listen on; None: the first free one from 7860.
-        share: also make a public link, forwarded by Gradio's servers.
-        block: return only when the server has stopped.
 
-    Returns:
-        The page's address.
+def _conversation(label: str, number: int) -> gr.HTML:
+    """One model's conversation, drawn by a script of our own.
 
-    Raises:
-        ConfigError: The port is taken, or there is none of that number.
+    gr.Chatbot takes every text for HTML, so that texts had to be escaped, and were copied with `&lt;` for `<`.
     """
-    try:
-        _, url, _ = page.launch(
-            server_name=LOCAL,
-            server_port=port,
-            share=share,
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            css_paths=CSS,
-            footer_links=["api"],
-            max_file_size=MAX_UPLOAD,
-            app_kwargs={} if share else {"lifespan": _guard},
-            prevent_thread_lock=not block,
-            quiet=not block,
-            ssr_mode=False,
-        )
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"--port: {port or '7860 and the next hundred'} cannot be used; choose another") from error
-    return url
-
-
-class LocalOnly:
-    """Refuses what a page of another site makes a browser on this machine send.
-
-    Any site can point a name of its own at this machine (DNS rebinding), so the Host must be one of `HOSTS`; and the
-    Origin, which browsers send with requests from a page, must be that of this page.
-
-    Args:
-        app: the server that gets the other requests.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or pass it on."""
-        if scope["type"] in ("http", "websocket"):
-            headers = Headers(scope=scope)
-            host = headers.get("host", "").lower()
-            origin = headers.get("origin")
-            foreign = origin is not None and origin.lower().partition("://")[2] != host
-            if foreign or host.partition(":")[0] not in HOSTS:
-                address = f"http://{LOCAL}:{scope['server'][1]}/"
-                refusal = PlainTextResponse(f"open this page on its own machine as {address}\n", status_code=403)
-                await refusal(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
-
-
-@asynccontextmanager
-async def _guard(app: FastAPI) -> AsyncIterator[None]:
-    """Put `LocalOnly` around the server before its first request.
-
-    Here, because Gradio puts its own CORS layer around all middleware that it is given, and that layer allows any
-    origin where the host is not local.
-    """
-    assert app.middleware_stack is not None
-    app.middleware_stack = LocalOnly(app.middleware_stack)
-    yield
-
-
-class Handlers:
-    """What the page's controls do. Each handler returns or yields an `Update`, except `describe`.
-
-    A visitor's `SideBySideChat` is None before the first question.
-
-    Args:
-        models: the models that answer, side by side.
-    """
-
-    def __init__(self, models: Sequence[LoadedModel]) -> None:
-        self.models = models
-
-    def ask(self, chat: SideBySideChat | None, message: dict[str, Any], *controls: Any) -> Iterator[Update]:
-        """Answer what is in the text box, token by token."""
-        chat = chat or SideBySideChat(self.models)
-        text, files = message["text"], message["files"]
-        yield from self._growing(chat, lambda: chat.ask(text, files, generation_settings(*controls)), message)
-
-    def regenerate(self, chat: SideBySideChat | None, *controls: Any) -> Iterator[Update]:
-        """Answer the newest question again."""
-        chat = chat or SideBySideChat(self.models)
-        yield from self._growing(chat, lambda: chat.regenerate(generation_settings(*controls)))
-
-    def undo(self, chat: SideBySideChat | None) -> Update:
-        """Take the newest question back into the text box."""
-        chat = chat or SideBySideChat(self.models)
-        try:
-            question, files = chat.undo()
-        except MiniGPT4Error as error:
-            return self._update(chat, gr.skip(), str(error))
-        return self._update(chat, {"text": question, "files": files})
-
-    def restart(self, chat: SideBySideChat | None) -> Update:
-        """Clear the conversation."""
-        chat = chat or SideBySideChat(self.models)
-        chat.restart()
-        return self._update(chat, {"text": "", "files": []})
-
-    def stopped(self, chat: SideBySideChat | None) -> Update:
-        """Show the answer as far as it came before it was stopped."""
-        return self._update(chat or SideBySideChat(self.models), gr.skip())
-
-    def describe(
-        self,
-        image: str,
-        prompt: str,
-        max_new_tokens: float,
-        num_beams: float,
-        do_sample: bool,
-        temperature: float,
-        top_p: float,
-        repetition_penalty: float,
-    ) -> str:
-        """The endpoint `/describe`: one answer of the first model about one image.
-
-        The arguments are the endpoint's parameters, in this order; all but `image` have the page's defaults.
-
-        Args:
-            image: path of the uploaded file.
-            prompt: the question; empty: the model's default.
-            max_new_tokens: longest answer in tokens.
-            num_beams: beam size; 1: no beam search.
-            do_sample: the switch "Sampling"; false: greedy decoding.
-            temperature: only when sampling.
-            top_p: only when sampling.
-            repetition_penalty: 1: none.
-
-        Raises:
-            gr.Error: An image, prompt or setting that cannot be used.
-        """
-        try:
-            if not image:
-                raise MiniGPT4Error("no image was given")
-            opened = open_image(image, Path(image).name)
-            settings = generation_settings(max_new_tokens, num_beams, do_sample, temperature, top_p, repetition_penalty)
-            return self.models[0].describe(opened, prompt or None, **settings)
-        except MiniGPT4Error as error:
-            raise gr.Error(html.escape(str(error)), print_exception=False) from error
-
-    def _growing(
-        self, chat: SideBySideChat, start: Callable[[], Iterator[None]], typed: dict[str, Any] | None = None
-    ) -> Iterator[Update]:
-        """An update for each token; where `start` fails, what was typed stays in the text box."""
-        try:
-            steps = start()
-        except MiniGPT4Error as error:
-            yield self._update(chat, typed or gr.skip(), str(error))
-            return
-        try:
-            yield self._update(chat, {"text": "", "files": []} if typed else gr.skip(), stoppable=True)
-            for _ in steps:
-                yield self._update(chat, gr.skip(), stoppable=True)
-        finally:
-            steps.close()  # type: ignore[attr-defined]
-        yield self._update(chat, gr.skip())
-
-    def _update(self, chat: SideBySideChat, box: Any, error: str = "", stoppable: bool = False) -> Update:
-        conversations = [chat.messages(number) for number in range(len(self.models))]
-        line = notice(error, "error") if error else notice(chat.remark())
-        return (chat, *conversations, line, chat.chats[0].prompt, box, gr.update(interactive=stoppable))
-
-
-def generation_settings(
-    max_new_tokens: float,
-    num_beams: float,
-    do_sample: bool,
-    temperature: float,
-    top_p: float,
-    repetition_penalty: float,
-) -> dict[str, Any]:
-    """The values of the page's controls, in their order, as fields of `GenerationConfig`; sliders give floats."""
-    return {
-        "max_new_tokens": int(max_new_tokens),
-        "num_beams": int(num_beams),
-        "do_sample": bool(do_sample),
-        "temperature": float(temperature),
-        "top_p": float(top_p),
-        "repetition_penalty": float(repetition_penalty),
-    }
-
-
-def notice(text: str, kind: str = "remark") -> Any:
-    """A line of text under the conversation; nothing in `text` is markup."""
-    return gr.update(value=f'<div class="notice {kind}" role="status">{html.escape(text)}</div>', visible=bool(text))
-
-
-def _conversation(label: str, number: int) -> gr.Chatbot:
-    # Without buttons: what they copy has `&lt;` for `<` (`SideBySideChat.messages`).
-    return gr.Chatbot(
-        label=label,
+    examples = [
+        {"image": f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}", "question": question}
+        for file, question in example_questions()
+    ]
+    return gr.HTML(
+        {"turns": [], "busy": False, "finished": 0},
+        html_template="",
+        js_on_load=CONVERSATION_SCRIPT.read_text(encoding="utf-8"),
+        apply_default_css=False,
         elem_id=f"conversation{number}",
-        height="55vh",
+        elem_classes=["conversation"],
         min_width=280,
-        render_markdown=False,
-        sanitize_html=True,
-        allow_tags=False,
-        latex_delimiters=[],
-        buttons=[],
-        allow_file_downloads=False,
-        feedback_options=None,
-        placeholder="Answers appear here.",
+        model=label,
+        examples=examples,
     )
 
 
@@ -302,49 +103,62 @@ def _box() -> gr.MultimodalTextbox:
 
 
 def _buttons() -> dict[str, gr.Button]:
+    """The buttons under the text box, by their names in `BUTTONS`; nothing can be done yet."""
+    labels = ("Stop", "Regenerate", "Undo", "Restart", "Save JSON", "Save Markdown")
     with gr.Row(elem_id="buttons"):
         return {
-            "stop": gr.Button("Stop", variant="stop", size="md", min_width=70, elem_id="stop", interactive=False),
-            "again": gr.Button("Regenerate", size="md", min_width=70, elem_id="again"),
-            "undo": gr.Button("Undo", size="md", min_width=70, elem_id="undo"),
-            "restart": gr.Button("Restart", size="md", min_width=70, elem_id="restart"),
+            name: gr.Button(
+                label,
+                variant="stop" if name == "stop" else "secondary",
+                size="md",
+                min_width=70,
+                elem_id=name,
+                interactive=False,
+            )
+            for name, label in zip(BUTTONS, labels, strict=True)
         }
 
 
-def _examples(box: gr.MultimodalTextbox) -> None:
-    prompts = json.loads((EXAMPLES / "prompts.json").read_text(encoding="utf-8"))
-    gr.Examples(
-        [[{"text": prompt, "files": [str(EXAMPLES / name)]}] for name, prompt in prompts.items()],
-        inputs=[box],
-        label="Examples",
-        elem_id="examples",
-        api_visibility="private",
-    )
-
-
-def _controls(model: LoadedModel) -> list[Any]:
-    """The arguments of `generation_settings`, in their order."""
+def _settings(model: LoadedModel) -> tuple[gr.Textbox, list[Any]]:
+    """The system message, and the arguments of `generation_settings` in their order."""
     now = model.defaults
     with gr.Accordion("Settings", open=True, elem_id="settings"):
-        return [
-            gr.Slider(1, max(500, now.max_new_tokens), now.max_new_tokens, step=1, label="Max new tokens"),
-            gr.Slider(
-                1, 8, now.num_beams, step=1, label="Beam size", info="More than 1: the answer comes all at once."
-            ),
-            gr.Checkbox(now.do_sample, label="Sampling", info="Off: greedy decoding."),
-            gr.Slider(0.1, 2, now.temperature, step=0.05, label="Temperature", info="Only when sampling."),
-            gr.Slider(0.05, 1, now.top_p, step=0.05, label="Top-p", info="Only when sampling."),
-            gr.Slider(0.5, 2, now.repetition_penalty, step=0.05, label="Repetition penalty", info="1: none."),
+        system = gr.Textbox(
+            model.chat().system,
+            label="System message",
+            info="In front of the conversation, from the next answer on; empty: none.",
+            lines=1,
+            max_lines=6,
+            elem_id="system",
+        )
+        tokens = gr.Slider(1, max(500, now.max_new_tokens), now.max_new_tokens, step=1, label="Max new tokens")
+        beams = gr.Slider(
+            1, 8, now.num_beams, step=1, label="Beam size", info="More than 1: the answer comes all at once."
+        )
+        sampling = gr.Checkbox(now.do_sample, label="Sampling", info="Off: greedy decoding.", elem_id="sampling")
+        only = [
+            gr.Slider(0.1, 2, now.temperature, step=0.05, label="Temperature", interactive=now.do_sample),
+            gr.Slider(0.05, 1, now.top_p, step=0.05, label="Top-p", interactive=now.do_sample),
         ]
+        penalty = gr.Slider(0.5, 2, now.repetition_penalty, step=0.05, label="Repetition penalty", info="1: none.")
+    sampling.change(
+        lambda on: [gr.update(interactive=on)] * len(only),
+        sampling,
+        only,
+        queue=False,
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    return system, [tokens, beams, sampling, *only, penalty]
 
 
 def _connect(
     handlers: Handlers,
     chat: gr.State,
-    conversations: list[gr.Chatbot],
+    conversations: list[gr.HTML],
     box: gr.MultimodalTextbox,
     buttons: dict[str, gr.Button],
-    controls: list[Any],
+    settings: list[Any],
     shown: list[Any],
 ) -> None:
     answering: dict[str, Any] = {
@@ -354,18 +168,28 @@ def _connect(
         "show_progress": "hidden",
         "api_visibility": "private",
     }
-    asked = box.submit(handlers.ask, [chat, box, *controls], **answering)
-    again = buttons["again"].click(handlers.regenerate, [chat, *controls], cancels=[asked], **answering)
+    asked = box.submit(handlers.ask, [chat, box, *settings], **answering)
+    again = buttons["again"].click(handlers.regenerate, [chat, *settings], cancels=[asked], **answering)
+    examples = [one.select(handlers.example, [chat, *settings], **answering) for one in conversations]
     # A cancelled generator is closed, which ends the computation.
-    ending: dict[str, Any] = {"outputs": shown, "cancels": [asked, again], "api_visibility": "private"}
-    buttons["stop"].click(handlers.stopped, [chat], **ending)
-    buttons["undo"].click(handlers.undo, [chat], **ending)
-    gr.on(
-        [buttons["restart"].click, *(conversation.clear for conversation in conversations)],
-        handlers.restart,
-        [chat],
-        **ending,
-    )
+    ending: dict[str, Any] = {
+        "outputs": shown,
+        "cancels": [asked, again, *examples],
+        "show_progress": "hidden",
+        "api_visibility": "private",
+    }
+    for name, handler in (("stop", handlers.stopped), ("undo", handlers.undo), ("restart", handlers.restart)):
+        buttons[name].click(handler, [chat], **ending)
+
+
+def _connect_saving(handlers: Handlers, chat: gr.State, buttons: dict[str, gr.Button]) -> None:
+    text = gr.Textbox(visible="hidden", elem_id="saved")
+    for name, handler, kind, file in (
+        ("json", handlers.json, "application/json", "conversation.json"),
+        ("markdown", handlers.markdown, "text/markdown", "conversation.md"),
+    ):
+        made = buttons[name].click(handler, [chat], text, show_progress="hidden", api_visibility="private")
+        made.then(None, [text], None, js=SAVE % (kind, file), api_visibility="private")
 
 
 def _api(handlers: Handlers, model: LoadedModel, controls: list[Any]) -> None:

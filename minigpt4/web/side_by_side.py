@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,18 @@ from minigpt4.processors.image import open_image
 if TYPE_CHECKING:
     from minigpt4.api import LoadedModel
 
-Message = dict[str, Any]
+
+@dataclass(slots=True)
+class Asked:
+    """What came with a question.
+
+    Attributes:
+        files: paths of its images.
+        settings: fields of `GenerationConfig` for its answers.
+    """
+
+    files: list[str]
+    settings: dict[str, Any]
 
 
 class SideBySideChat:
@@ -27,30 +38,36 @@ class SideBySideChat:
 
     Attributes:
         chats: one conversation a model.
-        files: paths of the images of each turn, to show them.
+        asked: images and settings of each turn.
+        finished: how often something was finished, for scripts that wait for it.
     """
 
     def __init__(self, models: Sequence[LoadedModel]) -> None:
         self.chats: list[Chat] = [model.chat() for model in models]
-        self.files: list[list[str]] = []
+        self.asked: list[Asked] = []
+        self.finished = 0
 
-    def ask(self, question: str, files: Sequence[str], settings: dict[str, Any]) -> Iterator[None]:
+    def ask(
+        self, question: str, files: Sequence[str], settings: dict[str, Any], system: str | None = None
+    ) -> Iterator[None]:
         """Ask every model; each step of the iterator adds one token to each answer.
 
         Args:
             question: text as typed; empty beside an image: the model's default prompt.
             files: paths of images that come with it.
             settings: fields of `GenerationConfig`.
+            system: system message of this and later prompts; None: as before.
 
         Raises:
-            MiniGPT4Error: An image, question or setting that cannot be used; the conversation is unchanged.
+            MiniGPT4Error: An image, question, message or setting that cannot be used; the turns are unchanged.
         """
         question = replace_lone_surrogates(question).strip()
         if not question and files:
             question = self.chats[0].loaded.prompt
-        if not files and not any(self.files):
+        if not files and not any(asked.files for asked in self.asked):
             raise DataError("there is no image yet; add one, then ask about it")
         images = [open_image(file, Path(file).name) for file in files]
+        self._set_system(system)
         answers: list[Iterator[str]] = []
         try:
             for chat in self.chats:
@@ -59,12 +76,15 @@ class SideBySideChat:
             for chat in self.chats[: len(answers)]:
                 chat.undo()
             raise
-        self.files.append(list(files))
+        self.asked.append(Asked(list(files), settings))
         return _together(answers)
 
-    def regenerate(self, settings: dict[str, Any]) -> Iterator[None]:
-        """Other answers to the newest question; errors as for `ask`."""
-        return _together([chat.regenerate(**settings) for chat in self.chats])
+    def regenerate(self, settings: dict[str, Any], system: str | None = None) -> Iterator[None]:
+        """Other answers to the newest question; arguments and errors as for `ask`."""
+        self._set_system(system)
+        answers = [chat.regenerate(**settings) for chat in self.chats]
+        self.asked[-1].settings = settings
+        return _together(answers)
 
     def undo(self) -> tuple[str, list[str]]:
         """Remove the newest turn; returns its question and the paths of its images.
@@ -73,23 +93,31 @@ class SideBySideChat:
             DataError: There is no question yet.
         """
         questions = [chat.undo() for chat in self.chats]
-        return questions[0], self.files.pop()
+        return questions[0], self.asked.pop().files
+
+    def _set_system(self, message: str | None) -> None:
+        if message is not None:
+            for chat in self.chats:
+                chat.system = replace_lone_surrogates(message).strip()
 
     def restart(self) -> None:
         """Forget everything."""
         for chat in self.chats:
             chat.restart()
-        self.files.clear()
+        self.asked.clear()
 
-    def messages(self, number: int) -> list[Message]:
-        """The conversation with model `number`, as gr.Chatbot takes it."""
-        shown: list[Message] = []
-        for turn, files in zip(self.chats[number].turns, self.files, strict=False):
-            images = [{"path": file, "alt_text": "uploaded image"} for file in files]
-            shown.append({"role": "user", "content": [*images, _text(turn.question)]})
-            if turn.answer:
-                shown.append({"role": "assistant", "content": [_text(turn.answer)]})
-        return shown
+    def view(self, number: int) -> list[dict[str, Any]]:
+        """The turns with model `number`, as the page's script shows them (assets/web/conversation.js)."""
+        return [
+            {
+                "question": turn.question,
+                "images": [{"path": file, "meta": {"_type": "gradio.FileData"}} for file in asked.files],
+                "answer": turn.answer,
+                "figures": figures(turn.tokens, turn.seconds),
+                "remark": turn.remark,
+            }
+            for turn, asked in zip(self.chats[number].turns, self.asked, strict=False)
+        ]
 
     def remark(self) -> str:
         """A remark on the newest prompt where it left turns out; otherwise empty."""
@@ -100,9 +128,11 @@ class SideBySideChat:
         return f"{turns} not fit into the model's context any more: left out of the prompt, images are kept."
 
 
-def _text(text: str) -> Message:
-    # gr.Chatbot interprets text as HTML even where it renders no Markdown; visitors and models write plain text.
-    return {"type": "text", "text": html.escape(text, quote=False)}
+def figures(tokens: int, seconds: float) -> str:
+    """How fast an answer came; empty where there is none."""
+    if not tokens:
+        return ""
+    return f"{tokens} token{'s' * (tokens != 1)} in {seconds:.1f} s, {tokens / max(seconds, 1e-6):.1f} a second"
 
 
 def _together(answers: Sequence[Iterator[str]]) -> Iterator[None]:

@@ -27,7 +27,8 @@ def pair_address(tiny: LoadedModel) -> Iterator[str]:
 
 
 def _served(models: list[LoadedModel], labels: list[str]) -> Iterator[str]:
-    from minigpt4.web.page import build_page, serve
+    from minigpt4.web.page import build_page
+    from minigpt4.web.server import serve
 
     page = build_page(models, labels)
     yield serve(page, block=False)

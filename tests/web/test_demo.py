@@ -32,7 +32,10 @@ def test_mistakes_end_with_one_line(arguments: list[str], message: str, capsys: 
     assert error.startswith("error: ") and message in error
 
 
-def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_is_taken_is_found_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "load_models", lambda *_: pytest.fail("the model was loaded"))
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -59,6 +62,31 @@ def test_without_gradio_it_says_what_to_install(
     assert capsys.readouterr().err == (
         "error: the package gradio is missing; run: pip install -c constraints.txt -e '.[demo]'\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("host", "password", "message"),
+    [
+        ("0.0.0.0", None, "--host 0.0.0.0 lets other machines open the page, which needs a password"),
+        ("0.0.0.0", "short", "MINIGPT4_PASSWORD has 5 characters, should have at least 8"),
+        ("no.such.host.invalid", "long enough", "--host: no.such.host.invalid is no address of this machine"),
+        ("192.0.2.1", "long enough", "--host: 192.0.2.1 is no address of this machine"),
+    ],
+)
+def test_other_machines_need_a_password_and_an_address(
+    host: str,
+    password: str | None,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("MINIGPT4_PASSWORD", raising=False)
+    if password:
+        monkeypatch.setenv("MINIGPT4_PASSWORD", password)
+    monkeypatch.setattr(demo, "load_models", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(SystemExit):
+        demo.main(["--host", host])
+    assert message in capsys.readouterr().err
 
 
 def test_two_checkpoints_share_the_frozen_parts() -> None:

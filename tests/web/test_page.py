@@ -70,7 +70,7 @@ def test_one_endpoint_with_the_documented_parameters(address: str, tiny: LoadedM
 
 
 def test_the_switch_turns_sampling_on() -> None:
-    from minigpt4.web.page import generation_settings
+    from minigpt4.web.handlers import generation_settings
 
     for sampling in (True, False):
         assert generation_settings(80, 1, sampling, 1.0, 0.9, 1.0)["do_sample"] is sampling
@@ -116,8 +116,82 @@ def test_the_page_itself_is_answered_under_both_names(address: str) -> None:
         assert ask(address, {"Host": host, "Origin": f"http://{host}"})[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("listening", "host", "known"),
+    [
+        ("127.0.0.1", "127.0.0.1:7860", True),
+        ("127.0.0.1", "192.168.0.3:7860", False),
+        ("0.0.0.0", "192.168.0.3:7860", True),
+        ("0.0.0.0", "[fe80::1]:7860", True),
+        ("0.0.0.0", "localhost", True),
+        ("0.0.0.0", "THIS-MACHINE:7860", True),
+        ("0.0.0.0", "evil.example:7860", False),
+        ("0.0.0.0", "192.168.0.3.evil.example", False),
+        ("0.0.0.0", "", False),
+        ("0.0.0.0", "[::1", False),
+        ("lab.example", "lab.example:7860", True),
+        ("localhost", "this-machine", False),
+    ],
+)
+def test_names_that_are_answered(monkeypatch: pytest.MonkeyPatch, listening: str, host: str, known: bool) -> None:
+    import asyncio
+    import socket
+
+    from starlette.responses import PlainTextResponse
+    from starlette.types import Message, Scope
+
+    from minigpt4.web.server import KnownNamesOnly
+
+    monkeypatch.setattr(socket, "gethostname", lambda: "this-machine")
+    monkeypatch.setattr(socket, "getfqdn", lambda: "this-machine.lab.example")
+    sent: list[Message] = []
+
+    async def request(origin: str) -> int:
+        sent.clear()
+        headers = [(b"host", host.encode()), (b"origin", origin.encode())]
+        scope: Scope = {"type": "http", "headers": headers, "server": ("0.0.0.0", 7860), "method": "GET"}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        async def receive() -> Message:
+            raise AssertionError("nothing is to be read")
+
+        await KnownNamesOnly(PlainTextResponse("the page"), listening)(scope, receive, send)
+        return int(sent[0]["status"])
+
+    assert asyncio.run(request(f"http://{host.lower()}")) == (200 if known else 403)
+    assert asyncio.run(request("http://evil.example")) == 403
+
+
+def test_with_a_password_nothing_is_answered_before_it(tiny: LoadedModel, files: list[str]) -> None:
+    from minigpt4.web.page import build_page
+    from minigpt4.web.server import serve
+
+    page = build_page([tiny], ["aligned"])
+    try:
+        address = serve(page, host="0.0.0.0", password="a long password", block=False)
+        for path in (
+            "/config",
+            "/gradio_api/info",
+            "/gradio_api/queue/data?session_hash=a",
+            f"/gradio_api/file={files[0]}",
+        ):
+            assert ask(address, {}, path=path)[0] == 401, path
+        for method, path in (("POST", "/gradio_api/upload"), ("POST", "/gradio_api/queue/join")):
+            assert ask(address, {}, method, path)[0] == 401, path
+        with pytest.raises(Exception, match=r"(?i)auth|401|login|credentials"):
+            gradio_client.Client(address, auth=("minigpt4", "a wrong password"), verbose=False)
+        client = gradio_client.Client(address, auth=("minigpt4", "a long password"), verbose=False)
+        assert client.predict(image=gradio_client.handle_file(files[0]), api_name="/describe") == tiny.describe(
+            files[0]
+        )
+    finally:
+        page.close(verbose=False)
+
+
 def test_the_example_images_are_answered_correctly(tiny: LoadedModel) -> None:
-    from minigpt4.web.page import EXAMPLES
+    from minigpt4.web.server import EXAMPLES
 
     prompts = json.loads((EXAMPLES / "prompts.json").read_text())
     answers = {name: tiny.describe(EXAMPLES / name, prompt) for name, prompt in prompts.items()}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from minigpt4.api import LoadedModel
 from minigpt4.common.errors import DataError, MiniGPT4Error
 from minigpt4.common.files import asset
-from minigpt4.web.side_by_side import SideBySideChat
+from minigpt4.web.export import as_json, as_markdown
+from minigpt4.web.side_by_side import SideBySideChat, figures
 
 QUESTION = "How many objects are there?"
 
@@ -29,26 +32,57 @@ def test_each_model_answers_as_it_does_alone(chat: SideBySideChat, tiny: LoadedM
         one.loaded.describe(files[0], tiny.prompt, max_new_tokens=6) for one in chat.chats
     ]
     assert [turn.question for turn in chat.chats[1].turns] == [tiny.prompt, QUESTION]
-    assert [len(files) for files in chat.files] == [1, 0]
+    assert [len(asked.files) for asked in chat.asked] == [1, 0]
 
 
-def test_texts_are_no_markup(chat: SideBySideChat, files: list[str]) -> None:
+def test_texts_reach_the_page_unchanged(chat: SideBySideChat, files: list[str]) -> None:
     finish(chat, "<b>What?</b> & why", files[:1])
-    user, bot = chat.messages(0)
-    assert user["content"] == [
-        {"path": files[0], "alt_text": "uploaded image"},
-        {"type": "text", "text": "&lt;b&gt;What?&lt;/b&gt; &amp; why"},
-    ]
-    assert bot["role"] == "assistant"
+    (turn,) = chat.view(0)
+    assert turn["question"] == "<b>What?</b> & why"
+    assert turn["images"] == [{"path": files[0], "meta": {"_type": "gradio.FileData"}}]
+    assert turn["answer"] == chat.chats[0].turns[0].answer
+    assert turn["figures"].startswith("6 tokens in ") and not turn["remark"]
+
+
+def test_a_system_message_is_sent_from_the_next_question_on(chat: SideBySideChat, files: list[str]) -> None:
+    finish(chat, QUESTION, files[:1])
+    before = chat.chats[0].prompt
+    for _ in chat.ask(QUESTION, [], {"max_new_tokens": 2}, " Be brief. "):
+        pass
+    assert all(one.prompt.startswith("Be brief.") and before in one.prompt for one in chat.chats)
+    with pytest.raises(DataError, match="system message: 1 image placeholder"):
+        chat.ask(QUESTION, [], {}, "<ImageHere>")
+    assert len(chat.chats[0].turns) == 2
+    for _ in chat.regenerate({"max_new_tokens": 2}, ""):
+        pass
+    assert not chat.chats[1].prompt.startswith("Be brief.")
+
+
+def test_it_is_saved_with_everything_that_made_the_answers(chat: SideBySideChat, files: list[str]) -> None:
+    finish(chat, "<b>*What*</b>\n# is it?", files[:1])
+    first, second = json.loads(as_json(chat, ["one", "two"]))["conversations"]
+    assert (first["model"], second["model"]) == ("one", "two")
+    assert first["summary"] == chat.chats[0].loaded.summary and first["prompt"] == chat.chats[0].prompt
+    (turn,) = first["turns"]
+    assert turn["question"] == "<b>*What*</b>\n# is it?" and turn["answer"] == chat.chats[0].turns[0].answer
+    assert turn["images"] == ["0.png"] and turn["tokens"] == 6 and turn["settings"] == {"max_new_tokens": 6}
+    text = as_markdown(chat, ["one", "two"])
+    assert "## one" in text and "## two" in text and "(0\\.png)" in text
+    assert "\\<b\\>\\*What\\*\\</b\\>  \n\\# is it?" in text, "the question is markup"
+
+
+def test_no_division_by_zero_seconds() -> None:
+    assert figures(0, 0.0) == ""
+    assert figures(1, 0.0).startswith("1 token in 0.0 s")
 
 
 def test_undo_and_restart(chat: SideBySideChat, files: list[str]) -> None:
     finish(chat, QUESTION, files[:2])
     assert chat.undo() == (QUESTION, files[:2])
-    assert chat.messages(0) == chat.messages(1) == []
+    assert chat.view(0) == chat.view(1) == []
     finish(chat, QUESTION, files[:1])
     chat.restart()
-    assert chat.files == [] and not chat.chats[1].turns
+    assert chat.asked == [] and not chat.chats[1].turns
     with pytest.raises(DataError, match="nothing was asked yet"):
         chat.undo()
 
@@ -59,7 +93,7 @@ def test_a_refused_question_leaves_every_conversation_unchanged(
     with pytest.raises(DataError, match="there is no image yet"):
         chat.ask(QUESTION, [], {})
     finish(chat, QUESTION, files[:1])
-    before = [chat.messages(0), chat.messages(1)]
+    before = [chat.view(0), chat.view(1)]
 
     def refuse(*_: object, **__: object) -> None:
         raise DataError("the second model refuses")
@@ -70,7 +104,7 @@ def test_a_refused_question_leaves_every_conversation_unchanged(
     monkeypatch.setattr(chat.chats[1], "stream", refuse)
     with pytest.raises(DataError, match="the second model refuses"):
         chat.ask(QUESTION, [], {})
-    assert [chat.messages(0), chat.messages(1)] == before
+    assert [chat.view(0), chat.view(1)] == before
 
 
 @pytest.mark.parametrize(
