@@ -93,16 +93,10 @@ def test_a_photograph_is_answered_with_a_remark_once_in_the_log(
     assert not chat.turns[1].remark
 
 
-def test_a_users_model_says_nothing_of_it(tiny: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
-    network = tiny.model
-    own = type(network)(
-        network.visual_encoder,
-        network.qformer,
-        network.llama_model,
-        network.encoder,
-        network.query_width,
-        network.base | {"llama_model": "0123456789abcdef"},
-    )
-    model = LoadedModel(own, tiny.image_processor, replace(tiny.defaults, max_new_tokens=2))
+def test_a_users_model_says_nothing_of_it(
+    tiny: LoadedModel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny.model, "base", tiny.model.base | {"llama_model": "0123456789abcdef"})
+    model = LoadedModel(tiny.model, tiny.image_processor, replace(tiny.defaults, max_new_tokens=2))
     model.describe(photographs()[0])
     assert not model.note and not caplog.messages
