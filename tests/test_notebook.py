@@ -28,3 +28,8 @@ def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert same == printed(saved)[:-1]
     before, after = map(float, re.findall(r"([\d.]+)% named correctly", compared))
     assert after > before + 10
+
+
+def test_the_saved_outputs_name_no_folder_of_the_machine_that_made_them() -> None:
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert re.findall(r"/(?:home|root|work|mnt|Users|site-packages)/", text) == []
