@@ -34,7 +34,7 @@ PATIENCE = 120
 def main() -> None:
     if not (RESULTS / "report.html").is_file():
         raise SystemExit(f"{RESULTS / 'report.html'} does not exist; run make quickstart")
-    with browser(1280, 860) as window, chat_page() as address:
+    with browser(1280, 930) as window, chat_page() as address:
         take_chat_page(window, address)
     with browser(1100, 1100) as window:
         window.get((RESULTS / "report.html").as_uri())
