@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from minigpt4.common.errors import ConfigError, one_line
-from minigpt4.common.files import CONFIGS, DATA_VARIABLE, WEIGHTS_VARIABLE, missing_file, near_path
+from minigpt4.common.files import CONFIGS, DATA_VARIABLE, OUTPUT_VARIABLE, WEIGHTS_VARIABLE, missing_file, near_path
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """OWNER/NAME of a model on the hub."""
@@ -77,11 +77,12 @@ def refuse_missing(missing: Sequence[tuple[str, str]]) -> None:
     if len(local) == 1:
         raise ConfigError(describe_missing(*local[0]))
     if local:
+        how = "name them by these arguments" if local[0][0].startswith("-") else "set --options KEY=PATH"
         listed = "\n".join(f"  {_line(key, path)}" for key, path in local)
         raise ConfigError(
             f"{len(local)} files and folders are missing (the current folder is {Path.cwd()}):\n{listed}\n"
-            f"Where they are elsewhere, set --options KEY=PATH, or the environment variables {WEIGHTS_VARIABLE} and "
-            f"{DATA_VARIABLE} to the folders that hold them."
+            f"Where they are elsewhere, {how}, or the environment variables {WEIGHTS_VARIABLE}, "
+            f"{DATA_VARIABLE} and {OUTPUT_VARIABLE} to the folders that hold them."
         )
     for key, path in missing:
         from_hub(path, key)

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from minigpt4.common.cli import exit_on_error
+from minigpt4.common.cli import exit_on_error, require_files
 from minigpt4.common.errors import DataError, first_few
 from minigpt4.common.files import DATA_VARIABLE, write_text, writing
 from minigpt4.common.logging import set_up_logging
 from minigpt4.common.progress import track
-from minigpt4.common.sources import source_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +55,6 @@ def prepare(annotations: Path, images: Path | None, out: Path) -> Summary:
         raise DataError(
             f"image folder {images} does not exist; name it by --images DIR, set the environment variable "
             f"{DATA_VARIABLE} to the folder that holds flickr30k/images, or skip the check by --no-image-check"
-            f"{_get(images)}"
         )
     records, missing = [], []
     for record in read_records(annotations):
@@ -104,7 +102,7 @@ def _read_table(annotations: Path) -> pd.DataFrame:
     if not annotations.is_file():
         raise DataError(
             f"annotation file {annotations} does not exist; name it by --annotations CSV, or set the environment "
-            f"variable {DATA_VARIABLE} to the folder that holds flickr30k/flickr_annotations_30k.csv{_get(annotations)}"
+            f"variable {DATA_VARIABLE} to the folder that holds flickr30k/flickr_annotations_30k.csv"
         )
     import pandas as pd
 
@@ -118,12 +116,6 @@ def _read_table(annotations: Path) -> pd.DataFrame:
             found = ", ".join(map(str, table.columns))
             raise DataError(f"{annotations}: no column '{column}'; the header has {found}")
     return table
-
-
-def _get(path: Path) -> str:
-    """What brings a file that is missing, for the end of a message."""
-    source = source_of(path)
-    return f". To get it: {source.command(path)}" if source else ""
 
 
 def _record(row: dict[str, Any]) -> dict[str, Any]:
@@ -185,6 +177,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _arguments(argv)
     set_up_logging()
     images = None if arguments.no_image_check else arguments.images
+    folder = [] if images is None else [("--images", str(images))]
+    require_files([("--annotations", str(arguments.annotations)), *folder])
     summary = prepare(arguments.annotations, images, arguments.out)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     splits = ", ".join(f"{split} {count:,}" for split, count in summary.counts.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.sampler import GroupedOrder, SampleKey, SampleOrder, StepSampler, Stream
 from minigpt4.processors.image import normalize, stack_images
 
+logger = logging.getLogger(__name__)
 Datasets = Mapping[str, InstructionDataset]
 
 
@@ -31,11 +33,18 @@ class BatchLoader(DataLoader[Any]):
 
 
 def steps_per_epoch(run: RunConfig, datasets: Datasets, world_size: int) -> int:
-    """Optimizer steps of an epoch: `run.iters_per_epoch`, or once through the data (at least one)."""
-    if run.iters_per_epoch is not None:
-        return run.iters_per_epoch
-    step_size = run.batch_size * run.accum_grad_iters * world_size
-    return max(1, sum(map(len, datasets.values())) // step_size)
+    """Optimizer steps of an epoch: `run.iters_per_epoch`, or once through the data (at least one).
+
+    Warns where a step has more samples than there are.
+    """
+    step_size, samples = run.batch_size * run.accum_grad_iters * world_size, sum(map(len, datasets.values()))
+    if step_size > samples:
+        logger.warning(
+            "a step has %d samples, but there are only %d to train on: some repeat within a step; lower run.batch_size",
+            step_size,
+            samples,
+        )
+    return run.iters_per_epoch or max(1, samples // step_size)
 
 
 def train_loader(

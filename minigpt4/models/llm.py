@@ -92,7 +92,7 @@ def _quantisation(low_resource: LowResource, dtype: torch.dtype) -> BitsAndBytes
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"model.low_resource: {low_resource.value} needs bitsandbytes; pip install bitsandbytes"
+            f"model.low_resource: {low_resource.value} needs bitsandbytes; pip install -c constraints.txt -e '.[quant]'"
         ) from error
     if low_resource is LowResource.int8:
         return BitsAndBytesConfig(load_in_8bit=True)

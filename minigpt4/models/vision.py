@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -51,9 +52,11 @@ class VisionEncoder(nn.Module):
         try:
             backbone: Any = timm.create_model(name, pretrained=False, **sizes)
         except Exception as error:  # timm's constructors check little: a wrong value can raise anything
+            near = [] if timm.is_model(name) else get_close_matches(name, timm.list_models(), n=1)
+            sizes_too = "check model.vit_args, model.image_size and model.vit_blocks"
+            remedy = f"did you mean '{near[0]}'?" if near else sizes_too
             raise ConfigError(
-                f"model.vit_model: timm cannot build '{name}' with {sizes}: {one_line(error)}; check model.vit_args, "
-                "model.image_size and model.vit_blocks"
+                f"model.vit_model: timm cannot build '{name}' with {sizes}: {one_line(error)}; {remedy}"
             ) from error
         patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1,))
         if any(image_size < side or image_size % side for side in patch):
