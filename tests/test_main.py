@@ -80,7 +80,7 @@ def test_help_and_mistakes_do_not_wait_for_torch(tmp_path: Path) -> None:
         (["check", "card.yaml"], "1 well-formed rows"),
         (["check", "none"], "no card 'none'"),
         (["check", "--cfg-path", "unknown.yaml"], "unknown key"),
-        (["prepare"], "does not exist"),
+        (["prepare"], "2 files and folders are missing"),
         (["chat", "--image", "none.png"], "image none.png does not exist"),
     ]
     for (arguments, message), (status, printed, imported) in zip(
