@@ -19,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +53,8 @@ class JavaScorer:
     options: tuple[str, ...] = ("-Dfile.encoding=UTF-8",)
 
 
+SPICE_JARS = "MINIGPT4_SPICE_JARS"
+"""Environment variable: the folder of SPICE's two large jars, which no package brings along."""
 _REFLECTED = ("lang", "math", "util", "util.concurrent", "net", "text", "io", "nio")
 """Packages that SPICE's cache serializes by reflection, which Java 16 and later refuse unless told otherwise."""
 SCORERS = {
@@ -66,7 +70,10 @@ SCORERS = {
         module="pycocoevalcap.spice.spice",
         name="Spice",
         files=("spice-1.0.jar", "lib/stanford-corenlp-3.6.0.jar", "lib/stanford-corenlp-3.6.0-models.jar"),
-        remedy="unpack stanford-corenlp-full-2015-12-09.zip from nlp.stanford.edu there, or leave out spice",
+        remedy=(
+            "download https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip and put these two jars "
+            f"of it there, or anywhere else and set {SPICE_JARS} to their folder; or leave spice out of the metrics"
+        ),
         seconds=900,
         seconds_per_image=2,
         options=(
@@ -84,15 +91,39 @@ def check_java_scorer(metric: str) -> None:
     """Make sure that METEOR or SPICE can be computed here.
 
     Raises:
-        MetricError: Java, pycocoevalcap or a file of the metric is missing.
+        MetricError: Java, pycocoevalcap or a file of the metric is missing, or a jar is damaged.
     """
     folder = metric_folder(metric)
-    missing = [name for name in SCORERS[metric].files if not (folder / name).is_file()]
+    missing = [name for name in SCORERS[metric].files if not _file_of(metric, name).is_file()]
     if missing:
         raise MetricError(
             f"{metric.upper()} needs {', '.join(missing)} in {folder}, where it is missing: {SCORERS[metric].remedy}"
         )
+    for name in SCORERS[metric].files:
+        if name.endswith(".jar"):
+            _check_jar(_file_of(metric, name))
     find_java()
+
+
+def _file_of(metric: str, name: str) -> Path:
+    """The installed file of a metric, or the one in the folder that SPICE_JARS names."""
+    installed, elsewhere = metric_folder(metric) / name, os.environ.get(SPICE_JARS)
+    return Path(elsewhere) / Path(name).name if elsewhere and not installed.is_file() else installed
+
+
+def _check_jar(path: Path) -> None:
+    """Compare a jar's checksums: a download that was cut short would fail after the generation only.
+
+    Raises:
+        MetricError: it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as jar:
+            damaged = jar.testzip()
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise MetricError(f"{path} is damaged or cut short ({damaged}): download it again")
 
 
 def score_with_java(
@@ -147,14 +178,17 @@ def _copy_if_unusable(metric: str, folder: Path) -> None:
                 f"METEOR cannot run from a path with a space or a special character, which both {installed} and the "
                 f"temporary folder {folder.parent} have: set TMPDIR to a folder with a plain name"
             )
-    # SPICE writes its cache and its temporary files into its own folder.
-    elif _writable(installed):
+    # SPICE writes its cache and its temporary files into its own folder, and looks for its jars there.
+    elif _writable(installed) and all((installed / name).is_file() for name in SCORERS[metric].files):
         return
     package = folder / "pycocoevalcap"
     shutil.copytree(installed, package / metric)
     for copied, _, _ in os.walk(package):
         # A copy of a read-only folder is read-only too.
         os.chmod(copied, 0o700)
+    for name in SCORERS[metric].files:
+        if not (package / metric / name).exists():
+            (package / metric / name).symlink_to(_file_of(metric, name).resolve())
     # A regular package takes precedence over the installed one, which has no __init__.py.
     (package / "__init__.py").touch()
 

@@ -6,6 +6,7 @@ import base64
 import io
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -22,10 +23,16 @@ from minigpt4.common.files import write_text
 from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.statistics import Comparisons, Intervals
 from minigpt4.evaluation.table import SHOWN, Row, best_rows, column, columns_of
+from minigpt4.evaluation.trends import svg_colours
 
-LONGER_SIDE = 360
+LONGER_SIDE = 480
 """Pixels of a thumbnail's longer side; a smaller image keeps its size."""
 JPEG_QUALITY = 82
+
+CARDS_PER_PAGE = 24
+SAMPLE_TRIES = 5
+"""Images that are tried for the sample; unreadable ones are passed over."""
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 OpenImage = Callable[[Path], Image.Image]
 """Opens an image as RGB, or raises a DataError."""
@@ -61,7 +68,7 @@ def write_report(
     images: Sequence[ImageResult],
     *,
     title: str = "Evaluation",
-    trends: Path | None = None,
+    trends: Sequence[str] = (),
     intervals: Intervals | None = None,
     comparisons: Comparisons | None = None,
     leaks: Sequence[str] = (),
@@ -77,7 +84,7 @@ def write_report(
         rows: one row per checkpoint, in the order of training.
         images: the images, in the dataset's order.
         title: heading of the page.
-        trends: PNG to embed.
+        trends: plots as SVG elements (`panel_svgs`).
         intervals: checkpoint -> metric -> (lower, upper).
         comparisons: differences between the checkpoints and the first.
         leaks: what the checkpoints were trained on among the images, a line each.
@@ -103,26 +110,28 @@ def write_report(
         )
     if missing:
         note += f" {missing:,} of them could not be read."
-    note += f" Cards are ordered by the {name} of each image."
+    note += f" Cards are ordered by the {name} of each image. Marked words are in none of the image's references."
     folder = resources.files("minigpt4") / "assets" / "report"
     css, js, page = ((folder / name).read_text("utf-8") for name in ("report.css", "report.js", "report.html"))
     text = Template(page).substitute(
-        css=css,
+        css=svg_colours() + css,
         js=js,
         title=escape(title),
-        summary=escape(protocol.summary()),
+        summary=escape(_summary(protocol, len(rows))),
+        sample=_sample(images, labels, metric, open_image),
         table=_table(rows),
         comparisons=_comparisons(comparisons) if comparisons else "",
         leaks="".join(f'<p class="{"leak" if "LEAK" in line else "note"}">{escape(line)}</p>' for line in leaks),
         intervals=_intervals(intervals or {}),
         protocol=_definitions(protocol.to_dict()),
-        trends=_trends(trends) if trends else "",
+        trends=_trends(trends),
         selection=escape(note),
         options="".join(
             f'<option value="{i}"{" selected" if i == len(labels) - 1 else ""}>{escape(label)}</option>'
             for i, label in enumerate(labels)
         ),
         first=escape(labels[0] if labels else ""),
+        cards_per_page=CARDS_PER_PAGE,
         made=_made(made) if made else "",
         cards="\n".join(
             _card(index, image, labels, metric, source)
@@ -193,7 +202,10 @@ def _table(rows: Sequence[Row]) -> str:
             ('<td class="best">' if index in best[item.key] else "<td>") + f"{item.format(row.get(item.key))}</td>"
             for item in columns
         )
-        lines.append(f"<tr><td>{escape(str(row['checkpoint']))}</td>{cells}</tr>")
+        name = (
+            f'<a href="#images" data-checkpoint="{index}" title="Its worst images">{escape(str(row["checkpoint"]))}</a>'
+        )
+        lines.append(f"<tr><td>{name}</td>{cells}</tr>")
     body = "\n".join(lines)
     return (
         f'<table class="scores"><thead><tr><th scope="col">Checkpoint</th>{head}</tr></thead>\n'
@@ -205,6 +217,7 @@ def _comparisons(comparisons: Comparisons) -> str:
     """Differences to the first checkpoint as a table of their own."""
     found = {(item.checkpoint, item.metric): item.text() for item in comparisons.differences}
     labels, metrics = (list(dict.fromkeys(key[place] for key in found)) for place in range(2))
+    metrics.sort(key=lambda metric: SHOWN.index(metric) if metric in SHOWN else len(SHOWN))
     head = "".join(f'<th scope="col">{escape(column(metric).label)}</th>' for metric in metrics)
     body = "\n".join(
         f"<tr><td>{escape(label)}</td>{''.join(f'<td>{escape(found[label, metric])}</td>' for metric in metrics)}</tr>"
@@ -241,15 +254,69 @@ def _definitions(content: Mapping[str, Any]) -> str:
     return f"<dl>{''.join(items)}</dl>"
 
 
-def _trends(path: Path) -> str:
-    source = _data_uri(path.read_bytes(), "image/png")
-    return f'<section><h2>From checkpoint to checkpoint</h2><img class="trends" alt="Metrics" src="{source}"></section>'
+def _trends(panels: Sequence[str]) -> str:
+    if not panels:
+        return ""
+    shown = "".join(f"<figure>{panel}</figure>" for panel in panels)
+    return f'<section><h2>From checkpoint to checkpoint</h2><div class="trends">{shown}</div></section>'
+
+
+def _summary(protocol: Protocol, checkpoints: int) -> str:
+    """What is under the heading: counts only, since the rest stands below the scores."""
+    low, high = protocol.references_per_image
+    part = "".join(f", {key} {value}" for key, value in protocol.selection.items())
+    references = f"{low} reference{'s' if low != 1 else ''}" if low == high else f"{low} to {high} references"
+    several = f"{checkpoints} checkpoint{'s' if checkpoints != 1 else ''}"
+    return f"{protocol.images:,} images{part}, {references} each, {several}"
+
+
+def _sample(images: Sequence[ImageResult], labels: Sequence[str], metric: str, open_image: OpenImage | None) -> str:
+    """One image with what the first and the last checkpoint said of it.
+
+    It is neither the best nor the worst: its gain is the median of all images, of those with an image that can be read.
+    """
+    if not labels:
+        return ""
+    first, last = labels[0], labels[-1]
+
+    def gain(image: ImageResult) -> float:
+        before = _score(image, first, metric) if first != last else 0.0
+        return _score(image, last, metric) - before
+
+    ranked = sorted(images, key=gain)
+    middle = len(ranked) // 2
+    for place in sorted(range(len(ranked)), key=lambda place: abs(place - middle))[:SAMPLE_TRIES]:
+        image = ranked[place]
+        source = thumbnail(image.path, open_image)
+        if source is None:
+            continue
+        what = f"gain from {first} to {last}" if first != last else "score"
+        shown = [first, last] if first != last else [last]
+        answers = "".join(_answer(image, label) for label in shown)
+        return (
+            f'<section class="sample"><div class="image">{_image(image, source)}</div><div>'
+            f'<p class="note">An image in the middle: half of all images have a larger {column(metric).label} {what}, '
+            f"half a smaller one.</p>"
+            f'<ul class="preds">{answers}</ul><p class="refs"><span class="label">Reference</span> '
+            f"{escape(image.references[0] if image.references else '')}</p></div></section>"
+        )
+    return ""
+
+
+def _image(image: ImageResult, source: str) -> str:
+    """A thumbnail that is enlarged by a click or the Enter key."""
+    title = escape(image.filename or image.image_id)
+    return (
+        f'<button type="button" class="zoom" title="Enlarge"><img loading="lazy" alt="{title}" src="{escape(source)}">'
+        "</button>"
+    )
 
 
 def _card(index: int, image: ImageResult, labels: Sequence[str], metric: str, source: str | None) -> str:
     title = escape(image.filename or image.image_id)
-    shown = "no image" if source is None else f'<img loading="lazy" alt="{title}" src="{escape(source)}">'
-    number = f" <span>{escape(image.image_id)}</span>" if image.filename else ""
+    shown = "no image" if source is None else _image(image, source)
+    known = image.image_id in (image.filename, Path(image.filename).stem) or not image.filename
+    number = "" if known else f" <span>{escape(image.image_id)}</span>"
     references = "".join(f"<li>{escape(text)}</li>" for text in image.references)
     answers = "".join(_answer(image, label) for label in labels)
     scores = ",".join(f"{_score(image, label, metric):.6g}" for label in labels)
@@ -265,8 +332,22 @@ def _answer(image: ImageResult, label: str) -> str:
     found = image.scores.get(label, {})
     scores = " · ".join(f"{column(key).label} {found[key]:.2f}" for key in SHOWN if key in found)
     caption = image.predictions.get(label, "")
-    text = f"<p>{escape(caption)}</p>" if caption.strip() else '<p class="empty">(nothing)</p>'
+    text = f"<p>{_marked(caption, image.references)}</p>" if caption.strip() else '<p class="empty">(nothing)</p>'
     line = (
         f'<div class="line"><span class="label">{escape(label)}</span><span class="score">{escape(scores)}</span></div>'
     )
     return f"<li>{line}{text}</li>"
+
+
+def _marked(caption: str, references: Sequence[str]) -> str:
+    """The caption as HTML; words that no reference has are marked, whatever their case."""
+    known = {word.casefold() for text in references for word in _WORD.findall(text)}
+    if not known:
+        return escape(caption)
+    parts, end = [], 0
+    for found in _WORD.finditer(caption):
+        parts.append(escape(caption[end : found.start()]))
+        word = escape(found[0])
+        parts.append(word if found[0].casefold() in known else f"<mark>{word}</mark>")
+        end = found.end()
+    return "".join([*parts, escape(caption[end:])])

@@ -23,7 +23,7 @@ from minigpt4.evaluation.protocol import Protocol, references_sha256
 from minigpt4.evaluation.report import ImageResult, OpenImage, write_report
 from minigpt4.evaluation.statistics import NOTE, bootstrap_intervals, compare
 from minigpt4.evaluation.table import ScoreTable
-from minigpt4.evaluation.trends import plot_trends
+from minigpt4.evaluation.trends import panel_svgs, plot_trends, write_svg
 
 logger = logging.getLogger(__name__)
 LOCK = ".evaluating"
@@ -240,7 +240,7 @@ class WrittenResults:
         table: checkpoints and their scores.
         metrics: path of metrics.json.
         per_image: path of per_image_scores.csv.
-        trends: path of metric_trends.png.
+        trends: path of metric_trends.png; metric_trends.svg is beside it.
         report: path of report.html.
         example: path of one of the images, None where unknown.
     """
@@ -318,14 +318,16 @@ def write_results(
         content["made"] = dict(made)
     write_json(written.metrics, content)
     write_text(written.per_image, _csv(results))
+    panels = panel_svgs(rows, intervals)
     plot_trends(written.trends, rows, intervals, title=title, subtitle=summary)
+    write_svg(written.trends.with_suffix(".svg"), panels, title=title, subtitle=summary)
     write_report(
         written.report,
         protocol,
         rows,
         images,
         title=title,
-        trends=written.trends,
+        trends=panels,
         intervals=intervals,
         comparisons=comparisons,
         leaks=known[1:],

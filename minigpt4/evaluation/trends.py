@@ -1,18 +1,22 @@
-"""metric_trends.png: how every metric moved from checkpoint to checkpoint."""
+"""How every metric moved from checkpoint to checkpoint: metric_trends.png and .svg, and the report's plots."""
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from minigpt4.common.files import write_atomically
+from minigpt4.common.files import write_atomically, write_text
 from minigpt4.evaluation.statistics import Intervals
 from minigpt4.evaluation.table import Row, column
 
@@ -35,10 +39,33 @@ PANELS = (
     ("BLEU", ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")),
     ("ROUGE-L, METEOR, SPICE", ("ROUGE_L", "METEOR", "SPICE")),
     ("CIDEr", ("CIDEr", "CIDEr_shuffled")),
-    ("Objects named rightly", ("object_accuracy", "all_objects_accuracy", "object_accuracy_shuffled")),
+    ("Objects named correctly", ("object_accuracy", "all_objects_accuracy", "object_accuracy_shuffled")),
 )
 """(title, metrics) of each panel."""
-_INK, _GREY, _GRID = "#222222", "#666666", "#e6e6e6"
+_INK, _GREY, _GRID, _AXIS, _GROUND = "#222222", "#666666", "#e6e6e6", "#bbbbbb", "#ffffff"
+DARK = {
+    "#74b3dc": "#4a7aa3",
+    "#3f8fc9": "#6c9fca",
+    "#1f62a8": "#96c3e8",
+    "#08306b": "#d6e9f9",
+    "#009e73": "#2fc79b",
+    "#cc79a7": "#e59bc4",
+    "#e69f00": "#f0b73a",
+    "#d55e00": "#ff8a3d",
+    "#888888": "#9a9fa8",
+    "#6a3d9a": "#b993e6",
+    "#b15928": "#dd9466",
+    _INK: "#e7e9ee",
+    _GREY: "#a0a7b4",
+    _GRID: "#343943",
+    _AXIS: "#5a606c",
+    _GROUND: "#1d2026",
+}
+"""Colour on a light ground -> colour on a dark one."""
+_PANEL_SIZE = (4.2, 3.3)
+"""Inches of a panel of the report; it becomes wider with many checkpoints."""
+_POINTS = 72
+"""Points of an inch, the unit of an SVG."""
 _MAX_LABEL = 18
 """Characters of a checkpoint's name under an axis."""
 
@@ -59,7 +86,7 @@ def plot_trends(
         title: text above the panels.
         subtitle: text below the title, e.g. the protocol.
     """
-    groups = [(name, present) for name, keys in PANELS if (present := [k for k in keys if _has(rows, k)])]
+    groups = _groups(rows)
     labels = _tick_labels([str(row.get("checkpoint", "")) for row in rows])
     across = min(len(groups), 4) or 1
     # Many checkpoints need wider panels, so that four of them no longer fit side by side.
@@ -70,7 +97,7 @@ def plot_trends(
     down = max(1, math.ceil(len(groups) / across))
     head = 0.75 if subtitle else 0.45 if title else 0.1
     size = (width * across, 3.3 * down + head)
-    figure = Figure(figsize=size, dpi=144, facecolor="white", layout="constrained")
+    figure = Figure(figsize=size, dpi=144, facecolor=_GROUND, layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - head / size[1]), w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr, call-arg]
     if title:
@@ -90,6 +117,100 @@ def plot_trends(
     for index, (name, keys) in enumerate(groups):
         _draw_panel(figure.add_subplot(down, across, index + 1), name, keys, rows, labels, intervals or {})
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def panel_svgs(rows: Sequence[Row], intervals: Intervals | None = None) -> list[str]:
+    """Each panel as an SVG element for a page that has the variables of `svg_colours`.
+
+    Args:
+        rows: one row per checkpoint, in the order of training.
+        intervals: checkpoint -> metric -> (lower, upper), drawn as a band.
+    """
+    labels = _tick_labels([str(row.get("checkpoint", "")) for row in rows])
+    size = (max(_PANEL_SIZE[0], 1.6 + 0.42 * len(rows)), _PANEL_SIZE[1])
+    found = []
+    for number, (name, keys) in enumerate(_groups(rows)):
+        figure = Figure(figsize=size, layout="constrained")
+        _draw_panel(figure.add_subplot(), name, keys, rows, labels, intervals or {})
+        buffer = io.StringIO()
+        # Text stays text, and the same plot gets the same names inside the file.
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "trends"}):
+            figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(_SVG_METADATA))
+        found.append(_for_a_page(buffer.getvalue(), f"panel{number}-", name))
+    return found
+
+
+def write_svg(path: Path, panels: Sequence[str], title: str, subtitle: str) -> None:
+    """Write the panels, two beside each other, as a file of its own that follows a dark or light setting.
+
+    Args:
+        path: path of the SVG.
+        panels: what `panel_svgs` returned.
+        title: text above the panels.
+        subtitle: text below the title.
+    """
+    sizes = [tuple(map(float, _VIEW_BOX.search(panel).group(1, 2))) for panel in panels]  # type: ignore[union-attr]
+    wide, high = max((size[0] for size in sizes), default=300.0), max((size[1] for size in sizes), default=0.0)
+    across, head, gap = min(2, max(1, len(panels))), 46, 12
+    down = math.ceil(len(panels) / across)
+    width, height = across * (wide + gap) + gap, head + down * (high + gap)
+    placed = "".join(
+        panel.replace(
+            "<svg ",
+            f'<svg x="{gap + n % across * (wide + gap)}" y="{head + n // across * (high + gap)}" '
+            f'width="{size[0]}" height="{size[1]}" ',
+            1,
+        )
+        for n, (panel, size) in enumerate(zip(panels, sizes, strict=True))
+    )
+    size = f'viewBox="0 0 {width:g} {height:g}" width="{1.5 * width:g}" height="{1.5 * height:g}"'
+    ground, ink, grey = (f'fill="var({_variable(colour)})"' for colour in (_GROUND, _INK, _GREY))
+    subtitle = escape(_shorten(subtitle, int(width / 4.6)))
+    text = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
+        f"<style>{svg_colours()}text {{ font-family: system-ui, sans-serif; }}</style>"
+        f'<rect width="100%" height="100%" {ground}/>'
+        f'<text x="{gap}" y="20" font-size="13" font-weight="bold" {ink}>{escape(title)}</text>'
+        f'<text x="{gap}" y="36" font-size="8.5" {grey}>{subtitle}</text>'
+        f"{placed}</svg>\n"
+    )
+    write_text(path, text)
+
+
+def svg_colours() -> str:
+    """CSS that gives every colour of the plots its value on a light and on a dark ground."""
+    light, dark = (
+        " ".join(f"{_variable(key)}: {value};" for key, value in found)
+        for found in (((key, key) for key in DARK), DARK.items())
+    )
+    return f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+
+
+_SVG_METADATA = ("Creator", "Date", "Format", "Type")
+"""What matplotlib would write about itself and the time."""
+_VIEW_BOX = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')
+
+
+def _variable(colour: str) -> str:
+    return f"--plot-{colour[1:]}"
+
+
+def _for_a_page(svg: str, prefix: str, name: str) -> str:
+    """A figure as matplotlib writes it -> an element for a page: its own ids, the page's font and colours."""
+    svg = svg[svg.index("<svg ") :]
+    svg = re.sub(r"<defs>\s*<style.*?</defs>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(r'\b(id="|url\(#|href="#)', rf"\g<1>{prefix}", svg)
+    svg = re.sub(r"font-family: [^;\"]*|(?<=px) 'DejaVu[^;\"]*", "", svg)
+    svg = re.sub(r"#[0-9a-f]{6}\b", lambda found: f"var({_variable(found[0])})" if found[0] in DARK else found[0], svg)
+    svg = re.sub(r"\n\s*", " ", svg)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(name)}" stroke-linejoin="round" ', 1).strip()
+
+
+def _groups(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    """(title, metrics that were measured) of each panel that has some."""
+    return [(name, present) for name, keys in PANELS if (present := [key for key in keys if _has(rows, key)])]
 
 
 def _draw_panel(
@@ -118,6 +239,7 @@ def _draw_panel(
             bbox_to_anchor=(-0.02, 1.0),
             ncols=len(keys),
             fontsize=7.5,
+            labelcolor=_INK,
             frameon=False,
             handlelength=1.1,
             handletextpad=0.35,
@@ -138,7 +260,7 @@ def _draw_line(axes: Axes, key: str, rows: Sequence[Row], intervals: Intervals) 
         linewidth=2,
         marker="o",
         markersize=5,
-        markeredgecolor="white",
+        markeredgecolor=_GROUND,
         markeredgewidth=0.8,
         label=item.label,
         clip_on=False,
@@ -158,7 +280,7 @@ def _style_axes(axes: Axes, labels: Sequence[str]) -> None:
     """Plain axes: faint horizontal lines, and names that never overlap."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color("#bbbbbb")
+    axes.spines["bottom"].set_color(_AXIS)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, colors=_GREY, labelsize=8)

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import tempfile
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -79,10 +80,61 @@ def test_a_child_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
         score_with_java("meteor", REFERENCES, CAPTIONS)
 
 
-def test_spice_names_the_jars_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meteor_spice, "metric_folder", lambda name: tmp_path)
-    with pytest.raises(MetricError, match=r"SPICE needs .*stanford-corenlp-3\.6\.0-models\.jar"):
+JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+"""What SPICE needs and no package brings along."""
+
+
+def make_jars(folder: Path) -> None:
+    """Jars that are whole, and hold nothing of use."""
+    for name in JARS:
+        with zipfile.ZipFile(folder / name, "w") as jar:
+            jar.writestr("a.txt", "text " * 20)
+
+
+def test_spice_says_in_one_line_what_to_put_where(tmp_path: Path, move_folder: MoveFolder) -> None:
+    folder = move_folder("spice", tmp_path / "spice")
+    with pytest.raises(MetricError) as caught:
         check_java_scorer("spice")
+    message = str(caught.value)
+    assert message == (
+        f"SPICE needs lib/{JARS[0]}, lib/{JARS[1]} in {folder}, where it is missing: download "
+        "https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip and put these two jars of it there, or "
+        "anywhere else and set MINIGPT4_SPICE_JARS to their folder; or leave spice out of the metrics"
+    )
+
+
+def test_a_jar_that_was_cut_short_is_found_before_generation(tmp_path: Path, move_folder: MoveFolder) -> None:
+    folder = move_folder("spice", tmp_path / "spice")
+    make_jars(folder / "lib")
+    check_java_scorer("spice")
+    jar = folder / "lib" / JARS[1]
+    jar.write_bytes(jar.read_bytes()[:-30])
+    with pytest.raises(MetricError, match=rf"{JARS[1]} is damaged or cut short .*download it again"):
+        check_java_scorer("spice")
+    make_jars(folder / "lib")
+    jar.write_bytes(jar.read_bytes().replace(b"text text", b"text tent", 1))
+    with pytest.raises(MetricError, match="is damaged or cut short"):
+        check_java_scorer("spice")
+
+
+def test_spice_with_jars_in_another_folder(
+    tmp_path: Path, move_folder: MoveFolder, fake_java: FakeJava, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = move_folder("spice", tmp_path / "spice")
+    elsewhere = tmp_path / "jars"
+    elsewhere.mkdir()
+    make_jars(elsewhere)
+    monkeypatch.setenv("MINIGPT4_SPICE_JARS", str(elsewhere))
+    answer = tmp_path / "answer.json"
+    answer.write_text(json.dumps([{"image_id": k, "scores": {"All": {"f": 0.5}}} for k in REFERENCES]))
+    # It works only where both jars are in SPICE's own lib, beside those that pycocoevalcap brings, with open packages.
+    fake_java(
+        f"test -s lib/{JARS[0]} && test -s lib/{JARS[1]} && test -s lib/guava-19.0.jar || exit 1\n"
+        'case "$JDK_JAVA_OPTIONS" in *--add-opens=java.base/java.lang=ALL-UNNAMED*) ;; *) exit 2;; esac\n'
+        f'while [ "$1" != "-out" ]; do shift; done; cp "{answer}" "$2"'
+    )
+    assert score_with_java("spice", REFERENCES, CAPTIONS)[0] == 0.5
+    assert not (folder / "lib" / JARS[0]).exists()
 
 
 def test_spice_from_a_folder_that_cannot_be_written(
@@ -90,8 +142,7 @@ def test_spice_from_a_folder_that_cannot_be_written(
 ) -> None:
     """SPICE's jars are not installed, so a script that knows the answer stands in for its Java."""
     folder = move_folder("spice", tmp_path / "spice")
-    for name in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
-        (folder / "lib" / name).touch()
+    make_jars(folder / "lib")
     answer = tmp_path / "answer.json"
     # Images come back in the order of their sorted ids, whatever the order of the references.
     answer.write_text(json.dumps([{"image_id": k, "scores": {"All": {"f": f}}} for k, f in (("1", 0.25), ("2", 0.5))]))
@@ -111,8 +162,7 @@ def test_the_output_of_a_failed_spice_is_reported(
 ) -> None:
     monkeypatch.setattr(meteor_spice, "_writable", lambda folder: False)
     folder = move_folder("spice", tmp_path / "spice")
-    for name in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
-        (folder / "lib" / name).touch()
+    make_jars(folder / "lib")
     fake_java("echo 'Error: no lmdb here' >&2; echo ' at Spice.main' >&2; exit 1")
     with pytest.raises(MetricError, match=r"SPICE failed.*exit status 1.*it printed: Error: no lmdb here$"):
         score_with_java("spice", REFERENCES, CAPTIONS)

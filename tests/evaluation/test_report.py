@@ -7,11 +7,12 @@ import io
 import logging
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from minigpt4.evaluation.report import ImageResult, select_images, write_report
+from minigpt4.evaluation.report import ImageResult, _marked, select_images, write_report
 from minigpt4.evaluation.results import write_results
 from minigpt4.processors.image import open_image
 from tests.evaluation.conftest import HOSTILE, make_protocol, make_results
@@ -46,7 +47,7 @@ class Page(HTMLParser):
 
 
 def thumbnails(page: Page) -> list[Image.Image]:
-    sources = [attrs["src"] or "" for attrs in page.all("img") if attrs.get("class") != "trends"]
+    sources = [attrs["src"] or "" for attrs in page.all("img") if "src" in attrs]
     prefix = "data:image/jpeg;base64,"
     assert all(source.startswith(prefix) for source in sources)
     return [Image.open(io.BytesIO(base64.b64decode(source.removeprefix(prefix)))) for source in sources]
@@ -63,11 +64,12 @@ def test_the_page_loads_nothing_and_runs_no_foreign_script(
     page = Page(text)
     assert len(page.all("script")) == 1 and page.all("b") == []
     # Captions are on the page as text, unchanged.
-    assert page.text.count(HOSTILE) >= 6 + 2
+    assert page.text.count(HOSTILE) >= 6 + 1
     assert "http://" not in text and "https://" not in text and page.all("link") == []
-    (trends,) = page.all("img", "trends")
-    assert (trends["src"] or "").startswith("data:image/png")
-    assert len(thumbnails(page)) == 4
+    assert [plot["aria-label"] for plot in page.all("svg")] == ["BLEU", "CIDEr", "Objects named correctly"]
+    identities = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(identities) == len(set(identities))
+    assert len(thumbnails(page)) == 1 + 4
     assert page.text.count("no image") == 2 and "2 of them could not be read" in page.text
     assert "2 of 6 images could not be read" in caplog.text
     cards = page.all("article", "card")
@@ -84,7 +86,7 @@ def test_thumbnails_show_the_pixels_that_the_model_saw(tmp_path: Path, image_fol
         tmp_path / "out", make_protocol(), make_results(), image_dir=image_folder, open_image=open_image
     )
     *_, red, transparent = thumbnails(Page(written.report.read_text()))
-    assert red.size == transparent.size == (360, 144)
+    assert red.size == transparent.size == (480, 192)
     assert transparent.getpixel((5, 5)) == (255, 255, 255)
     assert red.getpixel((5, 5))[0] > 240  # type: ignore[index]
 
@@ -109,3 +111,77 @@ def test_the_best_and_the_worst_are_shown(tmp_path: Path) -> None:
 def test_an_empty_report(tmp_path: Path) -> None:
     write_report(tmp_path / "r.html", make_protocol(), [], [])
     assert "All 0 images" in Page((tmp_path / "r.html").read_text()).text
+
+
+def test_words_that_no_reference_has_are_marked() -> None:
+    references = ["A red dog's ball.", "The DOG is <b>red</b>."]
+    assert _marked("A Dog's <b> BALL &, the dog is blue!", references) == (
+        "A Dog&#x27;s &lt;b&gt; BALL &amp;, the dog is <mark>blue</mark>!"
+    )
+    assert _marked("a <i>", []) == "a &lt;i&gt;"
+
+
+def test_the_sample_is_in_the_middle_and_can_be_opened(tmp_path: Path, image_folder: Path) -> None:
+    def shown(labels: tuple[str, ...]) -> str:
+        results = make_results(labels)
+        for item in results[1:]:  # gains of 0 to 5, by image
+            for key, values in item.scores.per_image.items():
+                values["CIDEr"] += int(key)
+        written = write_results(
+            tmp_path / labels[-1], make_protocol(), results, image_dir=image_folder, open_image=open_image
+        )
+        return written.report.read_text().split('class="sample"')[1].split("</section>")[0]
+
+    # Of 6 images, 3 is in the middle; 4 and 5 cannot be opened.
+    sample = shown(("stage 1", "epoch 0", "epoch 1"))
+    assert 'alt="3.png"' in sample and "gain from stage 1 to epoch 1" in sample
+    assert sample.index(">stage 1<") < sample.index(">epoch 1<") and ">epoch 0<" not in sample
+    (image_folder / "3.png").unlink()
+    assert 'alt="2.png"' in shown(("stage 1",))
+
+
+@pytest.mark.browser
+def test_pages_search_and_enlarging(tmp_path: Path, image_folder: Path, new_window: Any) -> None:
+    from selenium.webdriver.common.by import By
+
+    labels = ["stage 1", "epoch 0", "epoch 1"]
+    images = [
+        ImageResult(
+            f"i{number}",
+            ["a dog"],
+            dict.fromkeys(labels, f"a dog {number}"),
+            {label: {"CIDEr": float(number * (1 - 2 * (label == "stage 1")))} for label in labels},
+            path=image_folder / "1.png",
+        )
+        for number in range(60)
+    ]
+    rows = [{"checkpoint": label, "CIDEr": 1.0} for label in labels]
+    write_report(tmp_path / "r.html", make_protocol(), rows, images, open_image=open_image)
+    window = new_window()
+    window.get((tmp_path / "r.html").as_uri())
+
+    def shown() -> list[str]:
+        return [card.text for card in window.find_elements(By.CSS_SELECTOR, ".card:not([hidden]) h3")]
+
+    assert shown() == [f"i{number}" for number in range(59, 35, -1)]
+    answers = window.find_elements(By.CSS_SELECTOR, ".card:not([hidden]) .preds")[0].text
+    assert "stage 1" in answers and "epoch 1" in answers and "epoch 0" not in answers
+    back, following = window.find_elements(By.CSS_SELECTOR, ".pages")[0].find_elements(By.TAG_NAME, "button")
+    assert not back.is_enabled()
+    following.click()
+    following.click()
+    assert shown() == [f"i{number}" for number in range(11, -1, -1)] and not following.is_enabled()
+    assert window.find_element(By.CSS_SELECTOR, ".pages output").text == "49 to 60 of 60"
+    window.find_element(By.CSS_SELECTOR, ".card:not([hidden]) .zoom").click()
+    assert window.find_element(By.CSS_SELECTOR, "dialog p").text == "i11"
+    window.find_element(By.CSS_SELECTOR, "dialog .close").click()
+    assert not window.find_element(By.TAG_NAME, "dialog").is_displayed()
+    window.find_element(By.ID, "search").send_keys("dog 42")
+    assert shown() == ["i42"]
+    window.find_element(By.ID, "search").clear()
+    window.find_element(By.ID, "search").send_keys(" ")
+    # A checkpoint's name in the table leads to its worst images.
+    window.find_element(By.LINK_TEXT, "stage 1").click()
+    assert shown()[0] == "i59"
+    assert window.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    assert window.get_log("browser") == []

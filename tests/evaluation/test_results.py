@@ -61,6 +61,7 @@ def test_every_file_is_written(tmp_path: Path, image_folder: Path) -> None:
         "metrics.json",
         "per_image_scores.csv",
         "metric_trends.png",
+        "metric_trends.svg",
         "report.html",
     }
 

@@ -125,7 +125,7 @@ def test_two_processes_write_the_same_files_as_one(written: Path, project: Proje
     one, two = (
         {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (written, project.folder / "two")
     )
-    assert one.keys() == two.keys() and len(one) == 7
+    assert one.keys() == two.keys() and len(one) == 8
     for files in (one, two):
         metrics = json.loads(files["metrics.json"])
         made = metrics.pop("made")
