@@ -59,7 +59,7 @@ class Handlers:
     def regenerate(self, chat: SideBySideChat | None, system: str, *controls: Any) -> Iterator[Update]:
         """Answer the newest question again."""
         chat = chat or SideBySideChat(self.models)
-        yield from self._growing(chat, lambda: chat.regenerate(generation_settings(*controls), system), gr.skip())
+        yield from self._growing(chat, lambda: chat.regenerate(generation_settings(*controls), system))
 
     def undo(self, chat: SideBySideChat | None) -> Update:
         """Take the newest question back into the text box."""
@@ -125,21 +125,23 @@ class Handlers:
         except MiniGPT4Error as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
-    def _growing(self, chat: SideBySideChat, start: Callable[[], Iterator[None]], typed: Any) -> Iterator[Update]:
+    def _growing(
+        self, chat: SideBySideChat, start: Callable[[], Iterator[None]], typed: dict[str, Any] | None = None
+    ) -> Iterator[Update]:
         """An update for each token.
 
         Args:
             chat: the conversation.
             start: asks the question.
-            typed: content of the text box, which stays there where the question cannot be asked; skip: not from there.
+            typed: content of the text box, which stays there where it cannot be asked; None: the question is not new.
         """
         try:
             steps = start()
         except MiniGPT4Error as error:
-            yield self._update(chat, typed, str(error))
+            yield self._update(chat, typed or gr.skip(), str(error))
             return
         try:
-            yield self._update(chat, EMPTY_BOX if isinstance(typed, dict) and "text" in typed else typed, busy=True)
+            yield self._update(chat, EMPTY_BOX if typed else gr.skip(), busy=True)
             for _ in steps:
                 yield self._update(chat, gr.skip(), busy=True)
         finally:

@@ -72,7 +72,7 @@ def serve(
 
     try:
         _, url, _ = page.launch(
-            server_name=host,
+            server_name=f"[{host}]" if ":" in host else host,
             server_port=port,
             share=share,
             auth=allowed if password else None,  # type: ignore[arg-type]
@@ -152,8 +152,10 @@ class KnownNamesOnly:
     def __init__(self, app: ASGIApp, listening: str) -> None:
         self.app = app
         self.addresses = not _is_local(listening)
-        own = (socket.gethostname(), socket.getfqdn(), listening) if self.addresses else ()
-        self.names = [*LOCAL_NAMES, *dict.fromkeys(name.lower() for name in own if not _is_address(name))]
+        own = [listening]
+        if self.addresses:
+            own = [name for name in (socket.gethostname(), socket.getfqdn(), listening) if not _is_address(name)]
+        self.names = list(dict.fromkeys(name.lower() for name in (*LOCAL_NAMES, *own)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""

@@ -98,7 +98,7 @@ class SideBySideChat:
     def _set_system(self, message: str | None) -> None:
         if message is not None:
             for chat in self.chats:
-                chat.system = replace_lone_surrogates(message).strip()
+                chat.system = replace_lone_surrogates(message)
 
     def restart(self) -> None:
         """Forget everything."""

@@ -121,6 +121,9 @@ def test_the_page_itself_is_answered_under_both_names(address: str) -> None:
     [
         ("127.0.0.1", "127.0.0.1:7860", True),
         ("127.0.0.1", "192.168.0.3:7860", False),
+        ("127.0.0.2", "127.0.0.2:7860", True),
+        ("::1", "[::1]:7860", True),
+        ("::1", "this-machine:7860", False),
         ("0.0.0.0", "192.168.0.3:7860", True),
         ("0.0.0.0", "[fe80::1]:7860", True),
         ("0.0.0.0", "localhost", True),

@@ -47,9 +47,9 @@ def test_texts_reach_the_page_unchanged(chat: SideBySideChat, files: list[str]) 
 def test_a_system_message_is_sent_from_the_next_question_on(chat: SideBySideChat, files: list[str]) -> None:
     finish(chat, QUESTION, files[:1])
     before = chat.chats[0].prompt
-    for _ in chat.ask(QUESTION, [], {"max_new_tokens": 2}, " Be brief. "):
+    for _ in chat.ask(QUESTION, [], {"max_new_tokens": 2}, "Be brief.\n"):
         pass
-    assert all(one.prompt.startswith("Be brief.") and before in one.prompt for one in chat.chats)
+    assert all(one.prompt.startswith("Be brief.\n#") and before in one.prompt for one in chat.chats)
     with pytest.raises(DataError, match="system message: 1 image placeholder"):
         chat.ask(QUESTION, [], {}, "<ImageHere>")
     assert len(chat.chats[0].turns) == 2
