@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import DATA_VARIABLE
 from minigpt4.common.schema import Target
-from minigpt4.common.types import Record, Sample
+from minigpt4.common.types import Encoded, Record, Sample
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import with_image_tag
 from minigpt4.datasets.feature_cache import FeatureCache
@@ -101,6 +101,10 @@ class InstructionDataset(Dataset[Sample]):
             answer=answer,
             skipped=skipped,
         )
+
+    def encoded(self, index: int, epoch: int) -> Encoded:
+        """The tokens of a record's sample in one epoch; no image is opened."""
+        return self.encoder.encode_example(*self._texts(index, epoch), source=self.records[index].source)
 
     def open(self, index: int) -> Tensor:
         """The image of a record, (3, S, S) as the processor returns it; with a feature cache, its features, (Q, width).

@@ -58,6 +58,18 @@ def _attention(llm: nn.Module, name: str) -> Iterator[None]:
         config._attn_implementation = original
 
 
+@contextmanager
+def attention_of_gpus(wanted: bool) -> Iterator[None]:
+    """Within this context, if `wanted`, tensors on the CPU are attended to as on a GPU, to plan for one."""
+    original = Packed.attend
+    if wanted:
+        Packed.attend = Packed._attend_padded  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Packed.attend = original  # type: ignore[method-assign]
+
+
 class Layout(ABC):
     """Which tokens of a forward pass belong to which sample."""
 
