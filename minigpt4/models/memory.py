@@ -21,6 +21,7 @@ from minigpt4.common.schema import LowResource, ModelConfig
 from minigpt4.common.types import Batch
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.models.attention import attention_of_gpus
+from minigpt4.models.llm import recompute_blocks
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.qformer import QFormer
 from minigpt4.models.vision import VisionEncoder
@@ -38,7 +39,7 @@ class TrainingMemory:
         vision: frozen weights of the vision encoder and the bridge.
         llm: frozen weights of the language model.
         trainable: weights that train, in float32.
-        gradients: their gradients.
+        gradients: their gradients, with the buffers of their exchange.
         optimizer: AdamW's two moments.
         saved: activations that the backward pass needs.
         temporary: what is beyond these at the peak: logits, their gradient and the work space of a layer.
@@ -89,6 +90,8 @@ def empty_model(cfg: ModelConfig, encoder: PromptEncoder, dtype: torch.dtype) ->
             bridge = build_merged_patches(vision)
         for part in (vision, bridge, llm):
             part.requires_grad_(False).eval()
+        if cfg.recompute_llm:
+            recompute_blocks(llm)
         model = MiniGPT4(vision, bridge, llm, encoder, bridge.width)
     with FakeTensorMode(allow_non_fake_inputs=True):
         return model.to_empty(device="cpu")
@@ -128,7 +131,7 @@ def training_memory(
     *,
     cached: bool = False,
     on_gpu: bool = False,
-    copies: int = 1,
+    world_size: int = 1,
 ) -> TrainingMemory:
     """Memory of a training step on a batch of samples with one image each.
 
@@ -140,7 +143,7 @@ def training_memory(
         targets: target tokens of each sample.
         cached: the encoders' output comes from a cache, and they are not loaded.
         on_gpu: attention as GPUs compute it.
-        copies: the gradients, and their copies for the exchange among processes.
+        world_size: number of processes; several exchange gradients in buffers (`GradientSum`).
     """
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     saved, peak = _step(model, lengths, targets, cached, on_gpu)
@@ -149,7 +152,7 @@ def training_memory(
         vision=sum(frozen_bytes(part) for part in parts if part is not None),
         llm=frozen_bytes(model.llama_model),
         trainable=trained,
-        gradients=trained * copies,
+        gradients=trained if world_size == 1 else 2 * trained + -(-trained // world_size),
         optimizer=2 * trained,
         saved=saved,
         temporary=peak - saved,

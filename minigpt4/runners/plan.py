@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -36,7 +35,7 @@ from minigpt4.models.memory import (
     with_quantised_llm,
 )
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.runners.optim import Plan, make_plan
+from minigpt4.runners.optim import Plan, make_plan, share_global_batch
 from minigpt4.tasks.captioning import GROUP_BATCHES
 
 CARDS = (8, 12, 16, 24, 40, 48, 80, 141)
@@ -198,10 +197,7 @@ def run_table(
     answer = cfg.evaluation.generation.max_new_tokens
     prompt = round(lengths.mean - lengths.mean_targets)
     table = Table("run", "", title="The run", title_justify="left", show_header=False)
-    table.add_row(
-        "steps",
-        f"{plan.total_steps:,} of {plan.global_batch} samples on {plan.world_size} process{'es' * (plan.world_size > 1)}",
-    )
+    table.add_row("steps", f"{plan.total_steps:,} of {plan.global_batch} samples")
     table.add_row("tokens", f"{seen * lengths.mean:,.0f}, {lengths.mean:.0f} a sample, at most {lengths.longest[0][0]}")
     table.add_row("FLOP", f"{flops * plan.total_steps:.3g}; {encoders / flops:.0%} are saved by a feature cache")
     for gpu in TIMED_GPUS:
@@ -223,14 +219,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="minigpt4 plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_arguments(parser)
-    parser.add_argument("--processes", type=int, metavar="N", help="processes of the run (default: 1)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes of the run (default: 1)")
     parser.add_argument("--mfu", type=float, default=0.4, help="share of a GPU's peak that is reached (default: 0.4)")
     args = parser.parse_args(arguments)
     loaded = read_config(args)
     cfg, run = loaded.config, loaded.config.run
-    world_size = args.processes or int(os.environ.get("WORLD_SIZE") or 1)
+    world_size = args.processes
     if world_size < 1 or not 0 < args.mfu <= 1:
         raise ConfigError(f"--processes {world_size} should be at least 1, and --mfu {args.mfu} above 0 and at most 1")
+    run = share_global_batch(run, world_size)
     encoder = build_prompt_encoder(cfg.model)
     prepared = prepare_datasets(cfg.datasets)
     train_data, valid_data = (
@@ -241,13 +238,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lengths = text_lengths(train_data, run.batch_size)
     on_gpu = run.device != "cpu" and (run.device != "auto" or torch.cuda.is_available())
     model, half = (empty_model(cfg.model, encoder, dtype) for dtype in (torch.float32, torch.bfloat16))
-    copies = 1 if world_size == 1 else 1 + world_size
     longest, targets = zip(*lengths.longest, strict=True)
-    on_gpus = [training_memory(m, longest, targets, on_gpu=True, copies=copies) for m in (model, half)]
+    in_float32, in_half = (
+        training_memory(m, longest, targets, on_gpu=True, world_size=world_size) for m in (model, half)
+    )
     if on_gpu:
-        memory = with_quantised_llm(on_gpus[1], half.llama_model, cfg.model.low_resource)
+        memory = with_quantised_llm(in_half, half.llama_model, cfg.model.low_resource)
     else:
-        memory = training_memory(model, longest, targets, copies=copies)
+        memory = training_memory(model, longest, targets, world_size=world_size)
     if all(dataset.feature_cache for dataset in cfg.datasets.values()):
         memory = replace(memory, vision=0)
     images = sum(len(dataset) for data in (train_data, valid_data) for dataset in data.values())
@@ -255,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     place = "16 bit on a GPU, without CUDA" if on_gpu else "float32 on a CPU, without Python and its libraries"
     out.print(f"A process with the {run.batch_size} longest samples as its batch; {place}:")
     out.print(memory_table(memory))
-    out.print(card_table(*on_gpus, half.llama_model))
+    out.print(card_table(in_float32, in_half, half.llama_model))
     out.print(run_table(cfg, plan, model, lengths, images, args.mfu))
 
 
