@@ -33,7 +33,7 @@ COMMANDS = {
     "check": Command("minigpt4.datasets.check", "read every row of a dataset, open every image, name the bad ones"),
     "train": Command("train.py", "train the projection; several GPUs: torchrun ... -m minigpt4 train"),
     "eval": Command("eval_scripts/eval_flickr30k.py", "captions and scores of one or several checkpoints"),
-    "plan": Command("minigpt4.runners.plan", "what a run needs: memory, cards that hold it, steps, time and disk"),
+    "plan": Command("minigpt4.plan", "what a run needs: memory, cards that hold it, steps, time and disk"),
     "precompute": Command("minigpt4.runners.precompute", "fill the feature caches of a run, without training"),
     "score": Command("minigpt4.evaluation.caption", "score the captions of any program against their references"),
     "score-structured": Command("minigpt4.evaluation.structured", "score answers that are boxes or triples"),

@@ -27,6 +27,7 @@ LEVELS = {
     "web": 6,
     "chat": 6,
     "generate": 6,
+    "plan": 6,
     "doctor": 6,
     "export": 6,
 }

@@ -1,23 +1,17 @@
-"""What a run needs, before a weight is loaded: memory by part, the cards that it fits on, steps, time and disk.
-
-    minigpt4 plan --cfg-path train_configs/YOURS.yaml
-
-Needs the annotations and the language model's folder, of which only `config.json` and the tokenizer are read.
-"""
+"""What a run needs, before a weight is loaded: memory by part, the cards that it fits on, steps, time and disk."""
 
 from __future__ import annotations
 
-import argparse
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
 from rich.table import Table
 from torch import nn
 
-from minigpt4.common.cli import add_config_arguments, console, exit_on_error, read_config
-from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.cli import console
+from minigpt4.common.errors import DataError
 from minigpt4.common.progress import duration
 from minigpt4.common.schema import Config, LowResource
 from minigpt4.datasets.builders import build_datasets, prepare_datasets
@@ -212,22 +206,18 @@ def run_table(
     return table
 
 
-@exit_on_error()
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print what a training run needs."""
-    parser = argparse.ArgumentParser(
-        prog="minigpt4 plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_config_arguments(parser)
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes of the run (default: 1)")
-    parser.add_argument("--mfu", type=float, default=0.4, help="share of a GPU's peak that is reached (default: 0.4)")
-    args = parser.parse_args(arguments)
-    loaded = read_config(args)
-    cfg, run = loaded.config, loaded.config.run
-    world_size = args.processes
-    if world_size < 1 or not 0 < args.mfu <= 1:
-        raise ConfigError(f"--processes {world_size} should be at least 1, and --mfu {args.mfu} above 0 and at most 1")
-    run = share_global_batch(run, world_size)
+def print_plan(cfg: Config, world_size: int, mfu: float) -> None:
+    """Print what a training run needs.
+
+    Args:
+        cfg: all settings.
+        world_size: number of processes.
+        mfu: model FLOP utilisation that is assumed, 0 to 1.
+
+    Raises:
+        MiniGPT4Error: The annotations, the language model's folder or a setting cannot be used.
+    """
+    run = share_global_batch(cfg.run, world_size)
     encoder = build_prompt_encoder(cfg.model)
     prepared = prepare_datasets(cfg.datasets)
     train_data, valid_data = (
@@ -254,8 +244,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out.print(f"A process with the {run.batch_size} longest samples as its batch; {place}:")
     out.print(memory_table(memory))
     out.print(card_table(in_float32, in_half, half.llama_model))
-    out.print(run_table(cfg, plan, model, lengths, images, args.mfu))
-
-
-if __name__ == "__main__":
-    main()
+    out.print(run_table(cfg, plan, model, lengths, images, mfu))

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from minigpt4.runners.plan import CUDA_CONTEXT, PARTS, fit, main, smallest_card
+from minigpt4.plan import main
+from minigpt4.runners.plan import CUDA_CONTEXT, PARTS, fit, smallest_card
 from tests.runners.project import Project
 
 
@@ -41,4 +42,4 @@ def test_impossible_arguments_are_refused(
     monkeypatch.chdir(project.folder)
     with pytest.raises(SystemExit):
         main(["--cfg-path", "config.yaml", *arguments])
-    assert "should be at least 1" in capsys.readouterr().err
+    assert f"error: {arguments[0]}: {arguments[1]} should be" in capsys.readouterr().err

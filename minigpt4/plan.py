@@ -1,0 +1,43 @@
+"""What a run needs, before a weight is loaded: memory by part, the cards that it fits on, steps, time and disk.
+
+    minigpt4 plan --cfg-path train_configs/YOURS.yaml
+
+Needs the annotations and the language model's folder, of which only `config.json` and the tokenizer are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
+from minigpt4.common.errors import ConfigError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="minigpt4 plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes of the run (default: 1)")
+    parser.add_argument("--mfu", type=float, default=0.4, help="share of a GPU's peak that is reached (default: 0.4)")
+    return parser
+
+
+@exit_on_error()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print what a training run needs."""
+    args = build_parser().parse_args(arguments)
+    cfg = read_config(args).config
+    if args.processes < 1:
+        raise ConfigError(f"--processes: {args.processes} should be at least 1")
+    if not 0 < args.mfu <= 1:
+        raise ConfigError(f"--mfu: {args.mfu} should be above 0 and at most 1")
+    from minigpt4.runners.plan import print_plan
+
+    print_plan(cfg, args.processes, args.mfu)
+
+
+if __name__ == "__main__":
+    main()
