@@ -7,13 +7,10 @@ import logging
 import os
 import random
 import re
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -23,7 +20,7 @@ from PIL import Image
 
 from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.files import read_appended
-from tests.launch import launch
+from tests.launch import Running, launch, start
 from tests.models.parity import model_config
 
 REPOSITORY = Path(__file__).parents[2]
@@ -104,39 +101,19 @@ class Project:
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         return cls(folder)
 
-    def command(
-        self,
-        *options: str,
-        processes: int = 0,
-        arguments: Sequence[str] = (),
-        torchrun: Sequence[str] = ("--standalone",),
-    ) -> list[str]:
-        """The training command; with `processes`, under torchrun with its arguments."""
-        launcher = [sys.executable]
-        if processes:
-            launcher += ["-m", "torch.distributed.run", *torchrun, f"--nproc-per-node={processes}"]
-        script = [str(REPOSITORY / "train.py"), "--cfg-path", "config.yaml", *arguments]
-        return [*launcher, *script, *(["--options", *options] if options else [])]
-
-    def start(
-        self, *options: str, environment: Mapping[str, str] = MappingProxyType({}), **launch: Any
-    ) -> subprocess.Popen[str]:
-        """Start the training command in the project's folder; stdout and stderr come together."""
-        plain = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "160"}
-        return subprocess.Popen(
-            self.command(*options, **launch),
-            cwd=self.folder,
-            env=os.environ | plain | dict(environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(self, *options: str, **launched: Any) -> Running:
+        """Start the training command in the project's folder; further arguments are those of `tests.launch.start`."""
+        return start(*self._command(options), cwd=self.folder, **launched)
 
     def train(self, *options: str, processes: int = 1) -> tuple[int, str]:
         """Run the training command to its end, with `processes` as the ranks of a run: (exit status, output)."""
-        script = [str(REPOSITORY / "train.py"), "--cfg-path", "config.yaml"]
-        done = launch(*script, *(["--options", *options] if options else []), ranks=processes, cwd=self.folder)
+        done = launch(*self._command(options), ranks=processes, cwd=self.folder)
         return done.returncode, done.stdout + done.stderr
+
+    @staticmethod
+    def _command(options: Sequence[str]) -> list[str]:
+        script = [str(REPOSITORY / "train.py"), "--cfg-path", "config.yaml"]
+        return [*script, *(["--options", *options] if options else [])]
 
     def train_here(self, *options: str, dry_run: bool = False) -> Path:
         """Train in this process, which starts faster; returns `run.run_dir`.
@@ -161,6 +138,16 @@ class Project:
     def checkpoint(self, run: str, name: str) -> dict[str, Any]:
         """A checkpoint of the run folder `run`."""
         return read_checkpoint(self.folder / run / name)
+
+
+def logs_step(step: int) -> Callable[[str], bool]:
+    """Whether a line is the log line of a step of an epoch."""
+
+    def found(line: str) -> bool:
+        match = LOG_LINE.search(line)
+        return match is not None and int(match["step"]) == step
+
+    return found
 
 
 def printed_losses(output: str) -> dict[int, str]:

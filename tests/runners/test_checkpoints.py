@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 from collections.abc import Callable, Mapping
@@ -24,12 +25,11 @@ from minigpt4.runners.checkpoints import (
     latest_valid_checkpoint,
     open_run_folder,
 )
-from tests.launch import TIMEOUT
 from tests.runners.conftest import LONG
 from tests.runners.project import (
-    LOG_LINE,
     Project,
     assert_same_run,
+    logs_step,
     printed_losses,
     read_epochs,
     untimed_epochs,
@@ -198,20 +198,16 @@ def test_run_folders_are_never_shared(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_killed_run_is_resumed(project: Project, uninterrupted: Path, number: signal.Signals) -> None:
     run = f"killed_by_{number.name}"
     options = (f"run.run_dir={run}", *LONG, "run.num_workers=1", "run.save_freq=7")
-    process = project.start(*options)
-    printed = ""
-    assert process.stdout is not None
-    for line in process.stdout:
-        printed += line
-        match = LOG_LINE.search(line)
-        if match and int(match["step"]) == 18:
-            process.send_signal(number)
-            break
-    printed += process.stdout.read()
-    process.wait(timeout=TIMEOUT)
+    with project.start(*options) as process:
+        printed = process.read_until(logs_step(18))
+        os.kill(process.pid, number)
+        status, rest = process.finish()
+    printed += rest
     if number is signal.SIGTERM:
-        assert process.returncode == 128 + signal.SIGTERM
+        assert status == 128 + signal.SIGTERM
         assert f"resume with --options run.resume_ckpt_path={run}/checkpoint_last.pth" in printed
+    else:
+        assert status == -signal.SIGKILL
     folder = project.folder / run
     assert not (folder / "checkpoint_1.pth").exists()
     assert "Traceback" not in printed

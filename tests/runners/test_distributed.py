@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from minigpt4.common.checkpoint import read_checkpoint
-from tests.launch import TIMEOUT
+from tests.launch import launch
 from tests.runners.conftest import LONG
-from tests.runners.project import LOG_LINE, REPOSITORY, Project, read_epochs, tensorboard_scalars
+from tests.runners.project import Project, logs_step, read_epochs, tensorboard_scalars
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -51,18 +49,14 @@ def stopped(project: Project) -> tuple[Path, str]:
     The run folder, and the output until the stop.
     """
     options = ("run.run_dir=stopped", *LONG)
-    process = project.start(*options, "run.batch_size=1", "run.accum_grad_iters=2", "run.num_workers=1", processes=2)
-    printed = ""
-    assert process.stdout is not None
-    for line in process.stdout:
-        printed += line
-        match = LOG_LINE.search(line)
-        if match and int(match["step"]) == 18:
-            process.send_signal(signal.SIGTERM)  # torchrun passes it on to both ranks and their loader workers
-            break
-    printed += process.stdout.read()
-    process.wait(timeout=TIMEOUT)
-    assert process.returncode != 0
+    options = (*options, "run.num_workers=1")
+    two = ("run.batch_size=1", "run.accum_grad_iters=2")
+    with project.start(*options, *two, torchrun=("--standalone", "--nproc-per-node=2")) as agent:
+        printed = agent.read_until(logs_step(18))
+        os.kill(agent.pid, signal.SIGTERM)  # torchrun passes it on to both ranks and their loader workers
+        status, rest = agent.finish()
+    printed += rest
+    assert status != 0
     assert "stopped by signal at step" in printed
     return project.train_here(*options, "run.resume_ckpt_path=auto"), printed
 
@@ -90,13 +84,7 @@ def test_both_ranks_stop_at_the_same_step(stopped: tuple[Path, str]) -> None:
 def test_agreement_and_a_rank_that_hangs(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
+    done = launch(str(script), ranks=2)
     assert "<0: ConfigError>" in done.stdout and "<1: SystemExit>" in done.stdout
     assert done.stdout.count("<5 [0, 1] True>") == 2
     assert done.returncode != 0

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import socket
-import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.distributed import OWN_STORE
 from minigpt4.common.errors import ConfigError
-from tests.launch import TIMEOUT
+from tests.launch import Running
 from tests.runners.conftest import LONG, PAIR
 from tests.runners.project import (
     LOG_LINE,
     Project,
     assert_same_run,
+    logs_step,
     printed_losses,
     read_epochs,
     tensorboard_scalars,
@@ -30,45 +29,25 @@ from tests.runners.project import (
 )
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
-Agent = subprocess.Popen[str]
 
 
-@contextmanager
-def running(*agents: Agent) -> Iterator[None]:
-    """torchrun's agents; none of them outlives a test that fails."""
-    try:
-        yield
-    finally:
-        for agent in agents:
-            agent.terminate()  # does nothing to one that has ended
-
-
-def kill_worker(agent: Agent, rank: int, step: int) -> str:
+def kill_worker(agent: Running, rank: int, step: int) -> str:
     """Kill the worker of a rank when that step of an epoch has been logged; returns the output until then."""
-    assert agent.stdout is not None
-    printed = ""
-    for line in agent.stdout:
-        printed += line
-        match = LOG_LINE.search(line)
-        if match and int(match["step"]) == step:
-            break
-    else:
-        raise AssertionError(f"step {step} was not reached: {printed}")
-    workers = psutil.Process(agent.pid).children()
-    (found,) = (worker for worker in workers if worker.environ().get("RANK") == str(rank))
-    found.send_signal(signal.SIGKILL)
+    printed = agent.read_until(logs_step(step))
+    worker = re.search(rf"<worker of rank {rank}: process (\d+)>", printed)
+    assert worker, printed
+    os.kill(int(worker[1]), signal.SIGKILL)
     return printed
 
 
 def test_killed_workers_are_restarted_and_resume(project: Project, pair: Path) -> None:
     options = (*PAIR, "run.run_dir=killed", "run.resume_ckpt_path=auto")
-    torchrun = ("--standalone", "--max-restarts=2")
-    agent = project.start(*options, processes=2, torchrun=torchrun, environment={OWN_STORE: "1"})
-    with running(agent):
-        first = kill_worker(agent, rank=1, iteration=3)  # the first checkpoint comes after step 6
-        second = kill_worker(agent, rank=0, iteration=17)
-        third, _ = agent.communicate(timeout=TIMEOUT)
-    assert agent.returncode == 0, first + second + third
+    torchrun = ("--standalone", "--nproc-per-node=2", "--max-restarts=2")
+    with project.start(*options, torchrun=torchrun, environment={OWN_STORE: "1"}) as agent:
+        first = kill_worker(agent, rank=1, step=4)  # the first checkpoint comes after step 6
+        second = kill_worker(agent, rank=0, step=18)
+        status, third = agent.finish()
+    assert status == 0, first + second + third
 
     assert "killed holds no checkpoint yet: starting from the beginning" in second
     assert "resumed from killed/checkpoint_last.pth" in third
@@ -93,13 +72,12 @@ def test_restarts_without_a_run_folder_are_refused(project: Project, monkeypatch
 
 def test_a_restart_on_the_store_of_the_failed_attempt_is_refused(project: Project) -> None:
     options = (*PAIR, "run.run_dir=shared_store", "run.resume_ckpt_path=auto")
-    torchrun = ("--standalone", "--max-restarts=1")
-    agent = project.start(*options, processes=2, torchrun=torchrun, environment={OWN_STORE: "0"})
-    with running(agent):
-        first = kill_worker(agent, rank=1, iteration=3)
-        second, _ = agent.communicate(timeout=TIMEOUT)
+    torchrun = ("--standalone", "--nproc-per-node=2", "--max-restarts=1")
+    with project.start(*options, torchrun=torchrun, environment={OWN_STORE: "0"}) as agent:
+        first = kill_worker(agent, rank=1, step=4)
+        status, second = agent.finish()
     assert f"will be refused here: set the environment variable {OWN_STORE}=1" in first
-    assert agent.returncode != 0
+    assert status != 0
     assert "error: torchrun restarted the workers with the rendezvous store of the failed attempt" in second
     assert not (project.folder / "shared_store" / "checkpoint_1.pth").exists()
 
@@ -108,12 +86,14 @@ def test_two_machines_of_two_ranks_train_as_one_rank(project: Project, uninterru
     with socket.socket() as free:
         free.bind(("localhost", 0))
         endpoint = f"localhost:{free.getsockname()[1]}"
-    torchrun = ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=together")
+    where = ("--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=together")
+    torchrun = ("--nnodes=2", "--nproc-per-node=2", *where)
     options = (*LONG, "run.batch_size=1", "run.run_dir=machines")
-    agents = [project.start(*options, processes=2, torchrun=torchrun) for _ in range(2)]
-    with running(*agents), ThreadPoolExecutor(len(agents)) as threads:
-        printed = "".join(threads.map(lambda agent: agent.communicate(timeout=TIMEOUT)[0], agents))
-    assert [agent.returncode for agent in agents] == [0, 0], printed
+    agents = [project.start(*options, torchrun=torchrun) for _ in range(2)]
+    with agents[0], agents[1], ThreadPoolExecutor(2) as threads:
+        ended = list(threads.map(Running.finish, agents))
+    printed = "".join(output for _, output in ended)
+    assert [status for status, _ in ended] == [0, 0], printed
 
     folder = project.folder / "machines"
     one, four = (dict(tensorboard_scalars(run)) for run in (uninterrupted, folder))
