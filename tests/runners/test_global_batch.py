@@ -6,13 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
-from minigpt4.models.minigpt4 import MiniGPT4
-from tests.launch import launch
-from tests.runners.project import REPOSITORY, Project, assert_same_run, untimed_epochs
+from tests.runners.project import Project, assert_same_run, untimed_epochs
 
 OPTIONS = (
+    "model.lora.r=2",
+    "model.lora.dropout=0.3",  # random numbers in every micro-batch
     "run.global_batch=12",
     "run.batch_size=1",
     "run.iters_per_epoch=3",
@@ -20,39 +19,18 @@ OPTIONS = (
     "run.amp=off",
     "run.log_freq=100",
 )
-WITH_DROPOUT = f"""
-import runpy
-from tests.runners.test_global_batch import add_dropout
-add_dropout()
-runpy.run_path({str(REPOSITORY / "train.py")!r}, run_name="__main__")
-"""
-"""train.py with a model that draws random numbers in training."""
-plain = MiniGPT4.project
-
-
-def project_with_dropout(self: MiniGPT4, queries: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.dropout(plain(self, queries), 0.2, self.training)
-
-
-def add_dropout() -> None:
-    MiniGPT4.project = project_with_dropout  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="module")
 def alone(project: Project) -> Path:
     """The folder of the run on one process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MiniGPT4, "project", project_with_dropout)
-        return project.train_here("run.run_dir=alone", *OPTIONS)
+    return project.train_here("run.run_dir=alone", *OPTIONS)
 
 
 def share(project: Project, run: str, processes: int, *options: str) -> Path:
-    """The same run on several processes."""
-    script = project.folder / "with_dropout.py"
-    script.write_text(WITH_DROPOUT)
-    command = [str(script), "--cfg-path", "config.yaml", "--options", *OPTIONS, f"run.run_dir={run}", *options]
-    done = launch(*command, ranks=processes, cwd=project.folder)
-    assert done.returncode == 0, done.stdout + done.stderr
+    """The folder of the same run on several processes."""
+    status, output = project.train(*OPTIONS, f"run.run_dir={run}", *options, processes=processes)
+    assert status == 0, output
     return project.folder / run
 
 
@@ -76,7 +54,7 @@ def test_a_run_continues_within_an_epoch_on_two_processes(project: Project, alon
     folder = project.folder / "continued"
     folder.mkdir()
     shutil.copy(alone / "checkpoint_last.pth", folder)
-    share(project, "continued", 2, "run.resume_ckpt_path=auto")
+    share(project, "continued", 2, "run.resume_ckpt_path=auto", "model.recompute_llm=true")
     log = (folder / "train.log").read_text()
     assert "resumed from continued/checkpoint_last.pth: epoch 1, step 1 of it" in log
     assert "difference" not in log
