@@ -89,7 +89,7 @@ ELSEWHERE = {
     12: "tests/web/test_demo.py::test_mistakes_end_with_one_line",  # --gpu-id of a GPU that is not there
     21: "tests/runners/test_checkpoints.py::test_a_folder_that_would_mix_two_runs_is_refused",
     28: "tests/evaluation/test_results.py::test_rows_of_the_same_protocol_are_kept",  # an evaluation without --ckpt
-    32: "tests/web/test_demo.py::test_a_port_that_is_taken",
+    32: "tests/web/test_demo.py::test_a_port_that_is_taken_is_found_before_anything_is_loaded",
     34: "tests/test_main.py::test_an_old_python_is_named",
     35: "tests/test_main.py::test_a_clone_that_is_not_installed_says_what_to_run",
 }
@@ -98,7 +98,7 @@ MISTAKES: list[tuple[int, list[str], Make | None, list[str]]] = [
     (1, [*TRAIN, "--options", "run.max_epochs=3"], None, ["run.max_epochs: unknown key; did you mean 'max_epoch'?"]),
     (1, [*TRAIN, "--options", "runn.seed=3"], None, ["runn: unknown key; did you mean 'run'?"]),
     (2, ["train", "--cfg-path", "confg.yaml"], None, ["confg.yaml does not exist", "did you mean 'config.yaml'?"]),
-    (2, ["demo", "--cfg-path", "minigpt4_eval.yaml"], None, ["did you mean '", "eval_configs/minigpt4_eval.yaml'?"]),
+    (2, ["demo", "--cfg-path", "minigpt4_evl.yaml"], None, ["did you mean '", "eval_configs/minigpt4_eval.yaml'?"]),
     (3, [*TRAIN, "--options", "run.max_epoch=five"], None, ["run.max_epoch", "'five'", "Integer"]),
     (4, ["train", "--cfg-path", "flickr.yaml"], None, ["datasets.flickr30k.annotations", "minigpt4 prepare"]),
     (

@@ -111,21 +111,23 @@ def near_path(path: str | Path, folders: Iterable[Path] = ()) -> str:
 
     Args:
         path: the path; the first of its parts that does not exist is compared with its neighbours.
-        folders: further folders that may hold a file of its name.
+        folders: further folders that may hold a file of about its name.
     """
-    path = Path(path)
-    for folder in folders:
-        if os.path.isfile(folder / path.name):
-            return f"; did you mean '{os.path.relpath(folder / path.name)}'?"
-    wrong = path
+    wrong = Path(path)
     while not os.path.isdir(wrong.parent) and wrong.parent != wrong:
         wrong = wrong.parent
-    try:
-        names = os.listdir(wrong.parent)
-    except (OSError, ValueError):  # ValueError: a name that no file can have
-        return ""
-    near = difflib.get_close_matches(wrong.name, names[:MAX_NAMES], n=1, cutoff=0.75)
-    return f"; did you mean '{wrong.parent / near[0] / path.relative_to(wrong)}'?" if near else ""
+    rest = Path(path).relative_to(wrong)
+    for folder, name in [(wrong.parent, wrong.name), *((folder, Path(path).name) for folder in folders)]:
+        try:
+            names = os.listdir(folder)
+        except (OSError, ValueError):  # ValueError: a name that no file can have
+            continue
+        near = difflib.get_close_matches(name, names[:MAX_NAMES], n=1, cutoff=0.75)
+        if near and folder == wrong.parent:
+            return f"; did you mean '{folder / near[0] / rest}'?"
+        if near:
+            return f"; did you mean '{os.path.relpath(folder / near[0])}'?"
+    return ""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

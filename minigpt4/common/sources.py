@@ -81,7 +81,7 @@ def refuse_missing(missing: Sequence[tuple[str, str]]) -> None:
         listed = "\n".join(f"  {_line(key, path)}" for key, path in local)
         raise ConfigError(
             f"{len(local)} files and folders are missing (the current folder is {Path.cwd()}):\n{listed}\n"
-            f"Where they are elsewhere, {how}, or the environment variables {WEIGHTS_VARIABLE}, "
+            f"Where they are elsewhere, {how}, or set the environment variables {WEIGHTS_VARIABLE}, "
             f"{DATA_VARIABLE} and {OUTPUT_VARIABLE} to the folders that hold them."
         )
     for key, path in missing:
