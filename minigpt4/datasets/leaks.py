@@ -110,7 +110,7 @@ class ImageSet:
         name: key of the dataset in the configuration.
         splits: its splits.
         count: number of images; of samples in shards.
-        source: hash of the annotations, or of the shards' names, sizes and counts; empty for a folder of images.
+        source: hash of the annotations, or of what identifies shards; empty for a folder of images.
         folder: folder that file names start at, as configured.
         listed: (image id, file name) of each record; None: there are too many, or they are in shards.
     """
@@ -180,8 +180,13 @@ class TrainingRecord:
         return json.dumps(vars(self) | {"sets": [vars(item) | {"listed": _packed(item)} for item in self.sets]})
 
     @classmethod
-    def from_metadata(cls, text: str | None) -> TrainingRecord | None:
-        """The record that `to_metadata` wrote; None: there is none, or it is damaged."""
+    def from_metadata(cls, text: str | None, checkpoint: str | Path) -> TrainingRecord | None:
+        """The record that `to_metadata` wrote; None: there is none, or it is damaged, which is warned of.
+
+        Args:
+            text: entry of the metadata.
+            checkpoint: name of the checkpoint, for the warning.
+        """
         if text is None:
             return None
         try:
@@ -190,10 +195,15 @@ class TrainingRecord:
                 ImageSet(**item | {"splits": tuple(item["splits"]), "listed": _unpacked(item["listed"])})
                 for item in values["sets"]
             )
-            return cls(**values | {"sets": sets})
+            record = cls(**values | {"sets": sets})
+            numbers = [record.complete, record.validated, record.validated_and_trained, *(item.count for item in sets)]
+            texts = [text for item in sets for text in (item.name, item.source, item.folder, *item.splits)]
+            if not all(isinstance(value, int) for value in numbers) or "\0" in "".join(texts):
+                raise TypeError("a value of another kind")
         except (ValueError, TypeError, KeyError, zlib.error, RecursionError):
-            logger.warning("the record of what a checkpoint was trained on cannot be read")
+            logger.warning("%s: the record of what it was trained on is damaged and not used", checkpoint)
             return None
+        return record
 
     def after(self, earlier: TrainingRecord | None) -> TrainingRecord:
         """This record for a run that starts from a checkpoint with the record `earlier`; None: it has no record."""
@@ -241,7 +251,7 @@ def training_metadata(
     if start is not None:
         from minigpt4.common.checkpoint import read_projection  # brings torch, which the data check does without
 
-        earlier = TrainingRecord.from_metadata(read_projection(start)[1].get(METADATA_KEY))
+        earlier = TrainingRecord.from_metadata(read_projection(start)[1].get(METADATA_KEY), start)
         if resumed and earlier is not None:
             record = replace(record, sets=earlier.sets, complete=earlier.complete)
         elif not resumed:
@@ -435,5 +445,5 @@ def _packed(images: ImageSet) -> str | None:
 def _unpacked(text: str | None) -> tuple[tuple[str, str], ...] | None:
     if text is None:
         return None
-    content = zlib.decompressobj().decompress(base64.b64decode(text), MAX_RECORD)
+    content = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), MAX_RECORD)
     return tuple((str(image_id), str(image)) for image_id, image in json.loads(content))

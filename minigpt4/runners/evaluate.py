@@ -285,7 +285,9 @@ def _find_leaks(
         processes: all ranks; each opens a share of the images.
         open_images: open the images to compare their content; otherwise only ids and paths are compared.
     """
-    records = {text: TrainingRecord.from_metadata(text) for text in dict.fromkeys(recorded.values())}
+    # Checkpoints of one run share a record.
+    labels = {text: label for label, text in recorded.items()}
+    records = {text: TrainingRecord.from_metadata(text, label) for text, label in labels.items()}
     known = [record for record in records.values() if record is not None]
     prints: dict[Path, Fingerprint] = {}
     if open_images and known:

@@ -138,7 +138,7 @@ def images(folder: Path, names: list[str], **changes: Any) -> ImageSet:
 
 def leaks_of(evaluated: ImageSet, *trained: ImageSet) -> Leaks:
     """What the evaluation finds, with all images opened, of a record that went through a checkpoint's metadata."""
-    record = TrainingRecord.from_metadata(TrainingRecord(sets=trained).to_metadata())
+    record = TrainingRecord.from_metadata(TrainingRecord(sets=trained).to_metadata(), "a.pth")
     assert record == TrainingRecord(sets=trained)
     paths = {path for item in (evaluated, *trained) for path in item.paths()}
     prints = {path: found for path, found in fingerprints(paths) if isinstance(found, Fingerprint)}
@@ -196,13 +196,23 @@ def test_a_run_adds_to_what_its_first_checkpoint_was_trained_on(tmp_path: Path) 
     assert not TrainingRecord(sets=(two,)).after(None).complete
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sets": [{}]}', '{"sets": [], "more": 1}', "[" * 10_000])
-def test_a_damaged_record_is_none(text: str) -> None:
-    assert TrainingRecord.from_metadata(text) is None
+WHOLE = TrainingRecord(sets=(images(Path("birds"), ["0.png"]),)).to_metadata()
+DAMAGED = ["", "[]", "{}", '{"sets": [{}]}', '{"sets": [], "more": 1}', "[" * 10_000, WHOLE[:-9]]
+DAMAGED += [WHOLE.replace('"count": 1', count) for count in ('"count": "1"', '"count": null')]
+DAMAGED += [WHOLE.replace("birds", wrong) for wrong in ("\\u0000", '", "folder": 3, "x": "')]
+DAMAGED += [
+    WHOLE.replace('"listed": "', wrong) for wrong in ('"listed": "AAAA', '"listed": "!', '"listed": {}, "x": "')
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_record_is_not_used(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert text != WHOLE and TrainingRecord.from_metadata(text, "a.pth") is None
+    assert "a.pth: the record of what it was trained on is damaged" in caplog.text
 
 
 def test_a_record_stays_small(tmp_path: Path) -> None:
     names = [f"{number * 7919 % 10**10:010d}.jpg" for number in range(29_000)]
     record = TrainingRecord(sets=(images(tmp_path, names),))
     assert len(record.to_metadata()) < 500_000
-    assert TrainingRecord.from_metadata(record.to_metadata()) == record
+    assert TrainingRecord.from_metadata(record.to_metadata(), "a.pth") == record
