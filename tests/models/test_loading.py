@@ -184,9 +184,9 @@ def test_random_frozen_parts_leave_the_random_state_alone(parity_a: Case) -> Non
 @pytest.mark.parametrize("key", ["vit_weights", "q_former_model", "llama_model", "ckpt"])
 def test_missing_paths_name_key_and_variable(parity_a: Case, key: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        build_with(parity_a, **{key: "nowhere/file"})
+        build_with(parity_a, **{key: "nowhere/some/file"})
     assert f"model.{key}" in str(caught.value)
-    assert "nowhere/file" in str(caught.value)
+    assert "nowhere/some/file" in str(caught.value)
     assert "MINIGPT4_WEIGHTS" in str(caught.value)
 
 
