@@ -205,6 +205,8 @@ def _run_ranks(command: tuple[str, ...], ranks: int, cwd: str, variables: dict[s
             status = os.waitstatus_to_exitcode(code)
             for other in running:
                 os.kill(other, signal.SIGTERM)
+    if status < 0:  # a rank that a signal ended is this process's end as well
+        os.kill(os.getpid(), -status)
     sys.exit(status)
 
 

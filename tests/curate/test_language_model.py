@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from minigpt4.curate.ledger import Event, Ledger, SampleState, Tally, read_event
 from minigpt4.curate.refiners import RefineError
 from minigpt4.curate.refiners.language_model import LanguageModelRefiner
 from tests.curate.conftest import described, fill, steps_of
+from tests.launch import launch
 from tests.runners.project import PARITY_A, logging_restored
 
 CONFIG = PROJECT / "train_configs" / "scenes_curation.yaml"
@@ -135,7 +134,9 @@ def test_a_killed_run_resumes_to_the_same_corrections(tmp_path: Path) -> None:
     refine(tmp_path / "full", **sampled)
     full = refinements(tmp_path / "full")
     arguments = ["refine", "--cfg-path", str(CONFIG), "--options", *options(tmp_path / "killed", **sampled)]
-    ended = subprocess.run([sys.executable, "-c", DIES, *arguments], capture_output=True, cwd=PROJECT, timeout=240)
+    script = tmp_path / "dies.py"
+    script.write_text(DIES)
+    ended = launch(str(script), *arguments, cwd=PROJECT)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert refinements(tmp_path / "killed") == full[:3]
     refine(tmp_path / "killed", **sampled)
