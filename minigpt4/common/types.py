@@ -21,23 +21,30 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One annotated image.
+    """One annotated image; or several, or none, with a conversation.
 
     Attributes:
-        image_id: name of the image in predictions and references.
-        image: path of the image; a relative one starts at the dataset's image folder.
+        image_id: name of the record in predictions and references, mostly that of its image.
+        images: paths of the images; a relative one starts at the dataset's image folder.
         answers: texts to train on or to compare with, complete.
         question: the instruction; None: one of the dataset's prompts, chosen at random.
+        earlier: question and answer of each turn before `question`, trained on as well.
         split: train, val or test; None: not annotated.
         source: file and row, for messages ("captions.jsonl, line 12").
     """
 
     image_id: str
-    image: str
+    images: tuple[str, ...]
     answers: tuple[str, ...]
     question: str | None = None
+    earlier: tuple[tuple[str, str], ...] = ()
     split: str | None = None
     source: str = ""
+
+    @property
+    def image(self) -> str:
+        """The first image, which stands for the record in reports; empty: there is none."""
+        return self.images[0] if self.images else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

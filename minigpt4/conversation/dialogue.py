@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from minigpt4.common.types import IMAGE_TOKEN
 from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.conversation.template import IMAGE_TAG, Template, check_placeholders, with_image_tag
+from minigpt4.conversation.template import IMAGE_TAG, Piece, Template, check_placeholders, with_image_tag
 
 
 @dataclass(slots=True)
@@ -73,18 +72,18 @@ class Dialogue:
         Raises:
             DataError: A question has placeholders, but not as many as images.
         """
+        return "".join(piece.text for piece in self._pieces(question, images, dropped))
+
+    def _pieces(self, question: str, images: int, dropped: int) -> list[Piece]:
         left_out = sum(turn.images for turn in self.turns[:dropped])
-        text = ""
+        turns: list[tuple[str, str]] = []
         for turn in [*self.turns[dropped:], Turn(question, images)]:
             asked = with_image_tag(turn.question, turn.images)
             check_placeholders(asked, turn.images, "question")
-            if not text:
-                text = self.template.render(" ".join([IMAGE_TAG] * left_out + [asked]))
-            else:
-                text += self.template.render_next(asked)
-            # A model may generate the placeholder's text, which stands for no image.
-            text += turn.answer.replace(IMAGE_TOKEN, "")
-        return text
+            if not turns:
+                asked = " ".join([IMAGE_TAG] * left_out + [asked])
+            turns.append((asked, turn.answer))
+        return self.template.pieces(turns[:-1], turns[-1][0])
 
     def fit(self, question: str, images: int, encoder: PromptEncoder, max_tokens: int) -> DialoguePrompt:
         """As `prompt`, without as many of the oldest turns as needed to fit the context; all images are kept.
@@ -99,9 +98,9 @@ class Dialogue:
             DataError: The question and the images alone are too long, or placeholders and images do not match.
         """
         for dropped in range(len(self.turns) + 1):
-            text = self.prompt(question, images, dropped)
-            ids = encoder.encode_unchecked(text, self.images + images, "conversation")
+            pieces = self._pieces(question, images, dropped)
+            ids = encoder.encode_pieces(pieces, self.images + images, "conversation")
             if len(ids) <= max_tokens:
                 break
         encoder.check_length(ids, "question", max_tokens)
-        return DialoguePrompt(text, ids, dropped)
+        return DialoguePrompt("".join(piece.text for piece in pieces), ids, dropped)

@@ -21,6 +21,19 @@ OWN_TEMPLATE = "chat"
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a conversation's text.
+
+    Attributes:
+        text: the part.
+        is_answer: whether it is an answer, or else a question with what the template puts around it.
+    """
+
+    text: str
+    is_answer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Template:
     """How turns of dialogue are written.
 
@@ -32,6 +45,7 @@ class Template:
             is put in front of the first turn.
         separator: text between an answer and the next turn; None: `end`, unless the turn itself begins with it.
         system: the system message; empty: none.
+        in_pieces: tokenise each question and each earlier answer with its end alone, not all of a prompt at once.
     """
 
     pattern: str
@@ -40,6 +54,7 @@ class Template:
     system_pattern: str = ""
     separator: str | None = None
     system: str = ""
+    in_pieces: bool = False
 
     @property
     def opening_pattern(self) -> str:
@@ -60,6 +75,28 @@ class Template:
             return self.separator + turn
         return turn if self.end and self.pattern.startswith(self.end) else self.end + turn
 
+    def pieces(self, earlier: Sequence[tuple[str, str]], question: str, *, trained: bool = False) -> list[Piece]:
+        """The prompt whose continuation is the answer to `question`.
+
+        Args:
+            earlier: questions and answers before it.
+            question: the last question.
+            trained: put the end that is trained on behind each earlier answer, instead of what separates it from the
+                next turn. The texts differ for a template whose separator does not begin with the end.
+        """
+        ended = trained or self.in_pieces
+        pieces = []
+        for number, (asked, answer) in enumerate([*earlier, (question, "")]):
+            text = self.render_next(asked) if number else self.render(asked)
+            if number and ended and self.end and text.lstrip().startswith(self.end):
+                text = text.lstrip().removeprefix(self.end)
+            pieces.append(Piece(text))
+            if number < len(earlier):
+                # A model may generate the placeholder's text, which stands for no image.
+                said = answer if trained else answer.replace(IMAGE_TOKEN, "")
+                pieces.append(Piece(said + self.end if ended else said, is_answer=True))
+        return pieces
+
 
 TEMPLATES = {
     "vicuna0": Template("###Human: {} ###Assistant: ", "###"),
@@ -76,7 +113,7 @@ TEMPLATES = {
         system_pattern="[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{} [/INST] ",
         separator=" </s><s>",
     ),
-    "minigpt_v2": Template("[INST] {} [/INST]", "</s>"),
+    "minigpt_v2": Template("[INST] {} [/INST]", "</s>", separator="</s><s>", in_pieces=True),
 }
 """The published templates."""
 
@@ -184,6 +221,19 @@ def _system_pattern(write: Callable[..., str], question: str, gap: str) -> str:
 def with_image_tag(question: str, images: int = 1) -> str:
     """`question` with its images in front of it, unless it has placeholders."""
     return question if IMAGE_TOKEN in question else " ".join([IMAGE_TAG] * images + [question])
+
+
+def place_images(questions: Sequence[str], num_images: int, source: str) -> list[str]:
+    """The questions of a conversation with a placeholder for each image, in front of the first where they have none.
+
+    Raises:
+        DataError: They have placeholders, but not as many as images.
+    """
+    placed = list(questions)
+    if not any(IMAGE_TOKEN in question for question in placed):
+        placed[0] = with_image_tag(placed[0], num_images)
+    check_placeholders("\n".join(placed), num_images, source)
+    return placed
 
 
 def check_placeholders(instruction: str, num_images: int, source: str) -> None:

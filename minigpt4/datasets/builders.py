@@ -234,7 +234,7 @@ def read_rows(name: str, cfg: DatasetConfig) -> Iterator[Record | RowProblem]:
     """
     for row in _reader(cfg)().read(annotations_path(name, cfg)):
         if isinstance(row, Record) and row.split is None:
-            yield replace(row, split=_split_of(row.image, cfg.val_fraction))
+            yield replace(row, split=_split_of(row.image or row.image_id, cfg.val_fraction))
         else:
             yield row
 

@@ -103,7 +103,8 @@ def check_dataset(name: str, cfg: DatasetConfig, model: ModelConfig, with_images
         dataset_prompts(name, cfg, model)
     splits: dict[str, set[str | None]] = defaultdict(set)
     for record in records:
-        splits[record.image].add(record.split)
+        for image in record.images:
+            splits[image].add(record.split)
     prints: dict[str, Fingerprint] = {}
     if with_images:
         for image, found in _open_images(name, records, images_folder(name, cfg)):
@@ -119,13 +120,14 @@ def _open_images(name: str, records: Sequence[Record], folder: Path) -> Iterator
     """Each image, opened once, and its fingerprint or why it cannot be used."""
     first_rows: dict[str, Record] = {}
     for record in records:
-        first_rows.setdefault(record.image, record)
+        for image in record.images:
+            first_rows.setdefault(image, record)
     if len(first_rows) >= MANY_IMAGES:
         jpeg_decoder()
-    paths = {folder / image: record for image, record in first_rows.items()}
+    paths = {folder / image: image for image in first_rows}
     for path, found in track(fingerprints(paths), f"{name}: opening", "images", len(paths)):
-        record = paths[path]
-        yield record.image, RowProblem(record.source, str(found)) if isinstance(found, DataError) else found
+        image = paths[path]
+        yield image, RowProblem(first_rows[image].source, str(found)) if isinstance(found, DataError) else found
 
 
 def _check_shards(name: str, cfg: DatasetConfig, with_samples: bool) -> Report:
@@ -187,7 +189,7 @@ def show(console: Console, name: str, report: Report, limit: int | None) -> None
         words, example = report.words, report.example
         line(f"  answers: {words.total():,}, {min(words)} to {max(words)} words long, median {_median(words):g}")
         question = f" | question: {example.question}" if example.question else ""
-        line(f"  example: {example.image}{question} | answers: {' / '.join(example.answers)}")
+        line(f"  example: {', '.join(example.images) or 'no image'}{question} | answers: {' / '.join(example.answers)}")
     for warning in report.warnings:
         line(f"  warning: {warning}")
     line(f"  bad rows: {len(report.problems):,}" if report.problems else "  bad rows: none")

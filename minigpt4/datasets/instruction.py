@@ -1,4 +1,4 @@
-"""Records -> encoded samples: the dataset of images, each with an instruction and an answer."""
+"""Records -> encoded samples: the dataset of images, each with an instruction and an answer, or a conversation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minigpt4.common.files import DATA_VARIABLE
 from minigpt4.common.schema import Target
 from minigpt4.common.types import Encoded, Record, Sample
 from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.conversation.template import with_image_tag
+from minigpt4.conversation.template import place_images
 from minigpt4.datasets.feature_cache import FeatureCache
 from minigpt4.datasets.sampler import FullShuffle, Order
 
@@ -90,13 +90,12 @@ class InstructionDataset(Dataset[Sample]):
         Raises:
             DataError: Ten images in a row cannot be read, or the prompt does not fit its image or the context.
         """
-        chosen, image, skipped = self._first_readable(index, epoch)
-        record = self.records[chosen]
-        instruction, answer = self._texts(chosen, epoch)
+        chosen, images, skipped = self._first_readable(index, epoch)
+        instruction, answer = self._turns(chosen, epoch)[-1]
         return Sample(
-            image_id=record.image_id,
-            images=(image,),
-            encoded=self.encoder.encode_example(instruction, answer, source=record.source),
+            image_id=self.records[chosen].image_id,
+            images=images,
+            encoded=self.encoded(chosen, epoch),
             instruction=instruction,
             answer=answer,
             skipped=skipped,
@@ -104,28 +103,35 @@ class InstructionDataset(Dataset[Sample]):
 
     def encoded(self, index: int, epoch: int) -> Encoded:
         """The tokens of a record's sample in one epoch; no image is opened."""
-        return self.encoder.encode_example(*self._texts(index, epoch), source=self.records[index].source)
+        *earlier, (instruction, answer) = self._turns(index, epoch)
+        record = self.records[index]
+        return self.encoder.encode_example(instruction, answer, len(record.images), record.source, earlier)
 
-    def open(self, index: int) -> Tensor:
-        """The image of a record, (3, S, S) as the processor returns it; with a feature cache, its features, (Q, width).
+    def open(self, index: int) -> tuple[Tensor, ...]:
+        """All images of a record; errors as for `open_image`."""
+        return tuple(self.open_image(index, number) for number in range(len(self.records[index].images)))
+
+    def open_image(self, index: int, number: int = 0) -> Tensor:
+        """One image of a record, (3, S, S) as the processor returns it; with a feature cache, its features, (Q, width).
 
         Raises:
             DataError: It is missing or broken; the message names the image and the annotation's row.
         """
+        record = self.records[index]
         try:
             if self.feature_cache is not None:
-                return self.feature_cache.get(self.records[index].image)
-            return self.image_processor(self.image_path(index))
+                return self.feature_cache.get(record.images[number])
+            return self.image_processor(self.images / record.images[number])
         except DataError as error:
-            raise DataError(f"{self.records[index].source}: {error}") from error
+            raise DataError(f"{record.source}: {error}") from error
 
     def image_path(self, index: int) -> Path:
-        """The path of a record's image."""
+        """The path of a record's first image."""
         return self.images / self.records[index].image
 
     def text_length(self, index: int, epoch: int) -> int:
-        """Characters of the instruction and answer that `sample` draws."""
-        return sum(map(len, self._texts(index, epoch)))
+        """Characters of the questions and answers that `sample` draws."""
+        return sum(len(text) for turn in self._turns(index, epoch) for text in turn)
 
     def order(self) -> Order:
         """The order of the records in each epoch of training."""
@@ -136,10 +142,12 @@ class InstructionDataset(Dataset[Sample]):
         digest = hashlib.sha256(repr(list(self.prompts)).encode())
         for record in self.records:
             digest.update(repr((record.image_id, record.question, record.answers)).encode())
+            if record.earlier or len(record.images) != 1:  # a record of one turn and image has its digest of old
+                digest.update(repr((record.earlier, len(record.images))).encode())
         return f"{len(self)} records, {digest.hexdigest()[:16]}"
 
-    def _first_readable(self, index: int, epoch: int) -> tuple[int, Tensor, tuple[str, ...]]:
-        """(index, image, why each substituted image cannot be read)."""
+    def _first_readable(self, index: int, epoch: int) -> tuple[int, tuple[Tensor, ...], tuple[str, ...]]:
+        """(index, images, why each substituted image cannot be read)."""
         chosen = index
         skipped: list[str] = []
         for substitute in range(MAX_SUBSTITUTES):
@@ -159,10 +167,15 @@ class InstructionDataset(Dataset[Sample]):
             f"images=DIR or the environment variable {DATA_VARIABLE}"
         )
 
-    def _texts(self, index: int, epoch: int) -> tuple[str, str]:
-        """The instruction and answer of a record in one epoch."""
+    def _turns(self, index: int, epoch: int) -> list[tuple[str, str]]:
+        """The questions, with placeholders of their images, and answers of a record in one epoch."""
         record, generator = self.records[index], Random(f"{self.seed}-{epoch}-{index}")
-        question = record.question
-        instruction = generator.choice(self.prompts) if question is None else with_image_tag(question)
-        caption = " ".join(record.answers) if self.target is Target.joined else generator.choice(record.answers)
-        return instruction, self.answer.replace("{answer}", self.text_processor(caption))
+        questions = [question for question, _ in record.earlier]
+        if record.question is None:
+            questions.append(generator.choice(self.prompts))
+        else:
+            questions.append(record.question)
+        last = " ".join(record.answers) if self.target is Target.joined else generator.choice(record.answers)
+        answers = [*(answer for _, answer in record.earlier), last]
+        processed = [self.answer.replace("{answer}", self.text_processor(answer)) for answer in answers]
+        return list(zip(place_images(questions, len(record.images), record.source), processed, strict=True))

@@ -134,10 +134,10 @@ class ImageSet:
             with annotations.open("rb") as file:
                 while block := file.read(2**20):
                     digest.update(block)
-        count = len({record.image for record in dataset.records})
+        count = len({image for record in dataset.records for image in record.images})
         listed = None
         if len(dataset) <= MAX_LISTED:
-            listed = tuple((record.image_id, record.image) for record in dataset.records)
+            listed = tuple((record.image_id, image) for record in dataset.records for image in record.images)
         return cls(
             name=name,
             splits=tuple(splits),

@@ -96,7 +96,7 @@ def evaluate(cfg: Config, checkpoints: Sequence[str]) -> WrittenResults | None:
     evaluated = replace(
         ImageSet.of(name, cfg.datasets[name], dataset, [settings.split]),
         count=len(records),
-        listed=tuple((record.image_id, record.image) for record in records),
+        listed=tuple((record.image_id, image) for record in records for image in record.images),
     )
     leaks = _find_leaks(evaluated, dict(zip(labels, trained_on, strict=True)), processes, settings.compare_images)
     leaked = {label: asdict(found) for label, found in leaks.items() if found and found.is_leak}

@@ -103,31 +103,33 @@ def attach_feature_caches(
     return len(cached) == len(datasets)
 
 
-def _missing(dataset: InstructionDataset, cache: FeatureCache) -> list[int]:
-    """The first record of each image that the cache lacks."""
-    firsts: dict[str, int] = {}
+def _missing(dataset: InstructionDataset, cache: FeatureCache) -> list[tuple[int, int]]:
+    """Each image that the cache lacks, as its first record and its number there."""
+    firsts: dict[str, tuple[int, int]] = {}
     for index, record in enumerate(dataset.records):
-        if record.image not in cache:
-            firsts.setdefault(record.image, index)
+        for number, image in enumerate(record.images):
+            if image not in cache:
+                firsts.setdefault(image, (index, number))
     return list(firsts.values())
 
 
 class _Images(Dataset[NamedImage]):
     """Images of some records, read by the loader's workers."""
 
-    def __init__(self, dataset: InstructionDataset, indices: Sequence[int]) -> None:
+    def __init__(self, dataset: InstructionDataset, places: Sequence[tuple[int, int]]) -> None:
         self.dataset = dataset
-        self.indices = indices
+        self.places = places
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.places)
 
-    def __getitem__(self, number: int) -> NamedImage:
-        index = self.indices[number]
+    def __getitem__(self, place: int) -> NamedImage:
+        index, number = self.places[place]
+        image = self.dataset.records[index].images[number]
         try:
-            return self.dataset.records[index].image, self.dataset.open(index)
+            return image, self.dataset.open_image(index, number)
         except DataError as error:
-            return self.dataset.records[index].image, str(error)
+            return image, str(error)
 
 
 def _fill(

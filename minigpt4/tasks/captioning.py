@@ -17,7 +17,7 @@ from minigpt4.common.errors import DataError
 from minigpt4.common.progress import Progress
 from minigpt4.common.schema import EvaluationConfig
 from minigpt4.common.types import Record
-from minigpt4.conversation.template import check_placeholders, with_image_tag
+from minigpt4.conversation.template import check_placeholders, place_images
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.evaluation.predictions import Prediction
 from minigpt4.models.minigpt4 import MiniGPT4
@@ -74,11 +74,12 @@ class EncodedImages:
 
     Attributes:
         indices: indices of their records in the dataset.
-        queries: output of `encode_queries`, (N, Q, width), on the CPU.
+        queries: output of `encode_queries` for the images of all of them in order, (N, Q, width), on the CPU; None:
+            they have none.
     """
 
     indices: tuple[int, ...]
-    queries: Tensor
+    queries: Tensor | None
 
 
 class Captioning:
@@ -124,7 +125,7 @@ class Captioning:
         Returns:
             Record index -> error message, of the images that cannot be read; they are left out.
         """
-        loader: DataLoader[list[tuple[int, Tensor | str]]] = DataLoader(
+        loader: DataLoader[list[tuple[int, tuple[Tensor, ...] | str]]] = DataLoader(
             _Images(self.dataset),  # type: ignore[arg-type]
             batch_sampler=self.groups,
             num_workers=self.cfg.num_workers,
@@ -134,16 +135,20 @@ class Captioning:
         with Progress("images through the frozen encoders", sum(map(len, self.groups)), "images") as progress:
             for group in loader:
                 unreadable |= {index: item for index, item in group if isinstance(item, str)}
-                readable = {index: item for index, item in group if isinstance(item, Tensor)}
+                readable = {index: item for index, item in group if not isinstance(item, str)}
                 if readable:
-                    batches = stack_images(list(readable.values())).split(self.cfg.batch_size)
-                    queries = [self.model.encode_queries(images.to(self.model.device)).cpu() for images in batches]
-                    self.encoded.append(EncodedImages(tuple(readable), torch.cat(queries)))
+                    self.encoded.append(EncodedImages(tuple(readable), self._queries(sum(readable.values(), ()))))
                 progress.advance(len(group))
         if unreadable:
             first = next(iter(unreadable.values()))
             logger.warning("left out %d images that cannot be read; the first: %s", len(unreadable), first)
         return unreadable
+
+    def _queries(self, images: Sequence[Tensor]) -> Tensor | None:
+        if not images:
+            return None
+        batches = stack_images(images).split(self.cfg.batch_size)
+        return torch.cat([self.model.encode_queries(batch.to(self.model.device)).cpu() for batch in batches])
 
     def describe(self, label: str) -> list[Prediction]:
         """Captions of the images of `encode_images`.
@@ -166,17 +171,19 @@ class Captioning:
         return predictions
 
     def _prompt_ids(self, record: Record) -> list[int]:
-        instruction = self.prompt if record.question is None else with_image_tag(record.question)
-        return self.model.encoder.prompt(instruction, source=record.source)
+        questions = [*(question for question, _ in record.earlier), record.question or self.prompt]
+        *asked, instruction = place_images(questions, len(record.images), record.source)
+        earlier = [(question, answer) for question, (_, answer) in zip(asked, record.earlier, strict=True)]
+        return self.model.encoder.prompt(instruction, len(record.images), record.source, earlier)
 
 
-class _Images(Dataset[tuple[int, Tensor | str]]):
-    """Record index -> (index, image), or (index, error message) where it cannot be read."""
+class _Images(Dataset[tuple[int, tuple[Tensor, ...] | str]]):
+    """Record index -> (index, images), or (index, error message) where it cannot be read."""
 
     def __init__(self, dataset: InstructionDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+    def __getitem__(self, index: int) -> tuple[int, tuple[Tensor, ...] | str]:
         try:
             return index, self.dataset.open(index)
         except DataError as error:

@@ -4,9 +4,11 @@ import pytest
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION
+from minigpt4.conversation.dialogue import Dialogue, Turn
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import IMAGE_TAG, Template
 from tests.ascii_tokenizer import AsciiTokenizer
+from tests.models.parity import Case
 
 TOKENIZER = AsciiTokenizer()
 
@@ -60,3 +62,56 @@ def test_labelled_segments_tell_what_is_trained_on() -> None:
     assert parts == [
         ("[BOS]H: <Img>", False), ("<ImageHere>*2", False), ("</Img> Go A: ", False), ("yes#", True),
     ]  # fmt: skip
+
+
+class TestConversations:
+    earlier = ((f"{IMAGE_TAG} What?", "a cat"), ("Big?", "yes"))
+
+    def test_every_answer_is_trained_on_and_nothing_else(self) -> None:
+        encoder = make_encoder()
+        encoded = encoder.encode_example("Why?", "no", 1, earlier=self.earlier)
+        assert encoder.labelled_segments(encoded) == [
+            ("[BOS]H: <Img>", False), ("<ImageHere>*2", False), ("</Img> What? A: ", False), ("a cat#", True),
+            ("H: Big? A: ", False), ("yes#", True), ("H: Why? A: ", False), ("no#", True),
+        ]  # fmt: skip
+
+    def test_an_answer_is_asked_for_as_it_is_trained(self) -> None:
+        for pattern, separator in (("H: {} A: ", None), ("#H: {} A: ", None), ("H: {} A: ", "#~")):
+            for in_pieces in (False, True):
+                encoder = make_encoder()
+                encoder.template = Template(pattern, "#", separator=separator, in_pieces=in_pieces)
+                encoded = encoder.encode_example("Why?", "no", 1, earlier=self.earlier)
+                prompt = encoder.prompt("Why?", earlier=self.earlier)
+                assert encoded.input_ids == [*prompt, *TOKENIZER.encode("no#")]
+
+    def test_images_of_later_questions(self) -> None:
+        encoder = make_encoder()
+        encoded = encoder.encode_example(f"And {IMAGE_TAG}?", "no", 2, earlier=self.earlier)
+        assert encoded.input_ids.count(IMAGE_POSITION) == 4
+        with pytest.raises(DataError, match="row 7: 2 image placeholder"):
+            encoder.encode_example(f"And {IMAGE_TAG}?", "no", 1, "row 7", self.earlier)
+        with pytest.raises(DataError, match=r"row 7: the image of a later question .*model\.max_txt_len"):
+            make_encoder(max_txt_len=30).encode_example(f"And {IMAGE_TAG}?", "no", 2, "row 7", self.earlier)
+
+    def test_an_answer_that_names_the_placeholder_is_text(self) -> None:
+        encoded = make_encoder().encode_example("Why?", "no", 0, earlier=[("What?", "<ImageHere>")])
+        assert IMAGE_POSITION not in encoded.input_ids
+        assert "<ImageHere>#" in TOKENIZER.decode([label for label in encoded.labels if label >= 0])
+
+    def test_what_follows_the_first_question_is_cut(self) -> None:
+        encoder = make_encoder(max_txt_len=10)
+        encoded = encoder.encode_example("Why?", "no", 1, earlier=self.earlier)
+        assert encoder.labelled_segments(encoded)[-2:] == [("a cat#", True), ("H: B", False)]
+
+
+def test_minigpt_v2_tokenises_each_turn_alone_in_chat_as_in_training(parity_v: Case) -> None:
+    encoder = parity_v.model.encoder
+    turns = [("<Img><ImageHere></Img> What is it?", "A dog."), ("Is it raining?", "No.")]
+    trained = encoder.encode_example(*turns[1], earlier=turns[:1])
+    dialogue = Dialogue(encoder.template, [Turn("What is it?", 1, "A dog.")])
+    asked = dialogue.fit("Is it raining?", 0, encoder, 1000)
+    assert asked.ids == trained.input_ids[: len(asked.ids)] == encoder.prompt(turns[1][0], earlier=turns[:1])
+    assert asked.text == "[INST] <Img><ImageHere></Img> What is it? [/INST]A dog.</s><s>[INST] Is it raining? [/INST]"
+    answer = encoder.tokenizer.encode("A dog.</s>")
+    assert asked.ids[asked.ids.index(answer[-1]) - len(answer) + 1 :][: len(answer)] == answer
+    assert asked.ids.count(encoder.tokenizer.bos_id) == 2

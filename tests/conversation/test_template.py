@@ -47,7 +47,11 @@ def test_render_puts_the_instruction_in_its_place_and_nothing_else() -> None:
     [
         ("vicuna0", TEMPLATES["vicuna0_demo"]),
         ("llama2", replace(TEMPLATES["llama2"], system_pattern="{system}<s>[INST] {} [/INST] ", separator="<s>")),
-        ("minigptv2", replace(TEMPLATES["minigpt_v2"], first_pattern="<s>[INST] {} [/INST]", separator="<s>")),
+        # Its chat leaves out the end of an answer, which its training has.
+        (
+            "minigptv2",
+            replace(TEMPLATES["minigpt_v2"], first_pattern="<s>[INST] {} [/INST]", separator="<s>", in_pieces=False),
+        ),
     ],
 )
 def test_two_turns_as_in_the_original_chat(name: str, template: Template) -> None:
@@ -144,7 +148,7 @@ class TestReadPrompts:
             read_prompts(str(path), "key")
 
     def test_missing_and_empty_files_name_the_key(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"model\.prompt_path: file .* does not exist"):
+        with pytest.raises(ConfigError, match=r"model\.prompt_path: .*no\.txt does not exist"):
             read_prompts(str(tmp_path / "no.txt"), "model.prompt_path")
         (tmp_path / "empty.txt").write_text("\n")
         with pytest.raises(ConfigError, match=r"model\.prompt_path: .* holds no prompt"):

@@ -31,7 +31,7 @@ def test_splits_and_processors(make_config: MakeConfig, encoder: PromptEncoder) 
 def test_the_processors_size_wins_over_the_models(make_config: MakeConfig, encoder: PromptEncoder) -> None:
     cfg = make_config()
     cfg.datasets["mine"].vis_processor.train.image_size = 6
-    assert build(cfg, encoder, "train")["mine"].open(0).shape == (3, 6, 6)
+    assert build(cfg, encoder, "train")["mine"].open_image(0).shape == (3, 6, 6)
 
 
 def test_no_split_asked_for_is_no_dataset(make_config: MakeConfig, encoder: PromptEncoder) -> None:

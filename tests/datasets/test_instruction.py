@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from minigpt4.common.errors import DataError
 from minigpt4.common.schema import Config, Target
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.datasets.instruction import MAX_SUBSTITUTES, InstructionDataset
+from minigpt4.datasets.loaders import collate
 from minigpt4.processors.image import open_image
-from tests.datasets.conftest import SIDE, build
+from tests.datasets.conftest import SIDE, build, write_jsonl
 
 MakeConfig = Callable[..., Config]
 
@@ -27,14 +29,14 @@ def test_a_sample_is_image_prompt_and_answer(dataset: InstructionDataset, encode
     assert sample.answer.startswith("row 3 caption ")
     assert sample.instruction in dataset.prompts
     assert sample.encoded == encoder.encode_example(sample.instruction, sample.answer)
-    assert len(sample.images) == 1 and torch.equal(sample.images[0], dataset.open(3))
+    assert len(sample.images) == 1 and torch.equal(sample.images[0], dataset.open_image(3))
     assert (sample.images[0].shape, sample.images[0].dtype) == ((3, SIDE, SIDE), torch.uint8)
     assert sample.skipped == ()
 
 
 def test_the_registered_processor_is_what_runs(dataset: InstructionDataset) -> None:
     dataset.image_processor = lambda path: torch.full((3, SIDE, SIDE), float(open_image(path).width))
-    opened = dataset.open(3)
+    opened = dataset.open_image(3)
     assert opened.dtype is torch.float32 and opened.unique().tolist() == [4.0]
 
 
@@ -90,7 +92,7 @@ class TestBrokenImages:
         dataset.image_path(2).write_bytes(b"broken")
         sample = dataset.sample(2, epoch=1)
         index = int(sample.image_id.removeprefix("id"))
-        assert torch.equal(sample.images[0], dataset.open(index))
+        assert torch.equal(sample.images[0], dataset.open_image(index))
         assert sample.answer.startswith(f"row {index} ")
         assert sample.answer == dataset.sample(index, epoch=1).answer
 
@@ -110,4 +112,38 @@ class TestBrokenImages:
     def test_opening_one_names_row_and_image(self, dataset: InstructionDataset) -> None:
         dataset.image_path(4).unlink()
         with pytest.raises(DataError, match=r"mine20\.jsonl, line 5: image .*4\.png does not exist"):
-            dataset.open(4)
+            dataset.open_image(4)
+
+
+def test_conversations_about_any_number_of_images(
+    make_config: MakeConfig, encoder: PromptEncoder, tmp_path: Path
+) -> None:
+    turns = [{"question": "What?", "answer": "A dog."}, {"question": "And <Img><ImageHere></Img>?", "answer": "A cat."}]
+    rows = [
+        {"images": ["1.png", "2.png"], "id": "both", "conversation": turns},
+        {"images": [], "id": "text", "question": "Name a fruit.", "answer": "Apple."},
+        {"image": "3.png", "answer": "Grey."},
+    ]
+    cfg = make_config()
+    turns[0]["question"] = "What is <Img><ImageHere></Img>?"
+    cfg.datasets["mine"].annotations = str(write_jsonl(tmp_path / "talks.jsonl", rows))
+    cfg.datasets["mine"].answer = "<{answer}>"
+    dataset = build(cfg, encoder, "train")["mine"]
+    both, text, one = (dataset.sample(index, 0) for index in range(3))
+    assert [len(sample.images) for sample in (both, text, one)] == [2, 0, 1]
+    assert torch.equal(both.images[1], dataset.open_image(0, 1)) and not torch.equal(*both.images)
+    trained = [part for part, is_target in encoder.labelled_segments(both.encoded) if is_target]
+    assert trained == ["<A dog.>#", "<A cat.>#"]
+    batch = collate([both, text, one])
+    assert batch.images is not None and len(batch.images) == 3
+    assert len(batch.image_positions) == 3 * encoder.num_image_tokens
+    assert batch.num_targets == sum(map(len, [*trained, "<Apple.>#", "<Grey.>#"]))
+    assert dataset.text_length(0, 0) == sum(map(len, [turns[0]["question"], turns[1]["question"], "<A dog.><A cat.>"]))
+
+
+def test_a_dataset_of_old_keeps_its_identity_and_turns_are_part_of_it(dataset: InstructionDataset) -> None:
+    before = dataset.identity()
+    assert before == "16 records, b05e4f174beb896c"
+    for change in ({"earlier": (("a", "b"),)}, {"images": ("0.png", "1.png")}):
+        dataset.records = [replace(record, **change) for record in dataset.records]
+        assert dataset.identity() != before

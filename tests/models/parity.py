@@ -96,6 +96,26 @@ class Case:
     def generations(self) -> list[str]:
         return [name for name, value in self.expected.items() if isinstance(value, dict) and "ids" in value]
 
+    def named_batch(self, name: str) -> Batch:
+        """A batch of the inputs by its name: single questions, conversations, or several images to a question."""
+        inputs = self.inputs[name]
+        if "conv_q" in inputs:
+            questions, answers = (
+                [text.split(inputs["connect_sym"]) for text in inputs[key]] for key in ("conv_q", "conv_a")
+            )
+            images = [[index] for index in inputs["images"]]
+        elif "length" in inputs:
+            questions, answers = ([[text] for text in inputs[key]] for key in ("instruction", "answer"))
+            images = [row[:used] for row, used in zip(inputs["images"], inputs["length"], strict=True)]
+        else:
+            return self.batch(inputs["images"], inputs["instruction"], inputs["answer"])
+        samples = []
+        for row, (asked, said, own) in enumerate(zip(questions, answers, images, strict=True)):
+            *earlier, (question, answer) = zip(asked, said, strict=True)
+            encoded = self.model.encoder.encode_example(question, answer, len(own), "sample", earlier)
+            samples.append(Sample(image_id=str(row), images=tuple(self.pixels[own]), encoded=encoded))
+        return collate(samples)
+
     def batch(self, images: list[int] | None, instructions: str | list[str], answers: list[str]) -> Batch:
         """Instructions and answers, as training makes them into a batch; MiniGPT-4's instructions are rendered."""
         texts = [instructions] * len(answers) if isinstance(instructions, str) else instructions

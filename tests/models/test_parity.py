@@ -30,7 +30,12 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(request.param)
 
 
-@pytest.fixture(params=["train_single", "train_list", "train_text_only"])
+TRAIN_CASES = (
+    "train_single", "train_list", "train_text_only", "train_conversation", "train_two_turn", "train_multi_image"
+)  # fmt: skip
+
+
+@pytest.fixture(params=TRAIN_CASES)
 def name(request: pytest.FixtureRequest, case: Case) -> str:
     """A batch of the fixture."""
     if request.param not in case.inputs:
@@ -85,8 +90,7 @@ def test_decoded_text(case: Case) -> None:
 
 
 def test_training_sequence(case: Case, name: str) -> None:
-    inputs = case.inputs[name]
-    batch = case.batch(inputs["images"], inputs["instruction"], inputs["answer"])
+    batch = case.named_batch(name)
     image_embeds = None if batch.images is None else case.model.encode_image(batch.images)
     embeds = case.model.embed(batch.input_ids, image_embeds, batch.image_positions)
     logits = case.model.llama_model(inputs_embeds=embeds).logits
@@ -103,8 +107,7 @@ def test_training_sequence(case: Case, name: str) -> None:
 
 
 def test_loss_and_gradient(case: Case, name: str) -> None:
-    inputs = case.inputs[name]
-    batch = case.batch(inputs["images"], inputs["instruction"], inputs["answer"])
+    batch = case.named_batch(name)
     case.model.zero_grad()
     loss = case.model(batch) / batch.num_targets
     assert_close_to(loss, case.arrays[f"{name}.loss"])

@@ -281,7 +281,7 @@ def test_an_output_folder_that_cannot_be_written_is_found_before_encoding(
 
 
 def records(count: int) -> list[Record]:
-    return [Record(image_id=f"i{n}", image=f"i{n}.png", answers=("a",)) for n in range(count)]
+    return [Record(image_id=f"i{n}", images=(f"i{n}.png",), answers=("a",)) for n in range(count)]
 
 
 def test_selection() -> None:

@@ -69,10 +69,10 @@ def test_cached_features_are_those_of_the_model(project: Project) -> None:
     model = build_model(cfg.model, CPU, torch.float32)
     plain = build_datasets(cfg.datasets, cfg.model, model.encoder, ["train"], seed=cfg.run.seed, train=True)["shapes"]
     for index in (0, 5, 23):
-        expected = model.encode_queries(plain.open(index)[None])[0]
-        assert cached.open(index).dtype == torch.float16
-        torch.testing.assert_close(cached.open(index).float(), expected, rtol=1e-3, atol=1e-3)
-    assert not torch.equal(cached.open(0), cached.open(1))
+        expected = model.encode_queries(plain.open_image(index)[None])[0]
+        assert cached.open_image(index).dtype == torch.float16
+        torch.testing.assert_close(cached.open_image(index).float(), expected, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(cached.open_image(0), cached.open_image(1))
 
 
 def test_only_what_is_missing_is_computed(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

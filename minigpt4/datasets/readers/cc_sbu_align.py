@@ -33,4 +33,4 @@ def _record(row: Any, source: str) -> Record:
         raise DataError("no 'image_id'")
     if caption is None:
         raise DataError("no 'caption'")
-    return Record(image_id=image_id, image=f"{image_id}.jpg", answers=(caption,), source=source)
+    return Record(image_id=image_id, images=(f"{image_id}.jpg",), answers=(caption,), source=source)

@@ -100,7 +100,7 @@ def _record(
     text = boxes_text(boxes, width, height)  # type: ignore[arg-type]
     return Record(
         image_id=_image_id(image) or replace_lone_surrogates(Path(file).stem),
-        image=file,
+        images=(file,),
         answers=(text,),
         split=text_of(image, "split"),
         source=source,

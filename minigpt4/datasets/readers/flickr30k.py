@@ -37,7 +37,7 @@ def _record(row: Any, source: str) -> Record:
         raise DataError("no 'image_id'")
     return Record(
         image_id=image_id,
-        image=path_of(row, "filename") or f"{image_id}.jpg",
+        images=(path_of(row, "filename") or f"{image_id}.jpg",),
         answers=_answers(row),
         split=text_of(row, "split"),
         source=source,

@@ -73,7 +73,7 @@ def folder_record(root: Path, image: Path, answers: Sequence[str], source: Path)
     relative = image.relative_to(root)
     return Record(
         image_id=replace_lone_surrogates(relative.with_suffix("").as_posix()),
-        image=relative.as_posix(),
+        images=(relative.as_posix(),),
         answers=tuple(answers),
         split=relative.parts[0] if len(relative.parts) > 1 and relative.parts[0] in SPLITS else None,
         source=str(source),

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 from minigpt4.common.errors import SHOWN, DataError, did_you_mean, shown
 from minigpt4.common.files import read_json, replace_lone_surrogates
 from minigpt4.common.types import Record
-from minigpt4.conversation.template import check_placeholders, with_image_tag
+from minigpt4.conversation.template import place_images
 
 ANSWER_COLUMNS = ("answer", "answers", "caption", "captions")
 QUESTION_COLUMNS = ("question", "instruction")
-COLUMNS = ("image", *ANSWER_COLUMNS, *QUESTION_COLUMNS, "split", "id")
+COLUMNS = ("image", "images", *ANSWER_COLUMNS, *QUESTION_COLUMNS, "conversation", "split", "id")
+CONVERSATION = '[{"question": "...", "answer": "..."}]'
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,27 +81,75 @@ def read_json_list(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def record_of(row: Mapping[str, Any], source: str) -> Record:
-    """The record of the columns image, answer (or answers, caption, captions) and optionally question (or instruction),
-    split and id.
+    """The record of the columns image (or images), answer (or answers, caption, captions) and optionally question (or
+    instruction), split and id; conversation takes the place of question and answer.
 
     Raises:
         DataError: A column is missing, or has a wrong value.
     """
-    image = path_of(row, "image")
-    if image is None:
-        raise DataError(_missing("image", row))
-    question_column = _filled_column(row, QUESTION_COLUMNS)
-    question = text_of(row, question_column) if question_column else None
+    images = _images(row)
+    if row.get("conversation") not in (None, ""):
+        turns = _turns(row)
+        answers: tuple[str, ...] = (turns[-1][1],)
+        question: str | None = turns[-1][0]
+    else:
+        turns = ()
+        question_column = _filled_column(row, QUESTION_COLUMNS)
+        question = text_of(row, question_column) if question_column else None
+        answers = _answers(row)
     if question is not None:
-        check_placeholders(with_image_tag(question), 1, source)
+        place_images([asked for asked, _ in turns] or [question], len(images), source)
+    elif len(images) != 1:
+        raise DataError(
+            f"a row with {len(images) or 'no'} images needs a 'question': the prompts of a dataset are about one image"
+        )
+    image_id = text_of(row, "id") or (_without_suffix(images[0]) if images else None)
+    if image_id is None:
+        raise DataError("a row without an image needs an 'id', by which its predictions are kept")
     return Record(
-        image_id=text_of(row, "id") or _without_suffix(image),
-        image=image,
-        answers=_answers(row),
+        image_id=image_id,
+        images=images,
+        answers=answers,
         question=question,
+        earlier=turns[:-1],
         split=text_of(row, "split"),
         source=source,
     )
+
+
+def _images(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The paths in 'image', or in the list 'images', which may be empty."""
+    image = path_of(row, "image")
+    if image is not None and row.get("images") is not None:
+        raise DataError("'image' and 'images' mean the same; give one of them")
+    if image is not None:
+        return (image,)
+    listed = row.get("images")
+    if listed is None:
+        raise DataError(_missing("image", row))
+    if not isinstance(listed, list) or not all(isinstance(path, str) and path.strip() for path in listed):
+        raise DataError(f"'images' should be a list of paths, found {shown(listed)}")
+    return tuple(listed)
+
+
+def _turns(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The questions and answers in 'conversation'."""
+    other = _filled_column(row, (*QUESTION_COLUMNS,)) or _filled_column(row, ANSWER_COLUMNS)
+    if other:
+        raise DataError(f"'conversation' and '{other}' mean the same; give one of them")
+    listed = row["conversation"]
+    if not isinstance(listed, list) or not listed or not all(isinstance(turn, dict) for turn in listed):
+        raise DataError(f"'conversation' should be a list such as {CONVERSATION}, found {shown(listed)}")
+    turns = []
+    for number, turn in enumerate(listed, 1):
+        question, answer = text_of(turn, "question"), text_of(turn, "answer")
+        if question is None or answer is None or len(turn) > 2:
+            raise DataError(
+                f"turn {number} of 'conversation' should have a question and an answer and nothing else, found "
+                f"{shown(turn)}"
+            )
+        turns.append((question, answer))
+    return tuple(turns)
 
 
 def require_object(row: Any) -> None:

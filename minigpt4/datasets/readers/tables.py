@@ -14,6 +14,8 @@ from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
 from minigpt4.datasets.readers.rows import Reader, RowProblem, convert_rows, read_json_list, record_of
 
+LIST_COLUMNS = ("answers", "captions", "images", "conversation")
+"""Columns of a CSV whose cells hold a JSON list."""
 EXPECTED = '{"image": "a.jpg", "answer": "..."}'
 
 
@@ -30,7 +32,7 @@ class JsonlReader(Reader):
 
 @readers.register("csv")
 class CsvReader(Reader):
-    """A header with the column names, then a row a record; `answers` and `captions` hold a JSON list in a cell."""
+    """A header with the column names, then a row a record; lists are JSON in a cell (`LIST_COLUMNS`)."""
 
     def read(self, path: Path) -> Iterator[Record | RowProblem]:
         """Every row of `path`, usable or not; errors as for `Reader.read`."""
@@ -69,7 +71,7 @@ def _record_of_cells(cells: dict[str | Any, Any], source: str) -> Record:
     if None in cells:
         raise DataError("more cells than the header has; quote a text that contains a comma")
     row = dict(cells)
-    for column in ("answers", "captions"):
+    for column in LIST_COLUMNS:
         if row.get(column):
             try:
                 row[column] = parse_json(row[column])

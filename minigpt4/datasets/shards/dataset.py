@@ -138,7 +138,11 @@ class ShardDataset(InstructionDataset):
             digest.update(repr((path.name, entry.size, entry.samples)).encode())
         return f"{len(self)} samples in {len(self.records.paths)} shards, {digest.hexdigest()[:16]}"
 
-    def open(self, index: int) -> Tensor:
+    def open(self, index: int) -> tuple[Tensor, ...]:
+        """The only image of a sample, before its record is asked for; errors as for `open_image`."""
+        return (self.open_image(index),)
+
+    def open_image(self, index: int, number: int = 0) -> Tensor:
         """The image of a sample, (3, S, S), as of an instruction dataset.
 
         Raises:
@@ -245,7 +249,7 @@ class ShardRecords(Sequence[Record]):
         name, content = _read_member(self._read(shard, start, length), path, start)
         return Record(
             image_id=replace_lone_surrogates(f"{path.stem}/{key}"),
-            image=f"{path.name}/{image_name}",
+            images=(f"{path.name}/{image_name}",),
             answers=(_decode_caption(name, content, source),),
             split=SPLIT,
             source=source,

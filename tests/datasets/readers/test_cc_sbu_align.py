@@ -21,8 +21,8 @@ def test_the_published_form(tmp_path: Path) -> None:
     path = tmp_path / "filter_cap.json"
     rows = [{"image_id": "2", "caption": "A mat.\nIt is red."}, {"image_id": 3, "caption": "A cat."}]
     assert read_content(path, {"annotations": rows}) == [
-        Record(image_id="2", image="2.jpg", answers=("A mat.\nIt is red.",), source=f"{path}, annotation 1"),
-        Record(image_id="3", image="3.jpg", answers=("A cat.",), source=f"{path}, annotation 2"),
+        Record(image_id="2", images=("2.jpg",), answers=("A mat.\nIt is red.",), source=f"{path}, annotation 1"),
+        Record(image_id="3", images=("3.jpg",), answers=("A cat.",), source=f"{path}, annotation 2"),
     ]
 
 

@@ -200,3 +200,47 @@ class TestCsv:
         path.write_text(f"image,answer\n1.jpg,{'a' * 200_000}\n")
         with pytest.raises(DataError, match="broken CSV"):
             read("csv", path)
+
+
+class TestConversations:
+    turns = ({"question": "What is it?", "answer": "A dog."}, {"question": "Why?", "answer": "Because."})
+
+    def test_images_and_turns(self, tmp_path: Path) -> None:
+        rows = [
+            {"images": ["a.jpg", "b.jpg"], "question": "What changed?", "answer": "The hat."},
+            {"image": "a.jpg", "conversation": self.turns, "answers": None, "question": ""},
+            {"images": [], "id": "poem", "question": "Write a poem.", "answer": "A poem."},
+        ]
+        two, talk, text = records_of(read("jsonl", write_jsonl(tmp_path / "a.jsonl", rows)))
+        assert (two.images, two.image, two.image_id) == (("a.jpg", "b.jpg"), "a.jpg", "a")
+        assert (talk.earlier, talk.question, talk.answers) == ((("What is it?", "A dog."),), "Why?", ("Because.",))
+        assert (text.images, text.image, text.image_id, text.earlier) == ((), "", "poem", ())
+
+    def test_lists_in_cells_of_a_csv(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        turns = json.dumps(self.turns).replace('"', '""')
+        path.write_text(f'id,images,conversation\nt,"[""a.jpg"", ""b.jpg""]","{turns}"\n')
+        (record,) = records_of(read("csv", path))
+        assert (record.images, record.earlier) == (("a.jpg", "b.jpg"), (("What is it?", "A dog."),))
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ({"image": "a.jpg", "images": ["b.jpg"], "answer": "x"}, "'image' and 'images' mean the same"),
+            ({"images": "a.jpg", "answer": "x"}, "'images' should be a list of paths, found \"a.jpg\""),
+            ({"images": ["a.jpg", ""], "answer": "x"}, "'images' should be a list of paths"),
+            ({"images": ["a.jpg", "b.jpg"], "answer": "x"}, "a row with 2 images needs a 'question'"),
+            ({"images": [], "id": "1", "answer": "x"}, "a row with no images needs a 'question'"),
+            ({"images": [], "question": "q", "answer": "x"}, "a row without an image needs an 'id'"),
+            ({"image": "a.jpg", "conversation": turns, "answer": "x"}, "'conversation' and 'answer' mean the same"),
+            ({"image": "a.jpg", "conversation": []}, "'conversation' should be a list such as"),
+            ({"image": "a.jpg", "conversation": [{"question": "q"}]}, "turn 1 of 'conversation' should have"),
+            ({"image": "a.jpg", "conversation": [{**turns[0], "from": "x"}]}, "turn 1 of 'conversation' should have"),
+            (
+                {"images": ["a.jpg", "b.jpg"], "question": "Is <Img><ImageHere></Img> red?", "answer": "x"},
+                "1 image placeholder(s) for 2 image(s)",
+            ),
+        ],
+    )
+    def test_rows_that_cannot_be_used(self, tmp_path: Path, row: Any, message: str) -> None:
+        assert message in problem_of(tmp_path, row)

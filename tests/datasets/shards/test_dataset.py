@@ -371,4 +371,4 @@ def test_an_image_is_prepared_as_from_a_file(
     samples[3] = ("00003", {"jpg": file.read_bytes(), "txt": b"x"})
     write_shard(shards[0], samples)
     dataset = build(shard_config(), encoder, "train")["wide"]
-    assert torch.equal(dataset.open(3), dataset.image_processor(file))
+    assert torch.equal(dataset.open_image(3), dataset.image_processor(file))
