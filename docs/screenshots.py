@@ -36,11 +36,10 @@ def main() -> None:
         raise SystemExit(f"{RESULTS / 'report.html'} does not exist; run make quickstart")
     with browser(1280, 930) as window, chat_page() as address:
         take_chat_page(window, address)
-    with browser(1100, 1100) as window:
+    with browser(1400, 900) as window:
         window.get((RESULTS / "report.html").as_uri())
         window.save_screenshot(str(DOCS / "quickstart_report.png"))
-    for plot in RESULTS.glob("metric_trends.*"):
-        shutil.copyfile(plot, DOCS / f"quickstart_trends{plot.suffix}")
+    shutil.copyfile(RESULTS / "metric_trends.svg", DOCS / "quickstart_trends.svg")
 
 
 @contextmanager
