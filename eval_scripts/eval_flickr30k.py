@@ -60,7 +60,8 @@ def main() -> None:
     console().print(results.table)
     print(f"Scores: {results.metrics}\nPlot:   {results.trends}\nReport: {results.report} (open it in a browser)")
     chosen = ["--cfg-path", args.cfg_path, *(["--ckpt", args.ckpt[-1]] if args.ckpt else [])]
-    print(f"Chat:   {command('chat', *chosen, '--image', str(results.example))}")
+    options = ["--options", *args.options] if args.options else []
+    print(f"Chat:   {command('chat', *chosen, '--image', str(results.example), *options)}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,6 +141,8 @@ def test_two_processes_write_the_same_files_as_one(written: Path, project: Proje
         assert made["date"] not in files["report.html"].decode()
     assert one == two
     assert done.stdout.count("Report:") == 1  # only rank 0 prints the table
+    (hint,) = [line for line in done.stdout.splitlines() if line.startswith("Chat:")]
+    assert set(OPTIONS) < set(shlex.split(hint))  # without them another model would answer
     assert "24 of the" not in done.stdout and "not recorded whether any of the 7 images" in done.stdout
 
 
