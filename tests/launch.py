@@ -49,6 +49,7 @@ def launch(
     ranks: int = 1,
     cwd: str | Path | None = None,
     environment: Mapping[str, str] = MappingProxyType({}),
+    before: Callable[[int], None] | None = None,
 ) -> Finished:
     """Run `script.py ARGUMENTS` or `-m module ARGUMENTS` to its end.
 
@@ -57,10 +58,11 @@ def launch(
         ranks: processes, with the variables that torchrun sets where there are several.
         cwd: working folder.
         environment: further environment variables; OMP_NUM_THREADS is 1 unless it is among them.
+        before: called in each process with its rank, before the script.
     """
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder, "stdout"), Path(folder, "stderr")
-        arguments = (command, ranks, str(cwd or Path.cwd()), _variables(environment), files)
+        arguments = (command, ranks, str(cwd or Path.cwd()), _variables(environment), files, before)
         process = CONTEXT.Process(target=_run_ranks, args=arguments)
         process.start()
         process.join(TIMEOUT)
@@ -195,6 +197,8 @@ def _run_ranks(command: tuple[str, ...], ranks: int, cwd: str, variables: dict[s
                 shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)}
                 os.environ.update(shared | own)
+            if before is not None:
+                before(rank)
             os._exit(_run(command))
         running.add(pid)
     status = 0

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from minigpt4.common.errors import CheckpointError, one_line
 from minigpt4.common.files import write_atomically
@@ -22,6 +22,8 @@ from minigpt4.common.files import write_atomically
 VERIFIED_BYTES = 256 * 2**20
 """Largest .pth file whose checksums are compared: every checkpoint of a projection, published ones too. Those of the
 frozen weights' files (GB) are not: they are mapped, and comparing would read every byte once more at each start."""
+DIGEST = "sha256"
+"""Key of the metadata of our .safetensors files: the digest of everything else in them, since the format has none."""
 RANDOM_SEED = 0
 """Seed of frozen weights that no file holds."""
 BLOCK_BYTES = 65_536
@@ -37,6 +39,13 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, lambda temporary: torch.save(dict(content), temporary))
 
 
+def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Save tensors atomically as .safetensors, with metadata and a digest that `read_checkpoint` compares."""
+    state = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    content = {**metadata, DIGEST: _digest(state, metadata)}
+    write_atomically(path, lambda temporary: save_file(state, temporary, metadata=content))
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a .pth or .safetensors file, on the CPU, memory-mapped where the format allows.
 
@@ -47,7 +56,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f"checkpoint {file} does not exist")
     try:
-        content = load_file(file) if file.suffix == ".safetensors" else _read_torch(file)
+        content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged header or pickle can raise anything
@@ -77,7 +86,26 @@ def read_projection(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
         with safe_open(path, framework="pt") as file:  # has just been read
             metadata = file.metadata()
     found = metadata if isinstance(metadata, dict) else {}
-    return model_state(content), {str(key): str(value) for key, value in found.items()}
+    return model_state(content), {str(key): str(value) for key, value in found.items() if key != DIGEST}
+
+
+def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    tensors = load_file(file)
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata() or {}
+    expected = metadata.pop(DIGEST, None)  # other writers give none
+    if expected is not None and expected != _digest(tensors, metadata):
+        raise CheckpointError(f"{file} is damaged (wrong checksum); copy or download it again")
+    return tensors
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """A hash of tensors, their names, shapes and formats, and of metadata."""
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _read_torch(file: Path) -> Any:

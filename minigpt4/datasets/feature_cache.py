@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,10 +97,10 @@ class FeatureCache:
     def __init__(self, folder: str | Path, identity: Mapping[str, str]) -> None:
         self.folder = Path(folder)
         check_identity(self.folder, identity)
-        self._rows: dict[str, tuple[Path, int]] = {}
+        self._rows: dict[str, tuple[Path, int, int | None]] = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
-            for row, name in enumerate(_names(shard)):
-                self._rows[name] = (shard, row)
+            for row, (name, checksum) in enumerate(_names(shard)):
+                self._rows[name] = (shard, row, checksum)
         self._shards: dict[Path, Any] = {}
 
     def __len__(self) -> int:
@@ -115,14 +116,17 @@ class FeatureCache:
         """The features of an image, (Q, width of the queries) float16.
 
         Raises:
-            DataError: The cache does not hold it, because it could not be read when the cache was filled.
+            DataError: The cache does not hold it, because it could not be read when the cache was filled; or the
+                shard is damaged.
         """
         if name not in self._rows:
             raise DataError(f"image {name} is not in the feature cache {self.folder}; it could not be read")
-        shard, row = self._rows[name]
+        shard, row, checksum = self._rows[name]
         if shard not in self._shards:
             self._shards[shard] = _open(shard).get_slice(TENSOR)
         features: Tensor = self._shards[shard][row]
+        if checksum is not None and checksum != _checksum(name, features):
+            raise _broken(shard, f"wrong checksum of the features of {name}")
         return features
 
 
@@ -139,8 +143,10 @@ def write_shard(folder: Path, names: Sequence[str], features: Iterable[Tensor]) 
     """
     # A hash of the names, so that no two processes choose the same file for different images.
     shard = folder / f"{hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()[:16]}.safetensors"
-    tensors = {TENSOR: torch.stack([feature.to(torch.float16) for feature in features])}
-    metadata = {"names": json.dumps(list(names))}
+    rows = torch.stack([feature.to(torch.float16) for feature in features])
+    tensors = {TENSOR: rows}
+    checksums = [_checksum(name, row) for name, row in zip(names, rows, strict=True)]
+    metadata = {"names": json.dumps(list(names)), "crc32": json.dumps(checksums)}
     try:
         with writing(shard):
             write_atomically(shard, lambda temporary: save_file(tensors, temporary, metadata=metadata))
@@ -149,8 +155,8 @@ def write_shard(folder: Path, names: Sequence[str], features: Iterable[Tensor]) 
     return shard
 
 
-def _names(shard: Path) -> list[str]:
-    """The names of a shard's images, a row of its tensor each.
+def _names(shard: Path) -> list[tuple[str, int | None]]:
+    """(name, checksum) of a shard's images, a row of its tensor each; older shards have no checksums.
 
     Raises:
         DataError: It is broken.
@@ -158,12 +164,22 @@ def _names(shard: Path) -> list[str]:
     file = _open(shard)
     try:
         names = json.loads(file.metadata()["names"])
+        checksums = json.loads(file.metadata().get("crc32", "null"))
         rows = file.get_slice(TENSOR).get_shape()[0]
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _broken(shard, error) from error
     if not isinstance(names, list) or len(names) != rows or not all(isinstance(name, str) for name in names):
         raise _broken(shard, f"the names of {rows} images are expected")
-    return names
+    if checksums is None:
+        return [(name, None) for name in names]
+    if not isinstance(checksums, list) or len(checksums) != rows or not all(type(c) is int for c in checksums):
+        raise _broken(shard, f"the checksums of {rows} images are expected")
+    return list(zip(names, checksums, strict=True))
+
+
+def _checksum(name: str, features: Tensor) -> int:
+    """CRC-32 of an image's name and features."""
+    return zlib.crc32(features.numpy(), zlib.crc32(name.encode("utf-8", errors="surrogatepass")))
 
 
 def _open(shard: Path) -> Any:

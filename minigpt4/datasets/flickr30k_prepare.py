@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -108,8 +109,10 @@ def _read_table(annotations: Path) -> pd.DataFrame:
 
     try:
         # Cells are kept as text and blank lines as rows, so that row numbers are those of a spreadsheet.
-        table = pd.read_csv(annotations, dtype=str, na_filter=False, skip_blank_lines=False, index_col=False)
-    except (ValueError, OSError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of cells beyond the header's, which are lost
+            table = pd.read_csv(annotations, dtype=str, na_filter=False, skip_blank_lines=False, index_col=False)
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:
         raise DataError(f"{annotations} cannot be read as CSV: {' '.join(str(error).split())}") from error
     for column in COLUMNS:
         if column not in table.columns:

@@ -12,13 +12,11 @@ from typing import Any
 
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
-from minigpt4.common.checkpoint import read_checkpoint, write_checkpoint
+from minigpt4.common.checkpoint import read_checkpoint, write_checkpoint, write_safetensors
 from minigpt4.common.distributed import restarts_allowed
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.common.files import new_folder, remove_temporary_files, write_atomically, write_text
+from minigpt4.common.files import new_folder, remove_temporary_files, write_text
 from minigpt4.common.logging import append_epoch, write_epochs
 from minigpt4.common.schema import RunConfig
 from minigpt4.runners.optim import Plan
@@ -363,11 +361,7 @@ def _check_folder(run: RunConfig, resumed: Path | None) -> None:
 
 def _write_safetensors(path: Path, content: Mapping[str, Any]) -> None:
     """Write the trained tensors of the checkpoint `path` beside it."""
-    tensors: dict[str, Tensor] = {key: value.contiguous() for key, value in content["model"].items()}
-    metadata: dict[str, str] = content["metadata"]
-    write_atomically(
-        path.with_suffix(".safetensors"), lambda temporary: save_file(tensors, temporary, metadata=metadata)
-    )
+    write_safetensors(path.with_suffix(".safetensors"), content["model"], content["metadata"])
 
 
 def _is_best(content: Mapping[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from minigpt4.common.checkpoint import (
     read_projection,
     seeded_weights,
     write_checkpoint,
+    write_safetensors,
 )
 from minigpt4.common.errors import CheckpointError
 from minigpt4.common.files import asset
@@ -142,6 +143,17 @@ def test_a_damaged_header_of_safetensors_raises_no_other_error(tmp_path: Path) -
             assert "c.safetensors" in str(error)
             refused += 1
     assert refused > 300
+
+
+def test_a_changed_bit_of_safetensors_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    write_safetensors(path, STATE, {"prompt_template": "{}"})
+    intact = path.read_bytes()
+    assert read_projection(path)[1] == {"prompt_template": "{}"}
+    for place in (intact.index(b'"{}"') + 1, len(intact) - 1):
+        path.write_bytes(intact[:place] + bytes([intact[place] ^ 1]) + intact[place + 1 :])
+        with pytest.raises(CheckpointError, match=r"c\.safetensors is damaged \(wrong checksum\)"):
+            read_projection(path)
 
 
 def test_a_projection_reads_the_same_from_both_formats(tmp_path: Path) -> None:

@@ -57,12 +57,39 @@ def test_an_identity_that_lacks_something_is_stale(folder: Path, content: str) -
 
 @pytest.mark.parametrize(
     "metadata",
-    [None, {}, {"names": "["}, {"names": "[" * 5000}, {"names": "3"}, {"names": '["a"]'}, {"names": "[[1], 2, 3]"}],
+    [
+        {"names": '["a", "b", "c"]', "crc32": "[1]"},
+        None,
+        {},
+        {"names": "["},
+        {"names": "[" * 5000},
+        {"names": "3"},
+        {"names": '["a"]'},
+        {"names": "[[1], 2, 3]"},
+    ],
 )
 def test_a_shard_without_its_names_is_named(folder: Path, metadata: dict[str, str] | None) -> None:
     save_file({"queries": torch.zeros(3, 2, 4)}, folder / "x.safetensors", metadata=metadata)
     with pytest.raises(DataError, match=r"x\.safetensors is broken .* delete it to compute it again"):
         FeatureCache(folder, IDENTITY)
+
+
+def test_damaged_features_are_noticed(folder: Path) -> None:
+    (shard,) = folder.glob("*.safetensors")
+    intact = shard.read_bytes()
+    shard.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    cache = FeatureCache(folder, IDENTITY)
+    assert torch.equal(cache.get("a.png"), torch.zeros(2, 4, dtype=torch.float16))
+    with pytest.raises(DataError, match=r"is broken \(wrong checksum of the features of c\.png\); delete it"):
+        cache.get("c.png")
+    shard.write_bytes(intact.replace(b"c.png", b"a.png"))
+    with pytest.raises(DataError, match=r"features of a\.png"):
+        FeatureCache(folder, IDENTITY).get("a.png")
+
+
+def test_shards_without_checksums_are_read(folder: Path) -> None:
+    save_file({"queries": torch.ones(1, 2, 4)}, folder / "x.safetensors", metadata={"names": '["x.png"]'})
+    assert torch.equal(FeatureCache(folder, IDENTITY).get("x.png"), torch.ones(2, 4))
 
 
 def test_a_shard_without_its_tensor_is_named(folder: Path) -> None:

@@ -166,6 +166,12 @@ def test_what_is_no_table_is_one_error(tmp_path: Path, content: bytes) -> None:
         prepare(path, None, tmp_path / "out.json")
 
 
+def test_cells_beyond_the_header_are_no_table(annotations: Path) -> None:
+    annotations.write_text(annotations.read_text().replace(",7\n", ",7,more\n").replace(",0\n", ",0,more\n"))
+    with pytest.raises(DataError, match=r"a\.csv cannot be read as CSV: .*header"):
+        prepare(annotations, None, annotations)
+
+
 def test_missing_files_and_folders_say_what_to_give(annotations: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     with pytest.raises(DataError, match=r"--annotations CSV.*MINIGPT4_DATA"):

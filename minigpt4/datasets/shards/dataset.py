@@ -247,6 +247,8 @@ class ShardRecords(Sequence[Record]):
         source = f"{path}, sample {key}"
         start, length = int(row["caption"]), int(row["caption_bytes"])
         name, content = _read_member(self._read(shard, start, length), path, start)
+        if _sample_key(name) != key:
+            raise _changed(path, start, f"{name} is no caption of {image_name}")
         return Record(
             image_id=replace_lone_surrogates(f"{path.stem}/{key}"),
             images=(f"{path.name}/{image_name}",),
@@ -298,7 +300,7 @@ def _member_name(header: bytes, path: Path) -> str:
         raise _changed(path, 0, error) from error
 
 
-def _changed(path: Path, start: int, error: Exception) -> DataError:
+def _changed(path: Path, start: int, error: object) -> DataError:
     return DataError(
         f"shard {path} has changed since it was indexed (byte {start:,}: {error}); if this was on purpose, start again "
         "to index it again"

@@ -232,7 +232,8 @@ def _read_table(folder: Path) -> dict[str, ShardEntry]:
 def _entry(fields: Mapping[str, Any]) -> ShardEntry:
     """An entry of the table; TypeError where a value is of another type."""
     counts = {key: value for key, value in fields.items() if key != "damage"}
-    if not all(type(value) is int and (value >= 0 or key == "mtime_ns") for key, value in counts.items()):
+    least = {"mtime_ns": -1}
+    if not all(type(value) is int and least.get(key, 0) <= value < 2**63 for key, value in counts.items()):
         raise TypeError(f"numbers are expected, found {counts}")
     return ShardEntry(damage=None if fields["damage"] is None else str(fields["damage"]), **counts)
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import webdataset
@@ -112,6 +113,15 @@ class TestRecords:
         sample = opened(shards).sample(8)
         with pytest.raises(DataError, match=rf"image 00008\.png in {shards[1]} cannot be read"):
             decode_image(sample.image, sample.image_name)
+
+    def test_a_caption_of_another_sample_is_refused(self, shards: list[Path]) -> None:
+        index = open_index(shards[:1], None)
+        (file,) = index.folder.glob("*.npy")
+        rows = np.load(file)
+        rows["caption"], rows["caption_bytes"] = rows["caption"][::-1].copy(), rows["caption_bytes"][::-1].copy()
+        np.save(file, rows)
+        with pytest.raises(DataError, match=r"has changed since it was indexed .* is no caption of "):
+            ShardRecords(index).sample(0)
 
     def test_a_shard_that_changes_during_a_run(self, shards: list[Path]) -> None:
         records = opened(shards)
