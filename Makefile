@@ -8,7 +8,7 @@ TEST_PROCESSES ?= 2
 CURATE = $(BIN)/python -m minigpt4.curate
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart stages demo test check lint type format docs bench clean
+.PHONY: help install quickstart stages demo test torture check lint type format docs bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -79,6 +79,9 @@ test: $(VENV)/.installed-dev ## Run the tests, with line coverage of the package
 		--cov=minigpt4 --cov-report=term:skip-covered $(TESTS)
 
 check: lint type test ## Everything that has to pass before a change is merged
+
+torture: $(VENV)/.installed-dev ## Kill, fill and damage everything, hundreds of times (about half an hour); FAULTS='--seed 1'
+	$(BIN)/python -m tests.faults $(FAULTS)
 
 lint: $(VENV)/.installed-dev ## Style
 	$(BIN)/ruff check .

@@ -31,6 +31,7 @@ from minigpt4.common.files import (
     read_appended,
     read_lines,
     read_text,
+    remove_temporary_files,
     replace_lone_surrogates,
     write_text,
     writing,
@@ -237,6 +238,7 @@ class AnswerFile:
         with writing(self.path):
             if self.path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "it is a folder; name a file")
+            remove_temporary_files(self.path.parent, f"{glob.escape(self.path.name)}*")
             begun = self.path.is_file() or self._parts()
             if begun and kept.is_file() and read_text(kept) != text:
                 raise DataError(

@@ -184,7 +184,14 @@ def _enter(cwd: str, variables: dict[str, str], descriptors: Sequence[int]) -> N
         os.dup2(descriptor, number)
 
 
-def _run_ranks(command: tuple[str, ...], ranks: int, cwd: str, variables: dict[str, str], files: list[Path]) -> None:
+def _run_ranks(
+    command: tuple[str, ...],
+    ranks: int,
+    cwd: str,
+    variables: dict[str, str],
+    files: list[Path],
+    before: Callable[[int], None] | None,
+) -> None:
     _enter(cwd, variables, [os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for file in files])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

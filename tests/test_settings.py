@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
 
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
-from minigpt4.common.files import CONFIGS, PROJECT
 from minigpt4.runners import train as train_module
 from tests.runners.project import Project
 
@@ -176,26 +174,6 @@ FILES = [
     ("datasets: flickr30k", "datasets: a mapping of keys to values is expected, not 'flickr30k'"),
 ]
 """Content of a YAML file, and a part of the message, as above."""
-WORDS = (
-    "null",
-    "[]",
-    "{}",
-    "3",
-    "-1",
-    ".nan",
-    "${nothing}",
-    "${",
-    "???",
-    "'",
-    '"',
-    ":",
-    "- a",
-    "[a",
-    "a: b",
-    "&x",
-    "*x",
-    HUGE,
-)
 
 
 class Reached(BaseException):
@@ -266,48 +244,3 @@ def test_odd_cards(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.yaml").write_text(f"datasets: {{birds: {{card: {tmp_path / 'card.yaml'}}}}}")
     message = load(tmp_path / "run.yaml")
     assert message is not None and message.startswith(str(tmp_path / "card.yaml"))
-
-
-def mutated(text: str, draw: random.Random) -> str:
-    """`text` with one to three random changes."""
-    lines = text.splitlines()
-    for _ in range(draw.randint(1, 3)):
-        at = draw.randrange(len(lines))
-        line = lines[at]
-        key, colon, _ = line.partition(":")
-        cut = draw.randrange(len(line) + 1)
-        lines[at : at + 1] = draw.choice(
-            [
-                [],
-                [line, line],
-                [f"  {line}"],
-                [line.lstrip()],
-                [line[:cut]],
-                [line[:cut] + draw.choice(WORDS) + line[cut:]],
-                [f"{key}{colon} {draw.choice(WORDS)}"],
-                [line[:cut] + chr(draw.randrange(1, 256)) + line[cut:]],
-            ]
-        )
-        if not lines:
-            break
-    return "\n".join(lines)
-
-
-@pytest.mark.slow
-def test_random_changes_of_the_shipped_files(tmp_path: Path) -> None:
-    draw = random.Random("settings")
-    folders = ("train_configs", "eval_configs")
-    texts = [path.read_text(encoding="utf-8") for name in folders for path in sorted((PROJECT / name).glob("*.yaml"))]
-    cards = [path.read_text(encoding="utf-8") for path in sorted(CONFIGS.glob("datasets/*.yaml"))]
-    path, card = tmp_path / "run.yaml", tmp_path / "card.yaml"
-    refused = 0
-    for _ in range(500):
-        path.write_text(mutated(draw.choice(texts), draw), encoding="utf-8")
-        card.write_text(mutated(draw.choice(cards), draw), encoding="utf-8")
-        text = path.read_text(encoding="utf-8")
-        try:
-            options = [f"datasets.birds.card={card}"] if draw.random() < 0.3 else []
-            refused += load(path, *options) is not None
-        except Exception as error:
-            raise AssertionError(f"{type(error).__name__}: {error}\n{text}") from error
-    assert 50 < refused < 500

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shlex
@@ -16,7 +17,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
 from minigpt4.common.config import LoadedConfig, load_config
-from minigpt4.common.errors import ConfigError, MiniGPT4Error
+from minigpt4.common.errors import ConfigError, DataError, MiniGPT4Error
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +41,8 @@ EXTRAS = {
     "webdataset": "train",
 }
 """The extra of pyproject.toml that brings a package which not every command needs."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What the system says where a disk is full, read-only or broken."""
 FILE_WIDTH = 160
 """Columns of output to a file or a pipe, which has no width of its own."""
 
@@ -118,7 +121,8 @@ def require_files(files: Iterable[tuple[str, str]]) -> None:
 
 
 class exit_on_error(ContextDecorator):  # noqa: N801 - used like a function
-    """Turn a `MiniGPT4Error`, or a package of `EXTRAS` that is missing, into one `error: ...` line and exit status 2.
+    """Turn a `MiniGPT4Error`, a package of `EXTRAS` that is missing, or a full disk into one `error: ...` line and exit
+    status 2.
 
     Works as a decorator (`@exit_on_error()` on `main`) and as a context manager. Any other
     exception is a bug and keeps its traceback.
@@ -137,6 +141,11 @@ class exit_on_error(ContextDecorator):  # noqa: N801 - used like a function
             extra = EXTRAS[error.name]
             error = ConfigError(
                 f"the package {error.name} is missing; run: pip install -c constraints.txt -e '.[{extra}]'"
+            )
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            error = DataError(
+                f"{error.filename or 'a file'} cannot be written: {error.strerror}; the files before it are complete: "
+                "free space on the disk, or choose another folder, and give the command again"
             )
         if isinstance(error, MiniGPT4Error):
             sys.stderr.write(f"{_prefix()}error: {error}\n")

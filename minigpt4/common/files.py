@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ _VARIABLE_OF = {
 }
 MAX_NAMES = 2000
 """Names of a folder that a misspelt one is compared with; it takes 50 microseconds each."""
+TEMPORARY = ".tmp"
+"""Ends the names of files that are being written."""
 IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Files of a folder that count as images."""
 
@@ -133,13 +135,14 @@ def near_path(path: str | Path, folders: Iterable[Path] = ()) -> str:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it into place in one step.
 
-    A kill at any moment leaves either the old file or the complete new one.
+    A kill at any moment leaves either the old file or the complete new one, and perhaps the temporary file, which
+    `remove_temporary_files` deletes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     temporary = Path(name)
     try:
+        _lock(handle)
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -149,6 +152,33 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def remove_temporary_files(folder: Path, name: str) -> None:
+    """Delete the temporary files that killed writers left in a folder; those that are being written stay.
+
+    Args:
+        folder: folder that is written into; it need not exist.
+        name: name of the written files, with wildcards.
+    """
+    for temporary in folder.glob(f".{name}.*{TEMPORARY}"):
+        with suppress(FileNotFoundError), temporary.open("rb") as file:
+            if _lock(file.fileno()):
+                temporary.unlink()
+
+
+def _lock(file: int) -> bool:
+    """Lock an open file until it is closed; False: another process has locked it."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # a system or a disk without locks
+        pass
+    return True
 
 
 @contextmanager
@@ -170,12 +200,6 @@ def writing(path: str | Path) -> Iterator[None]:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file atomically; a lone surrogate, which cannot be encoded, becomes a question mark."""
     write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", errors="replace")))
-
-
-def remove_temporary_files(folder: Path, name: str) -> None:
-    """Delete the temporary files that killed writers of `name` (wildcards allowed) left in a folder."""
-    for temporary in folder.glob(f".{name}.*"):
-        temporary.unlink(missing_ok=True)
 
 
 def read_text(path: str | Path) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minigpt4.common.distributed import start_processes
 from minigpt4.common.errors import ConfigError, DataError
-from minigpt4.common.files import write_atomically, writing
+from minigpt4.common.files import remove_temporary_files, write_atomically, writing
 from minigpt4.common.progress import Progress
 from minigpt4.common.registry import processors
 from minigpt4.common.schema import Config, DescribeConfig, GenerationConfig
@@ -58,6 +58,7 @@ def describe(cfg: Config, ledger: Ledger, images: Path) -> None:
         train=False,
         prepared=prepare_datasets(cfg.datasets),
     )
+    remove_temporary_files(images, "*.jpg")
     known = ledger.states()
     ledger.append(event for event in draw(datasets, curation.images, curation.seed) if event["sample"] not in known)
     states = list(ledger.states().values())

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from minigpt4.common.errors import DataError
-from minigpt4.common.files import write_atomically, write_text, writing
+from minigpt4.common.files import remove_temporary_files, write_atomically, write_text, writing
 from minigpt4.curate.ledger import SampleState
 
 ANNOTATIONS, IMAGES = "filter_cap.json", "image"
@@ -45,6 +45,8 @@ def export(states: Mapping[str, SampleState], images: Path, out: Path) -> int:
             raise DataError(f"{images / state.sample}.jpg does not exist; run describe again to restore it")
     rows = [{"image_id": state.sample, "caption": state.text} for state in accepted]
     with writing(out):
+        for place in (out, folder):
+            remove_temporary_files(place, "*")
         write_text(marker, "Written by python -m minigpt4.curate export, which may write it again.\n")
         for state in accepted:
             source, target = images / f"{state.sample}.jpg", folder / f"{state.sample}.jpg"

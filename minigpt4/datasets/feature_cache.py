@@ -179,7 +179,7 @@ def _names(shard: Path) -> list[tuple[str, int | None]]:
 
 def _checksum(name: str, features: Tensor) -> int:
     """CRC-32 of an image's name and features."""
-    return zlib.crc32(features.numpy(), zlib.crc32(name.encode("utf-8", errors="surrogatepass")))
+    return zlib.crc32(features.numpy().tobytes(), zlib.crc32(name.encode("utf-8", errors="surrogatepass")))
 
 
 def _open(shard: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import os
 import warnings
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from minigpt4.common.cli import exit_on_error, require_files
 from minigpt4.common.errors import DataError, first_few
-from minigpt4.common.files import DATA_VARIABLE, write_text, writing
+from minigpt4.common.files import DATA_VARIABLE, remove_temporary_files, write_text, writing
 from minigpt4.common.logging import set_up_logging
 from minigpt4.common.progress import track
 
@@ -67,6 +68,7 @@ def prepare(annotations: Path, images: Path | None, out: Path) -> Summary:
         raise DataError(f"{images} holds none of the {len(missing):,} images, such as {missing[0]}; give --images DIR")
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
     with writing(out):
+        remove_temporary_files(out.parent, glob.escape(out.name))
         write_text(out, f"[\n{lines}\n]\n")
     splits = Counter(record["split"] for record in records)
     captions = [len(record["captions"]) for record in records]

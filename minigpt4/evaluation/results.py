@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from minigpt4.common.errors import MetricError, MiniGPT4Error, first_few
-from minigpt4.common.files import read_json, write_json, write_text
+from minigpt4.common.files import read_json, remove_temporary_files, write_json, write_text
 from minigpt4.evaluation.caption import CaptionScores
 from minigpt4.evaluation.predictions import Prediction, load_predictions, predictions_file
 from minigpt4.evaluation.protocol import Protocol, references_sha256
@@ -98,6 +98,7 @@ def choose_folder(
             logger.warning("%s; nothing there is overwritten, and the new results go to %s", reason, candidate)
         if found.rows:
             logger.info("%s: its table keeps the rows %s", candidate, ", ".join(row.checkpoint for row in found.rows))
+        remove_temporary_files(candidate, "*")
         return found
 
 

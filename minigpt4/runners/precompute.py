@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
 from minigpt4.common.distributed import Processes, start_processes
 from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.files import remove_temporary_files
 from minigpt4.common.logging import set_up_logging
 from minigpt4.common.progress import Progress
 from minigpt4.common.schema import DatasetConfig, ModelConfig, RunConfig
@@ -83,7 +84,7 @@ def attach_feature_caches(
             )
         folder = Path(str(configs[name].feature_cache))
         identity = cache_identity(model, model.image_size, dtype)
-        processes.run_on_main(lambda folder=folder, identity=identity: check_identity(folder, identity))  # type: ignore[misc]
+        processes.run_on_main(lambda folder=folder, identity=identity: _open_folder(folder, identity))  # type: ignore[misc]
         missing = _missing(dataset, FeatureCache(folder, identity))
         processes.gather(None)  # no rank adds shards before all ranks have seen which are there
         if missing:
@@ -101,6 +102,12 @@ def attach_feature_caches(
         dataset.feature_cache = FeatureCache(folder, identity)
         logger.info("dataset %s: %d images in the feature cache %s", name, len(dataset.feature_cache), folder)
     return len(cached) == len(datasets)
+
+
+def _open_folder(folder: Path, identity: Mapping[str, str]) -> None:
+    """Check that a cache is of this model, and delete what killed processes left in it."""
+    check_identity(folder, identity)
+    remove_temporary_files(folder, "*")
 
 
 def _missing(dataset: InstructionDataset, cache: FeatureCache) -> list[tuple[int, int]]:

@@ -50,6 +50,8 @@ from minigpt4.runners.precompute import attach_feature_caches
 from minigpt4.runners.trainer import TrainState
 
 logger = logging.getLogger(__name__)
+SHOWN_RATES = 100_000
+"""Learning rates that a dry run compares to find the highest."""
 TARGET_MARKS = ("[[", "]]")
 """Enclose target text, which can then be told apart without colours."""
 
@@ -239,8 +241,10 @@ def plan_table(
         train_data: datasets trained on, by name.
         valid_data: datasets of the validation, by name.
     """
-    rates = [schedule(step) for step in range(plan.total_steps)]
-    peak = max(range(plan.total_steps), key=rates.__getitem__)
+    last = plan.total_steps - 1
+    # All steps of most runs; of longer ones some, and the end of warm-up, where the known schedules have their peak.
+    steps = {*range(0, plan.total_steps, last // SHOWN_RATES + 1), min(warmup_steps, last), last}
+    peak = max(sorted(steps), key=schedule)
     num_samples, seen = sum(map(len, train_data.values())), plan.total_steps * plan.global_batch
     table = Table("plan", "", title="Planned steps", title_justify="left")
     table.add_row("train", f"{num_samples:,} samples")
@@ -251,5 +255,7 @@ def plan_table(
     table.add_row("global batch", f"{plan.global_batch} ({plan.factors})")
     table.add_row("samples seen", f"{seen:,} ({seen / max(1, num_samples):.2f} x the training data)")
     table.add_row("warm-up", f"{warmup_steps:,} steps")
-    table.add_row("learning rate", f"{rates[0]:.3g} at step 0, {rates[peak]:.3g} at {peak}, {rates[-1]:.3g} at the end")
+    table.add_row(
+        "learning rate", f"{schedule(0):.3g} at step 0, {schedule(peak):.3g} at {peak}, {schedule(last):.3g} at the end"
+    )
     return table

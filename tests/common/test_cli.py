@@ -35,6 +35,22 @@ def test_decorator_leaves_results_and_bugs_alone() -> None:
         run(True)
 
 
+def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for error, line in (
+        (
+            OSError(28, "No space left on device", "a/b.json"),
+            "error: a/b.json cannot be written: No space left on device",
+        ),
+        (OSError(30, "Read-only file system"), "error: a file cannot be written: Read-only file system"),
+    ):
+        with pytest.raises(SystemExit) as caught, exit_on_error():
+            raise error
+        shown = capsys.readouterr().err
+        assert caught.value.code == 2 and shown.startswith(line) and shown.count("\n") == 1
+    with pytest.raises(FileNotFoundError), exit_on_error():
+        raise FileNotFoundError(2, "No such file or directory", "a")
+
+
 def test_several_processes_say_which_one_failed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,11 +67,20 @@ class TestWriting:
         assert "ä" in text and text.endswith("}\n")
 
     def test_only_the_temporary_files_of_a_name_are_removed(self, tmp_path: Path) -> None:
-        kept = [tmp_path / name for name in ("checkpoint_1.pth", ".log.txt.abc")]
-        for path in (*kept, tmp_path / ".checkpoint_1.pth.abc", tmp_path / ".checkpoint_2.pth.def"):
+        kept = [tmp_path / name for name in ("checkpoint_1.pth", ".log.txt.abc.tmp", ".checkpoint_1.pth.mine")]
+        for path in (*kept, tmp_path / ".checkpoint_1.pth.abc.tmp", tmp_path / ".checkpoint_2.pth.def.tmp"):
             path.touch()
         remove_temporary_files(tmp_path, "checkpoint_*.pth")
         assert sorted(tmp_path.iterdir()) == sorted(kept)
+        remove_temporary_files(tmp_path / "none", "*")
+
+    def test_a_file_that_another_process_writes_now_stays(self, tmp_path: Path) -> None:
+        def write(temporary: Path) -> None:
+            remove_temporary_files(tmp_path, "a.txt")
+            temporary.write_text("a")
+
+        write_atomically(tmp_path / "a.txt", write)
+        assert (tmp_path / "a.txt").read_text() == "a"
 
 
 class TestReading:

@@ -60,6 +60,10 @@ def _tallies(given: argparse.Namespace) -> Iterator[Tally]:
             from tests.faults.files import damage_files
 
             yield from damage_files(Path(folder, "files"), given.files, given.seed)
+        if given.configurations:
+            from tests.faults.configurations import try_configurations
+
+            yield from try_configurations(Path(folder, "configurations"), given.configurations, given.seed)
 
 
 if __name__ == "__main__":

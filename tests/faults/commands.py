@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from safetensors import safe_open
 
+from minigpt4.common.checkpoint import read_projection
 from minigpt4.common.files import asset
 from minigpt4.datasets.flickr30k_prepare import prepare
 from minigpt4.scenes.files import ANNOTATIONS_NAME, write_scenes, write_shards
@@ -133,8 +134,8 @@ def write_data(folder: Path) -> None:
 def differences(folder: Path, expected: Path) -> list[str]:
     """What the results in `folder` lack, or have otherwise or beyond the expected ones.
 
-    Files agree to the byte; in checkpoints and log.txt, durations may differ, and a feature cache may be divided into
-    other files.
+    Weights agree to the bit, files to the byte; but in checkpoints and log.txt durations may differ, .safetensors have
+    no order of their metadata, and a feature cache may be divided into other files.
     """
     found, wanted = _contents(folder), _contents(expected)
     problems = [f"{name} is missing" for name in wanted if name not in found]
@@ -166,9 +167,12 @@ def _contents(folder: Path) -> Mapping[str, Any]:
             continue
         if path.suffix == ".pth":
             contents[name] = _Checkpoint(path)
+        elif path.suffix == ".safetensors" and path.parent.name != "cache":
+            weights, metadata = read_projection(path)
+            contents[name] = metadata, {key: value.numpy().tobytes() for key, value in weights.items()}
         elif path.name == "log.txt":
             contents[name] = [{k: v for k, v in line.items() if k not in TIMED} for line in read_epochs(path.parent)]
-        elif path.parent.name == "cache" and path.suffix == ".safetensors":
+        elif path.suffix == ".safetensors":
             contents |= _cached(path)
         else:
             contents[name] = path.read_bytes()

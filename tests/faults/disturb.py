@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink")
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
 """Audit events, beside "open", of a changed file or folder; `os.replace` is a renaming."""
 TORN = b'{"torn'
 """The beginning of an appended line that a kill cut off."""
@@ -106,16 +106,20 @@ class _Watch:
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        flags, start = 0, ""
         if event == "open":
-            path, _, flags = arguments
+            flags = arguments[2]
             if not isinstance(flags, int) or not flags & WRITE_FLAGS:
                 return
-        elif event in CHANGES:
-            path, flags = arguments[-1 if event == "os.link" else 0], 0
-        else:
+        elif event not in CHANGES:
             return
+        elif arguments[-1] != -1:  # the descriptor of a folder that the path starts at
+            start = os.readlink(f"/proc/self/fd/{arguments[-1]}")
+        path = arguments[0]
         if not self.busy and isinstance(path, str | bytes | os.PathLike):
-            name = os.path.abspath(os.fsdecode(path))
+            name = os.path.abspath(os.path.join(start, os.fsdecode(path)))
+            if (event == "os.mkdir" and os.path.exists(name)) or (event == "os.remove" and not os.path.lexists(name)):
+                return  # changes nothing
             self._write(event, name, lambda: _begin_line(name) if flags & os.O_APPEND else None)
 
     def _write(self, event: str, path: str, tear: Callable[[], None]) -> None:

@@ -34,7 +34,7 @@ from minigpt4.generate import AnswerFile, Question, questions_of_jsonl, row_of
 from minigpt4.models.llm import build_llm
 from minigpt4.models.loading import build_image_encoders
 from minigpt4.processors.image import decode_image
-from minigpt4.runners.checkpoints import latest_valid_checkpoint, rng_state, save
+from minigpt4.runners.checkpoints import latest_valid_checkpoint, save
 from minigpt4.scenes.files import ANNOTATIONS_NAME, SCENES_NAME, write_scenes, write_shards
 from minigpt4.scenes.vocabulary import load_scenes
 from tests.faults.damage import damaged
@@ -99,7 +99,7 @@ def damage_file(folder: Path, subject: Subject, count: int, seed: int) -> Tally:
 
 def _outcome(subject: Subject, place: Path, expected: Any) -> tuple[Outcome, str]:
     try:
-        with _time_limit():
+        with time_limit():
             found = subject.read(place)
     except MiniGPT4Error as error:
         plain = str(error) and "\n" not in str(error)
@@ -115,7 +115,9 @@ def _outcome(subject: Subject, place: Path, expected: Any) -> tuple[Outcome, str
 
 
 @contextmanager
-def _time_limit() -> Iterator[None]:
+def time_limit() -> Iterator[None]:
+    """Raises HungError inside after TIME_LIMIT."""
+
     def end(number: int, frame: FrameType | None) -> None:
         raise HungError
 
@@ -220,7 +222,6 @@ def _run_state(step: int) -> dict[str, Any]:
         "config": {"run": {"seed": 3}},
         "epoch": step,
         "step": step,
-        "rng": [rng_state()],
         "progress": {"best_epoch": None},
         "run": {"data": {"mine": "4 samples"}},
         "metadata": {"prompt_template": "{}", "epoch": str(step)},

@@ -98,7 +98,7 @@ def test_auto_without_a_checkpoint_starts_from_the_beginning(
     folder = project.folder / "fresh"
     folder.mkdir()
     shutil.copy(complete / "log.txt", folder)  # as if an attempt had been killed while it wrote its first checkpoint
-    (folder / ".checkpoint_0.pth.x1y2z3").write_bytes(b"PK")
+    (folder / ".checkpoint_0.pth.x1y2z3.tmp").write_bytes(b"PK")
     train_here(*SHORT, "run.run_dir=fresh", "run.resume_ckpt_path=auto")
     assert_same_run(folder / "checkpoint_1.pth", complete / "checkpoint_1.pth")
     assert untimed_epochs(folder) == untimed_epochs(complete)

@@ -54,7 +54,7 @@ class Killer:
 
         def killed_replace(temporary: Path, target: Path) -> Path:
             if self._is_now():
-                shutil.copy(temporary, temporary.with_name(f".{Path(target).name}.killed"))
+                shutil.copy(temporary, temporary.with_name(f".{Path(target).name}.killed.tmp"))
                 raise Killed
             return replace(temporary, target)
 
@@ -99,26 +99,13 @@ def assert_same_folder(folder: Path, expected: Path) -> None:
     assert (folder / "log.txt").read_bytes().endswith(b"}\n")
 
 
-@pytest.mark.slow
-def test_killed_at_every_write(project: Project, undisturbed: Path, killer: Killer) -> None:
-    options = (*SHORT, "run.run_dir=killed", AUTO)
-    folder = project.folder / "killed"
-    for at in itertools.count(1):
-        if killer.survives(at, lambda: project.train_here(*options)):
-            break
-        killer.at = 0
-        project.train_here(*options)
-        assert_same_folder(folder, undisturbed)
-        shutil.rmtree(folder)
-    assert at > 12  # config.yaml, four checkpoints with their .safetensors, the best ones, and log.txt
-
-
 def test_killed_again_and_again(project: Project, undisturbed: Path, killer: Killer) -> None:
     options = (*SHORT, "run.run_dir=killed_again", AUTO)
     for at in itertools.count(2):
         if killer.survives(at, lambda: project.train_here(*options)):
             break
     assert_same_folder(project.folder / "killed_again", undisturbed)
+    assert at > 4
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again_without_resume(
@@ -220,7 +207,7 @@ def test_the_latest_checkpoint_is_that_of_the_latest_step(undisturbed: Path, tmp
     [
         ("write_checkpoint", OSError(28, "No space left on device")),
         ("write_checkpoint", RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")),
-        ("write_atomically", OSError(30, "Read-only file system")),
+        ("write_safetensors", OSError(30, "Read-only file system")),
     ],
 )
 def test_a_checkpoint_that_cannot_be_written_is_one_line(

@@ -28,7 +28,14 @@ import numpy as np
 
 from minigpt4.common.distributed import available_cores
 from minigpt4.common.errors import ConfigError, DataError
-from minigpt4.common.files import DATA_VARIABLE, read_json, replace_lone_surrogates, write_atomically, write_text
+from minigpt4.common.files import (
+    DATA_VARIABLE,
+    read_json,
+    remove_temporary_files,
+    replace_lone_surrogates,
+    write_atomically,
+    write_text,
+)
 from minigpt4.common.progress import track
 
 logger = logging.getLogger(__name__)
@@ -260,6 +267,7 @@ def _add_to_table(
     written = time.monotonic()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_temporary_files(folder, "*")
         jobs = [(path, folder / f"{_key(path, folder)}.npy", stats[path]) for path in paths]
         for path, entry in track(_scan_all(jobs, processes), "index", "shards", len(jobs)):
             table[_key(path, folder)] = entry
