@@ -1,4 +1,5 @@
-"""Weight files: safe reading, atomic writing, fingerprints, and what stands for files where weights are random."""
+"""Weight files: safe reading, atomic writing, strict loading, fingerprints, and what stands for files where weights
+are random."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from minigpt4.common.errors import CheckpointError, one_line
+from minigpt4.common.errors import CheckpointError, first_few, one_line
 from minigpt4.common.files import write_atomically
 
 VERIFIED_BYTES = 256 * 2**20
@@ -176,3 +178,61 @@ def seeded_weights() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(RANDOM_SEED)
         yield
+
+
+def load_strictly(
+    module: nn.Module,
+    state: dict[str, Tensor],
+    source: str,
+    *,
+    dtype: torch.dtype | None,
+    device: Any,
+    in_float32: tuple[str, ...] = (),
+) -> None:
+    """Load `state` into `module`, whose parameters may be on the meta device, tensor by tensor.
+
+    A tensor that needs no conversion is not copied: one that is mapped from a file stays mapped, and takes no memory of
+    the process.
+
+    Args:
+        module: every one of its parameters must be in `state`, and nothing else.
+        state: tensors by the module's own names; emptied, so that no more than one tensor is held twice.
+        source: file name for messages.
+        dtype: number format of floating-point tensors; None: that of `state`.
+        device: device of the tensors.
+        in_float32: prefixes of names that are converted to float32 instead.
+
+    Raises:
+        CheckpointError: Missing or unexpected names, or a shape that does not fit.
+    """
+    wanted = module.state_dict()
+    missing = sorted(set(wanted) - set(state))
+    unexpected = sorted(set(state) - set(wanted))
+    if missing or unexpected:
+        found = {"missing": missing, "unexpected": unexpected}
+        report = "; ".join(f"{label}: {first_few(names, 3)}" for label, names in found.items() if names)
+        raise CheckpointError(f"{source} does not fit {type(module).__name__}: {report}")
+    wrong = [name for name in wanted if wanted[name].shape != state[name].shape]
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"{source}: {name} has shape {tuple(state[name].shape)}, the model expects {tuple(wanted[name].shape)}"
+            f" ({len(wrong)} tensor(s) differ); check the model's sizes in the configuration"
+        )
+    placed = {}
+    for name in list(state):
+        moved = state.pop(name).to(device)  # before the conversion, which an accelerator does faster
+        wanted_dtype = torch.float32 if name.startswith(in_float32) else dtype
+        placed[name] = moved.to(wanted_dtype) if wanted_dtype and moved.is_floating_point() else moved
+    module.load_state_dict(placed, strict=True, assign=True)
+
+
+def unexpected_keys(names: Iterable[str], used: Iterable[str], unused: tuple[str, ...]) -> list[str]:
+    """Names that are neither used nor match a pattern of `unused`."""
+    known = set(used)
+    return [name for name in names if name not in known and not matches_any(name, unused)]
+
+
+def matches_any(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a name begins as one of the regular expressions says."""
+    return any(re.match(pattern, name) for pattern in patterns)

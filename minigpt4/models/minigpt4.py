@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minigpt4.common.checkpoint import unexpected_keys
 from minigpt4.common.errors import CheckpointError, first_few
 from minigpt4.common.registry import models
 from minigpt4.common.schema import GenerationConfig
@@ -23,7 +24,6 @@ from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.models.attention import Packed, packable, packed_attention
 from minigpt4.models.flops import WorkMeter, forward_flops
 from minigpt4.models.generation import Answer, Generator
-from minigpt4.models.published_weights import CHECKPOINT_UNUSED, unexpected_keys
 from minigpt4.models.vision import VisionEncoder
 from minigpt4.processors.image import normalize
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 PROJECTION = ("llama_proj.weight", "llama_proj.bias")
 """The projection's tensors, in the model as in published checkpoints."""
+CHECKPOINT_UNUSED = (r".*rotary_emb\.inv_freq$", r".*position_ids$")
+"""Buffers beside the trained tensors in published training checkpoints."""
 
 
 @models.register("minigpt4")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,19 +11,31 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from minigpt4.common.checkpoint import model_state, read_checkpoint, seeded_weights
-from minigpt4.common.errors import CheckpointError, ConfigError, first_few, one_line
-from minigpt4.models.published_weights import (
-    QFORMER_PREFIX,
-    QFORMER_UNUSED,
+from minigpt4.common.checkpoint import (
     load_strictly,
-    qformer_from_published,
-    qformer_to_published,
+    matches_any,
+    model_state,
+    read_checkpoint,
+    seeded_weights,
     unexpected_keys,
 )
+from minigpt4.common.errors import CheckpointError, ConfigError, first_few, one_line
 
 LN_VISION_EPS = 1e-5
 """Epsilon of `ln_vision` in LAVIS, torch's default."""
+QFORMER_PREFIX = "Qformer.bert."
+QFORMER_UNUSED = (
+    r"Qformer\.bert\.embeddings\.(word_embeddings|position_embeddings)\.|.*position_ids$",
+    r"Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\.",
+    r"Qformer\.cls\.|(t5|opt|llm|vision|text)_proj\.|itm_head\.|temp$",
+    r"visual_encoder\.|(t5_model|opt_model|llm_model)\.",
+)
+"""Text branch, heads and other models' projections in BLIP-2's files."""
+_RENAMED = (
+    (r"^embeddings\.LayerNorm\.", "layernorm."),
+    (r"(cross)?attention\.self\.", r"\1attention.attention."),
+)
+"""Parts of BLIP-2's names and what transformers calls them."""
 
 
 class QFormer(nn.Module):
@@ -129,3 +142,25 @@ def _qformer_state(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor
         raise CheckpointError(f"{source}: unexpected tensors for the Q-Former: {first_few(sorted(unexpected), 3)}")
     ours = {f"bert.{name}": tensor for name, tensor in qformer_from_published(state).items()}
     return ours | {name: state[name] for name in own if name in state}
+
+
+def qformer_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """BLIP-2's `Qformer.bert.*` tensors under the names of transformers' `Blip2QFormerModel`."""
+    renamed = {}
+    for name, tensor in state.items():
+        if name.startswith(QFORMER_PREFIX) and not matches_any(name, QFORMER_UNUSED):
+            ours = name.removeprefix(QFORMER_PREFIX)
+            for pattern, replacement in _RENAMED:
+                ours = re.sub(pattern, replacement, ours)
+            renamed[ours] = tensor
+    return renamed
+
+
+def qformer_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `qformer_from_published`."""
+    renamed = {}
+    for name, tensor in state.items():
+        theirs = re.sub(r"^layernorm\.", "embeddings.LayerNorm.", name)
+        theirs = re.sub(r"(cross)?attention\.attention\.", r"\1attention.self.", theirs)
+        renamed[QFORMER_PREFIX + theirs] = tensor
+    return renamed

@@ -13,9 +13,17 @@ from accelerate import init_empty_weights
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from minigpt4.common.checkpoint import model_state, read_checkpoint, seeded_weights
+from minigpt4.common.checkpoint import (
+    load_strictly,
+    model_state,
+    read_checkpoint,
+    seeded_weights,
+    unexpected_keys,
+)
 from minigpt4.common.errors import CheckpointError, ConfigError, first_few, one_line
-from minigpt4.models.published_weights import VIT_UNUSED, load_strictly, unexpected_keys
+
+VIT_UNUSED = (r"(norm|fc_norm|head)\.", r".*attn\.(k_bias|relative_position_index)$")
+"""Final norm and classifier, which come after the features."""
 
 
 class VisionEncoder(nn.Module):

@@ -40,8 +40,7 @@ from minigpt4.evaluation.statistics import swap_images
 from minigpt4.models.loading import build_model, build_prompt_encoder, evaluation_dtype, load_projection
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image import open_image
-from minigpt4.scenes.scores import all_objects_accuracy, object_accuracy
-from minigpt4.scenes.vocabulary import Scene, load_scenes
+from minigpt4.scenes.truth import Scene, all_objects_accuracy, load_scenes, object_accuracy
 from minigpt4.tasks.captioning import Captioning, check_image_ids, select_images
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from minigpt4.scenes.vocabulary import COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Scene, SceneObject
+from minigpt4.scenes.truth import COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Scene, SceneObject
 
 CAPTIONS_PER_SCENE = 5
 _SYNONYM_SHARE = 0.15

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from minigpt4.common.errors import DataError
-from minigpt4.scenes.vocabulary import BACKGROUNDS, COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Scene, SceneObject
+from minigpt4.scenes.truth import BACKGROUNDS, COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Scene, SceneObject
 
 SPLITS = ("train", "val", "test")
 REFERENCE_SIZE = 64

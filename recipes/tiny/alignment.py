@@ -15,7 +15,7 @@ from minigpt4.datasets.loaders import collate
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image import normalize
 from minigpt4.scenes.captions import captions_of
-from minigpt4.scenes.vocabulary import Scene
+from minigpt4.scenes.truth import Scene
 from recipes.tiny.dialogues import alignment_prompts, short_caption
 from recipes.tiny.images import SceneImages
 

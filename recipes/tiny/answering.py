@@ -10,7 +10,7 @@ from minigpt4.common.types import IMAGE_POSITION
 from minigpt4.models.generation import Generator
 from minigpt4.models.minigpt4 import MiniGPT4, splice_images
 from minigpt4.processors.image import normalize
-from minigpt4.scenes.vocabulary import Scene
+from minigpt4.scenes.truth import Scene
 from recipes.tiny.codes import encode_scene
 from recipes.tiny.language import CodeReader
 from recipes.tiny.oracle import Answerer

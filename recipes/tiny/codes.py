@@ -7,7 +7,7 @@ Neither has seen the other, and the words' embeddings differ: finding the map be
 
 from __future__ import annotations
 
-from minigpt4.scenes.vocabulary import BACKGROUNDS, COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Scene
+from minigpt4.scenes.truth import BACKGROUNDS, COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Scene
 
 MAX_OBJECTS = 3
 ATTRIBUTES = ("size", "colour", "shape", "row", "column")

@@ -11,7 +11,7 @@ from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import Template, read_prompts, with_image_tag
 from minigpt4.scenes.captions import captions_of, with_article
 from minigpt4.scenes.sampling import sample_scene, split_of
-from minigpt4.scenes.vocabulary import BACKGROUNDS, Scene
+from minigpt4.scenes.truth import BACKGROUNDS, Scene
 from recipes.tiny.questions import ask
 
 TEMPLATE = Template("###Human: {} ###Assistant: ", "###")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minigpt4.scenes.drawing import draw_background, draw_scene
 from minigpt4.scenes.sampling import REFERENCE_SIZE, PlacedScene, sample_split
-from minigpt4.scenes.vocabulary import BACKGROUNDS, Scene
+from minigpt4.scenes.truth import BACKGROUNDS, Scene
 from recipes.tiny.codes import encode_scene
 
 EMPTY_SHARE = 0.05

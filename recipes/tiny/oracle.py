@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable
 from minigpt4.common.types import IMAGE_TOKEN
 from minigpt4.conversation.template import with_image_tag
 from minigpt4.scenes.captions import FAMILIES
-from minigpt4.scenes.scores import names_all, names_largest
-from minigpt4.scenes.vocabulary import COLOURS, SHAPES, SIZES, Scene
+from minigpt4.scenes.truth import COLOURS, SHAPES, SIZES, Scene, names_all, names_largest
 from recipes.tiny.questions import KINDS, ask
 
 Answerer = Callable[[list[Scene], list[str]], list[str]]

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 
 from minigpt4.scenes.captions import place_phrase, with_article
-from minigpt4.scenes.vocabulary import COLOURS, COLUMNS, ROWS, SHAPES, Scene, SceneObject
+from minigpt4.scenes.truth import COLOURS, COLUMNS, ROWS, SHAPES, Scene, SceneObject
 
 NUMBERS = ("no", "one", "two", "three")
 KINDS = (

@@ -9,7 +9,7 @@ import torch
 
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.scenes.captions import captions_of
-from minigpt4.scenes.vocabulary import Scene
+from minigpt4.scenes.truth import Scene
 from recipes.tiny.alignment import AlignmentSettings, caption_answers, train_projection
 from recipes.tiny.answering import answer_from_images
 from recipes.tiny.dialogues import alignment_prompts

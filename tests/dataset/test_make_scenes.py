@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from dataset.make_scenes import main
-from minigpt4.scenes.scores import names_all
-from minigpt4.scenes.vocabulary import load_scenes
+from minigpt4.scenes.truth import load_scenes, names_all
 
 
 def make(out: Path, seed: int = 0, extra: tuple[str, ...] = ()) -> Path:

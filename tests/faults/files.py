@@ -36,7 +36,7 @@ from minigpt4.models.loading import build_image_encoders
 from minigpt4.processors.image import decode_image
 from minigpt4.runners.checkpoints import latest_valid_checkpoint, save
 from minigpt4.scenes.files import ANNOTATIONS_NAME, SCENES_NAME, write_scenes, write_shards
-from minigpt4.scenes.vocabulary import load_scenes
+from minigpt4.scenes.truth import load_scenes
 from tests.faults.damage import damaged
 from tests.faults.outcomes import Outcome, Tally
 from tests.processors.damaged import KINDS as IMAGE_KINDS

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from minigpt4.common.checkpoint import model_state, read_checkpoint, write_checkpoint
+from minigpt4.common.checkpoint import model_state, read_checkpoint, unexpected_keys, write_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.schema import GenerationConfig, LoraConfig, LowResource, ModelConfig, check_values
 from minigpt4.models.loading import build_model, load_projection, with_projection
 from minigpt4.models.lora import merge_lora
-from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.published_weights import CHECKPOINT_UNUSED, unexpected_keys
+from minigpt4.models.minigpt4 import CHECKPOINT_UNUSED, MiniGPT4
 from tests.models.parity import CPU, Case, build_with, model_config
 
 LORA_A = "llama_model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"

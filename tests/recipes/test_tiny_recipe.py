@@ -15,8 +15,7 @@ from minigpt4.conversation.tokenizer import SentencePieceTokenizer
 from minigpt4.processors.image import normalize
 from minigpt4.scenes.captions import captions_of
 from minigpt4.scenes.sampling import sample_split
-from minigpt4.scenes.scores import named_objects
-from minigpt4.scenes.vocabulary import Scene
+from minigpt4.scenes.truth import Scene, named_objects
 from recipes.tiny.codes import CODE_LENGTH, PIECES, WORDS, encode_scene, position_name
 from recipes.tiny.dialogues import TEMPLATE, alignment_prompts, make_dialogue, short_caption, training_scene
 from recipes.tiny.gates import check

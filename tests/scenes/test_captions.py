@@ -5,8 +5,7 @@ from collections import Counter
 
 from minigpt4.scenes.captions import captions_of, favoured_family, relation
 from minigpt4.scenes.sampling import sample_split
-from minigpt4.scenes.scores import named_objects, names_all
-from minigpt4.scenes.vocabulary import Scene, SceneObject
+from minigpt4.scenes.truth import Scene, SceneObject, named_objects, names_all
 
 
 def test_five_captions_differ_and_each_names_every_object() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from minigpt4.common.errors import DataError
 from minigpt4.scenes.sampling import sample_split, scene_code, split_of
-from minigpt4.scenes.vocabulary import BACKGROUNDS, COLOURS, SHAPES
+from minigpt4.scenes.truth import BACKGROUNDS, COLOURS, SHAPES
 
 
 def test_splits_share_no_scene_under_any_seed() -> None:

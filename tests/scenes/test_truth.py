@@ -1,10 +1,23 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from minigpt4.common.errors import MetricError
-from minigpt4.scenes.scores import all_objects_accuracy, named_objects, names_all, names_largest, object_accuracy
-from minigpt4.scenes.vocabulary import COLOURS, SHAPES, Scene, SceneObject
+from minigpt4.common.errors import DataError, MetricError
+from minigpt4.scenes.truth import (
+    COLOURS,
+    SHAPES,
+    Scene,
+    SceneObject,
+    all_objects_accuracy,
+    load_scenes,
+    named_objects,
+    names_all,
+    names_largest,
+    object_accuracy,
+)
 
 SCENE = Scene(
     "grey",
@@ -14,6 +27,30 @@ SCENE = Scene(
     ),
 )
 EVERYTHING = ", ".join(f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES)
+
+
+def test_a_ground_truth_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.json does not exist"):
+        load_scenes(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(DataError, match=r"bad\.json, line 1: broken JSON"):
+        load_scenes(tmp_path / "bad.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(DataError, match="must map file names to scenes, found a list"):
+        load_scenes(tmp_path / "list.json")
+
+
+def test_scene_records_round_trip_and_are_checked(tmp_path: Path) -> None:
+    assert Scene.from_json(SCENE.to_json()) == SCENE
+    path = tmp_path / "scenes.json"
+    path.write_text(json.dumps({"a.png": SCENE.to_json()}))
+    assert load_scenes(path) == {"a.png": SCENE}
+    with pytest.raises(DataError, match="not a scene record"):
+        Scene.from_json({"objects": [{}], "background": "grey"})
+    record = SCENE.to_json()
+    record["objects"][0]["colour"] = "rad"
+    with pytest.raises(DataError, match=r"unknown colour 'rad'.*'red'"):
+        Scene.from_json(record)
 
 
 @pytest.mark.parametrize(
