@@ -78,7 +78,7 @@ def from_config(
     if place.type == "cpu":
         use_onednn_if_exact()
     return LoadedModel(
-        build_model(cfg.model, place, evaluation_dtype(chosen, place)),
+        build_model(cfg.model, place, evaluation_dtype(chosen, cfg.model, place)),
         processors.get(IMAGE_PROCESSOR)(image_size=cfg.model.image_size),
         cfg.evaluation.generation,
         cfg.evaluation.prompt or DESCRIBE,

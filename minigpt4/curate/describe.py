@@ -68,7 +68,7 @@ def describe(cfg: Config, ledger: Ledger, images: Path) -> None:
         logger.info("every sample has its description")
         return
     device = start_processes(cfg.run.device).device
-    model = build_model(cfg.model, device, evaluation_dtype(cfg.evaluation.precision, device))
+    model = build_model(cfg.model, device, evaluation_dtype(cfg.evaluation.precision, cfg.model, device))
     if is_toy(model.base):
         logger.warning(NOTE)
     describer = Describer(settings, model, image_size=cfg.model.image_size, seed=curation.seed)

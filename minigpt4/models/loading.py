@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import os
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from minigpt4.common.checkpoint import RANDOM_SEED, fingerprint, frozen_identity, read_checkpoint, read_projection
-from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.common.files import language_model_folder, require_path
+from minigpt4.common.errors import CheckpointError, ConfigError, DataError
+from minigpt4.common.files import language_model_folder, read_json, require_path
 from minigpt4.common.progress import duration
 from minigpt4.common.registry import models
-from minigpt4.common.schema import Amp, ModelConfig, Precision
+from minigpt4.common.schema import Amp, LowResource, ModelConfig, Precision
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import STAGE1_PATTERN, configured_template
 from minigpt4.conversation.tokenizer import check_vocabulary, load_tokenizer
@@ -39,6 +42,7 @@ DTYPES = {
     Precision.float16: torch.float16,
 }
 """Number formats of the frozen weights by `run.amp` and `model.precision`."""
+QUANTISED = (LowResource.int8, LowResource.nf4)
 BASE_FILES = ("vit_weights", "q_former_model", "llama_model")
 """Frozen parts that a checkpoint knows by fingerprint; what else it records of them are sizes."""
 
@@ -78,6 +82,8 @@ def build_model(
     if cfg.ckpt:
         read_checkpoint(cfg.ckpt)  # a broken file is found now, not after minutes of loading the others
     encoder = build_prompt_encoder(cfg)
+    if not keep_llm_on_cpu:  # a share of it would be needed only
+        check_memory(cfg, dtype, device, with_encoders=with_encoders)
     vision, bridge = None, None
     began = time.monotonic()
     logger.info("loading %s%s", f"{cfg.vit_model}, " if with_encoders else "", llm_folder)
@@ -237,34 +243,150 @@ class TrainPrecision:
     reason: str
 
     def __str__(self) -> str:
-        frozen = str(self.frozen).removeprefix("torch.")
+        frozen = _name(self.frozen)
         scaled = "with a loss scale" if self.scale_loss else "no loss scale"
         return f"frozen weights in {frozen}, projection in float32, {scaled} ({self.reason})"
 
 
-def train_precision(amp: Amp, precision: Precision, device: torch.device) -> TrainPrecision:
+def train_precision(amp: Amp, cfg: ModelConfig, device: torch.device) -> TrainPrecision:
     """Number formats from `run.amp` and `model.precision`.
 
     Autocast is not needed: the frozen weights are stored in the format they compute in, and the projection, the only
     module in float32, converts its output to the language model's format.
 
     Args:
-        amp: `auto` follows the device.
-        precision: `auto` follows amp; anything else overrides it for the frozen weights.
+        amp: `auto` follows the device, and the memory that is free on a CPU.
+        cfg: section `model`; its precision `auto` follows amp, anything else overrides it for the frozen weights.
         device: device of this rank.
     """
-    chosen = native_amp(device) if amp is Amp.auto else amp
-    reason = f"run.amp: {amp.value}" + (f", {chosen.value} on {device.type}" if amp is Amp.auto else "")
-    frozen = DTYPES[chosen]
-    if precision is not Precision.auto:
-        frozen = DTYPES[precision]
-        reason += f", model.precision: {precision.value}"
+    if cfg.precision is not Precision.auto:
+        frozen, reason = DTYPES[cfg.precision], f"run.amp: {amp.value}, model.precision: {cfg.precision.value}"
+    elif amp is not Amp.auto:
+        frozen, reason = DTYPES[amp], f"run.amp: {amp.value}"
+    else:
+        frozen, why = automatic_dtype(cfg, device)
+        reason = f"run.amp: auto, {why}"
     return TrainPrecision(frozen, scale_loss=frozen is torch.float16, reason=reason)
 
 
-def evaluation_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Number format of the frozen weights in evaluation and chat; `auto` follows the device."""
-    return DTYPES[native_amp(device) if precision is Precision.auto else precision]
+def evaluation_dtype(precision: Precision, cfg: ModelConfig, device: torch.device) -> torch.dtype:
+    """Number format of the frozen weights in evaluation and chat; `auto` is said in the log."""
+    if precision is not Precision.auto:
+        return DTYPES[precision]
+    dtype, reason = automatic_dtype(cfg, device)
+    logger.info("precision: %s (%s)", _name(dtype), reason)
+    return dtype
+
+
+def automatic_dtype(cfg: ModelConfig, device: torch.device) -> tuple[torch.dtype, str]:
+    """The format that the device computes natively and fastest, and why; on a CPU bfloat16 where float32 does not fit.
+
+    Several ranks have to take the answer of one of them, before any of them loads weights.
+
+    Args:
+        cfg: section `model`.
+        device: device of the model.
+    """
+    native = native_amp(device)
+    if native is not Amp.off:
+        return DTYPES[native], f"{native.value} on {device.type}"
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    needed, free = processes * weight_bytes(cfg, torch.float32), free_memory(device)
+    if needed <= free:
+        return torch.float32, f"off on {device.type}"
+    return torch.bfloat16, f"float32 would take {_gib(needed)} of the {_gib(free)} that are free on {device.type}"
+
+
+def weight_bytes(cfg: ModelConfig, dtype: torch.dtype, *, with_encoders: bool = True) -> int:
+    """Bytes of the frozen weights, at least, judged by their files; 0 for files that are missing.
+
+    Args:
+        cfg: section `model`.
+        dtype: number format of what is not quantised.
+        with_encoders: count the vision encoder and the bridge.
+    """
+    folder = Path(str(cfg.llama_model))
+    stored = sum(_numbers(file, folder) for file in _weight_files(folder))
+    bytes_each = {LowResource.off: float(dtype.itemsize), LowResource.int8: 1.0, LowResource.nf4: 0.5}
+    total = stored * bytes_each[cfg.low_resource]
+    if with_encoders:  # a .pth may hold float32, so that it has at least a number for each 4 bytes
+        encoders = [Path(path) for path in cfg.image_encoder_files().values() if path]
+        total += sum(path.stat().st_size // 4 * dtype.itemsize for path in encoders if path.is_file())
+    return int(total)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that transformers would load of a folder, which may hold copies in other formats."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+        with suppress(DataError, LookupError, TypeError, AttributeError):
+            names = set(read_json(folder / f"{name}.index.json")["weight_map"].values())
+            return [folder / file for file in sorted(names)]
+    return []
+
+
+def _numbers(file: Path, folder: Path) -> int:
+    """Numbers in a file of a language model's weights; nothing but a header is read."""
+    try:
+        if file.suffix == ".safetensors":
+            with file.open("rb") as stream:
+                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+            return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        config = read_json(folder / "config.json")
+        name = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+        return file.stat().st_size // getattr(torch, name).itemsize
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, MemoryError, OverflowError, DataError):
+        return 0  # the loader names what is wrong with it
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process can still take on a device; of a CPU's memory, within the limit of its control group."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # no such limit
+        limit = int((group / "memory.max").read_text())
+        cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, limit - int((group / "memory.current").read_text()) + int(cache["inactive_file"]))
+    return free
+
+
+def check_memory(cfg: ModelConfig, dtype: torch.dtype, device: torch.device, *, with_encoders: bool = True) -> None:
+    """Refuse to load weights that do not fit, which on a CPU would mean hours of swapping.
+
+    Args:
+        cfg: section `model`.
+        dtype: number format of the frozen weights.
+        device: device of the model.
+        with_encoders: whether the vision encoder and the bridge are loaded.
+
+    Raises:
+        ConfigError: They do not fit; the message names what does.
+    """
+    needed, free = weight_bytes(cfg, dtype, with_encoders=with_encoders), free_memory(device)
+    if needed <= free:
+        return
+    ways = {f"model.low_resource={low.value}": (replace(cfg, low_resource=low), dtype) for low in QUANTISED}
+    if dtype is torch.float32:
+        ways = {"model.precision=bfloat16": (cfg, torch.bfloat16)} | ways
+    sizes = {way: weight_bytes(*given, with_encoders=with_encoders) for way, given in ways.items()}
+    smaller = [f"{way} ({_gib(size)})" for way, size in sizes.items() if size <= min(free, needed - 1)]
+    raise ConfigError(
+        f"model.llama_model: the frozen weights take {_gib(needed)} in {_name(dtype)}, and {_gib(free)} are free on "
+        f"{device.type}; {'set ' + ' or '.join(smaller) if smaller else 'take a smaller model'}, or free memory"
+    )
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def native_amp(device: torch.device) -> Amp:

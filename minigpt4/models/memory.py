@@ -90,9 +90,14 @@ def empty_model(cfg: ModelConfig, encoder: PromptEncoder, dtype: torch.dtype) ->
             bridge = build_merged_patches(vision)
         for part in (vision, bridge, llm):
             part.requires_grad_(False).eval()
+        adapters = None
+        if cfg.lora.r:
+            from minigpt4.models.lora import add_lora
+
+            adapters = add_lora(llm, cfg.lora)
         if cfg.recompute_llm:
             recompute_blocks(llm)
-        model = MiniGPT4(vision, bridge, llm, encoder, bridge.width)
+        model = MiniGPT4(vision, bridge, llm, encoder, bridge.width, adapters=adapters)
     with FakeTensorMode(allow_non_fake_inputs=True):
         return model.to_empty(device="cpu")
 
@@ -113,7 +118,7 @@ def frozen_bytes(module: nn.Module, low_resource: LowResource = LowResource.off)
         return total
     head: Any = module.get_output_embeddings()  # type: ignore[operator]
     for layer in module.modules():
-        if not isinstance(layer, nn.Linear) or layer is head:
+        if not isinstance(layer, nn.Linear) or layer is head or layer.weight.requires_grad:
             continue
         weight = layer.weight
         total -= weight.numel() * weight.element_size()
@@ -260,8 +265,8 @@ def _step(
         size, queries = model.visual_encoder.image_size, model.encoder.num_image_tokens  # type: ignore[union-attr]
         shape = (len(lengths), queries, model.query_width) if cached else (len(lengths), 3, size, size)
         images = torch.empty(shape, dtype=torch.float16 if cached else torch.uint8)
-        loss = model(planned_batch(lengths, targets, queries, images))
+        loss = model.train()(planned_batch(lengths, targets, queries, images))
         saved = allocations.now
         loss.backward()
-        model.llama_proj.zero_grad()
+        model.zero_grad()
         return saved, allocations.peak

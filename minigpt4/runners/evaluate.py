@@ -22,7 +22,7 @@ from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.files import new_folder
 from minigpt4.common.logging import set_up_logging
 from minigpt4.common.progress import track
-from minigpt4.common.schema import Config, EvaluationConfig, ModelConfig, Precision
+from minigpt4.common.schema import Config, EvaluationConfig, ModelConfig
 from minigpt4.datasets.builders import build_dataset
 from minigpt4.datasets.leaks import METADATA_KEY, Fingerprint, ImageSet, Leaks, TrainingRecord, find_leaks, fingerprints
 from minigpt4.evaluation.caption import check_metrics, check_references, score_checkpoints
@@ -81,7 +81,8 @@ def evaluate(cfg: Config, checkpoints: Sequence[str]) -> WrittenResults | None:
     selection = select_images(dataset.records, settings.limit, settings.fraction, settings.seed)
     check_image_ids(dataset.records[index] for index in selection)
     check_references({dataset.records[index].image_id: dataset.records[index].answers for index in selection})
-    model, trained_on = _load_model(cfg.model, settings.precision, files, processes.device)
+    dtype = processes.run_on_main(lambda: evaluation_dtype(settings.precision, cfg.model, processes.device))
+    model, trained_on = _load_model(cfg.model, dtype, files, processes.device)
     captioning = Captioning(model, dataset, selection, settings, processes.rank, processes.world_size)
     out_dir = processes.run_on_main(lambda: _output_folder(settings.output_dir, cfg.paths.output_root))
 
@@ -259,7 +260,7 @@ def _output_folder(output_dir: str | None, output_root: str) -> Path:
 
 
 def _load_model(
-    cfg: ModelConfig, precision: Precision, files: Sequence[str], device: torch.device
+    cfg: ModelConfig, dtype: torch.dtype, files: Sequence[str], device: torch.device
 ) -> tuple[MiniGPT4, list[str | None]]:
     """The model, and what each checkpoint's metadata says it was trained on.
 
@@ -267,7 +268,7 @@ def _load_model(
     """
     # A missing or broken file is found before the minutes of loading the model.
     trained_on = [read_projection(path)[1].get(METADATA_KEY) for path in files]
-    model = build_model(replace(cfg, ckpt=None), device, evaluation_dtype(precision, device))
+    model = build_model(replace(cfg, ckpt=None), device, dtype)
     for path in files:
         load_projection(model, path)
     return model, trained_on

@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         build_datasets(cfg.datasets, cfg.model, encoder, splits, seed=cfg.run.seed, train=train)
         for splits, train in ((cfg.run.train_splits, True), (cfg.run.valid_splits, False))
     ]
-    precision = train_precision(cfg.run.amp, cfg.model.precision, processes.device)
+    precision = processes.run_on_main(lambda: train_precision(cfg.run.amp, cfg.model, processes.device))
     attach_feature_caches(groups, cfg.datasets, cfg.model, cfg.run, precision.frozen, processes)
     processes.shutdown()
 

@@ -91,7 +91,7 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     # The plan: how many steps, at which learning rate, in which number formats, from which checkpoint on.
     plan = make_plan(run, steps_per_epoch(run, train_data, processes.world_size), processes.world_size)
     schedule = partial(lr_schedule, settings=LrSettings.of(run, plan.steps_per_epoch))
-    precision = train_precision(run.amp, cfg.model.precision, processes.device)
+    precision = processes.run_on_main(lambda: train_precision(run.amp, cfg.model, processes.device))
     logger.info("precision: %s", precision)
     identity = run_identity(loaded.resolved, plan, train_data)
     start_from, all_cached = None, False

@@ -16,9 +16,18 @@ from torch import Tensor
 
 from minigpt4.common.checkpoint import write_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError, MiniGPT4Error
-from minigpt4.common.schema import Amp, Precision
+from minigpt4.common.schema import Amp, LowResource, ModelConfig, Precision
 from minigpt4.datasets.feature_cache import cache_identity
-from minigpt4.models.loading import build_model, evaluation_dtype, load_projection, train_precision, with_projection
+from minigpt4.models import loading
+from minigpt4.models.loading import (
+    build_model,
+    evaluation_dtype,
+    free_memory,
+    load_projection,
+    train_precision,
+    weight_bytes,
+    with_projection,
+)
 from tests.models.parity import CPU, Case, build_with, model_config
 
 
@@ -276,7 +285,7 @@ def assert_description_refused(parity_a: Case, tmp_path: Path, content: str) -> 
     ],
 )
 def test_number_formats_of_training(amp: Amp, precision: Precision, frozen: torch.dtype, reason: str) -> None:
-    chosen = train_precision(amp, precision, CPU)
+    chosen = train_precision(amp, ModelConfig(precision=precision), CPU)
     assert (chosen.frozen, chosen.reason) == (frozen, reason)
     assert chosen.scale_loss == (frozen is torch.float16)
     assert ("with a loss scale" in str(chosen)) == chosen.scale_loss
@@ -287,6 +296,61 @@ def test_number_format_of_evaluation_follows_the_device(
     capability: tuple[int, int], native: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert evaluation_dtype(Precision.auto, torch.device("cuda")) == native
-    assert evaluation_dtype(Precision.float32, torch.device("cuda")) == torch.float32
-    assert evaluation_dtype(Precision.auto, CPU) == torch.float32
+    assert evaluation_dtype(Precision.auto, ModelConfig(), torch.device("cuda")) == native
+    assert evaluation_dtype(Precision.float32, ModelConfig(), torch.device("cuda")) == torch.float32
+    assert evaluation_dtype(Precision.auto, ModelConfig(), CPU) == torch.float32
+
+
+class TestMemory:
+    """Weights are compared with the memory that is free before the first is loaded."""
+
+    @pytest.fixture
+    def cfg(self, parity_a: Case) -> ModelConfig:
+        return model_config(parity_a.folder)
+
+    def test_weights_are_counted_by_their_files(self, cfg: ModelConfig, parity_a: Case) -> None:
+        numbers = sum(p.numel() for p in parity_a.model.llama_model.parameters())
+        for dtype in (torch.float32, torch.bfloat16):
+            assert weight_bytes(cfg, dtype, with_encoders=False) == numbers * dtype.itemsize
+        assert (
+            weight_bytes(replace(cfg, low_resource=LowResource.nf4), torch.float32, with_encoders=False) == numbers // 2
+        )
+        weights = sum(p.nbytes for p in parity_a.model.parameters())
+        assert weight_bytes(cfg, torch.float32) == pytest.approx(weights, rel=0.2)
+
+    def test_shards_and_other_formats_count_once(self, cfg: ModelConfig, parity_a: Case, tmp_path: Path) -> None:
+        llm = parity_a.model.llama_model
+        llm.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+        shutil.copy(next((tmp_path / "shards").glob("*-of-*")), tmp_path / "shards" / "copy.safetensors")
+        torch.save(llm.state_dict(), tmp_path / "pytorch_model.bin")
+        shutil.copy(tmp_path / "shards" / "config.json", tmp_path)
+        expected = weight_bytes(cfg, torch.float32, with_encoders=False)
+        for folder, tolerance in ((tmp_path / "shards", 0), (tmp_path, 0.05)):  # a .bin has an overhead
+            counted = weight_bytes(replace(cfg, llama_model=str(folder)), torch.float32, with_encoders=False)
+            assert counted == pytest.approx(expected, rel=tolerance)
+        assert weight_bytes(ModelConfig(llama_model=str(tmp_path / "missing")), torch.float32) == 0
+
+    def test_auto_takes_the_format_that_fits(self, cfg: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        needed = weight_bytes(cfg, torch.float32)
+        monkeypatch.setattr(loading, "free_memory", lambda device: needed)
+        assert evaluation_dtype(Precision.auto, cfg, CPU) == torch.float32
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        chosen = train_precision(Amp.auto, cfg, CPU)
+        assert chosen.frozen == torch.bfloat16 and "float32 would take 0.0 GiB of the 0.0 GiB" in chosen.reason
+        assert train_precision(Amp.off, cfg, CPU).frozen == torch.float32
+
+    def test_a_load_that_does_not_fit_is_refused(self, cfg: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        half = weight_bytes(cfg, torch.bfloat16)
+        monkeypatch.setattr(loading, "free_memory", lambda device: half)
+        with pytest.raises(ConfigError, match=r"in float32, and .* free on cpu; set model\.precision=bfloat16 \("):
+            build_model(cfg, CPU, torch.float32)
+        assert build_model(cfg, CPU, torch.bfloat16).llama_model.dtype == torch.bfloat16
+        monkeypatch.setattr(loading, "free_memory", lambda device: half - 1)
+        with pytest.raises(ConfigError, match=r"in bfloat16, .*set model\.low_resource=8bit \(.*\) or model\.low_"):
+            build_model(cfg, CPU, torch.bfloat16)
+        monkeypatch.setattr(loading, "free_memory", lambda device: 0)
+        with pytest.raises(ConfigError, match="take a smaller model, or free memory"):
+            build_model(cfg, CPU, torch.bfloat16)
+
+    def test_free_memory_is_that_of_the_machine(self) -> None:
+        assert 0 < free_memory(CPU) < 2**50

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from minigpt4.common.schema import LowResource
-from minigpt4.models.loading import build_prompt_encoder
+from minigpt4.common.schema import LoraConfig, LowResource
+from minigpt4.models.loading import build_model, build_prompt_encoder
 from minigpt4.models.memory import (
     Allocations,
     TrainingMemory,
@@ -97,3 +97,14 @@ def test_no_weights_are_needed(parity_a: Case, tmp_path: Path) -> None:
     llama = copytree(parity_a.folder / "llama", tmp_path / "llama", ignore=ignore_patterns("*.safetensors", "*.bin"))
     cfg = model_config(parity_a.folder, llama_model=str(llama), vit_weights="missing.pth", q_former_model="missing.pth")
     assert empty_model(cfg, build_prompt_encoder(cfg), torch.bfloat16).llama_model.dtype == torch.bfloat16
+
+
+def test_adapters_train(parity_a: Case) -> None:
+    plain = model_config(parity_a.folder)
+    adapted = model_config(parity_a.folder, ckpt=None, lora=LoraConfig(r=2, dropout=0.1))
+    with_adapters = empty_model(adapted, build_prompt_encoder(adapted), torch.float32)
+    real = build_model(adapted, torch.device("cpu"), torch.float32)
+    memory = training_memory(with_adapters, LENGTHS, TARGETS)
+    assert memory.trainable == sum(p.nbytes for p in real.parameters() if p.requires_grad)
+    assert memory.llm == frozen_bytes(empty_model(plain, build_prompt_encoder(plain), torch.float32).llama_model)
+    assert frozen_bytes(with_adapters.llama_model, LowResource.int8) < memory.llm / 2

@@ -43,7 +43,7 @@ class LanguageModelRefiner(Refiner):
         folder = language_model_folder(model.llama_model, "curation.refine.llm_model")
         place = start_processes(device).device
         self.encoder = build_prompt_encoder(model)
-        self.llm = build_llm(folder, model.low_resource, evaluation_dtype(precision, place), place)
+        self.llm = build_llm(folder, model.low_resource, evaluation_dtype(precision, model, place), place)
         embedding = self.llm.get_input_embeddings()  # type: ignore[operator]
         check_vocabulary(self.encoder.tokenizer, embedding.weight.shape[0], folder)
         self.context = getattr(self.llm.config, "max_position_embeddings", None) or model.max_context_len
