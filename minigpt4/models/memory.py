@@ -25,6 +25,7 @@ from minigpt4.models.llm import recompute_blocks
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.qformer import QFormer
 from minigpt4.models.vision import VisionEncoder
+from minigpt4.processors.image import normalize
 
 NF4_BLOCK = 64
 """Weights that share a float32 scale in bitsandbytes' 4-bit format (nested quantisation is not used)."""
@@ -98,6 +99,8 @@ def empty_model(cfg: ModelConfig, encoder: PromptEncoder, dtype: torch.dtype) ->
         if cfg.recompute_llm:
             recompute_blocks(llm)
         model = MiniGPT4(vision, bridge, llm, encoder, bridge.width, adapters=adapters)
+    side = cfg.image_size  # the statistics that `normalize` keeps for later calls must be real
+    normalize(torch.zeros(1, 3, side, side, dtype=torch.uint8))
     with FakeTensorMode(allow_non_fake_inputs=True):
         return model.to_empty(device="cpu")
 

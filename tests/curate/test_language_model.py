@@ -198,7 +198,7 @@ def test_every_sample_is_accounted_for_to_the_end(tmp_path: Path) -> None:
 
 
 def test_the_folder_is_checked_first(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"curation\.refine\.llm_model: folder /nowhere does not exist"):
+    with pytest.raises(ConfigError, match=r"curation\.refine\.llm_model: /nowhere does not exist"):
         build_refiner(config(tmp_path, llm_model="/nowhere"))
     with pytest.raises(ConfigError, match=r"no usable tokenizer in "):
         build_refiner(config(tmp_path, llm_model=tmp_path))

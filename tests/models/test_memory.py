@@ -106,5 +106,6 @@ def test_adapters_train(parity_a: Case) -> None:
     real = build_model(adapted, torch.device("cpu"), torch.float32)
     memory = training_memory(with_adapters, LENGTHS, TARGETS)
     assert memory.trainable == sum(p.nbytes for p in real.parameters() if p.requires_grad)
-    assert memory.llm == frozen_bytes(empty_model(plain, build_prompt_encoder(plain), torch.float32).llama_model)
-    assert frozen_bytes(with_adapters.llama_model, LowResource.int8) < memory.llm / 2
+    llm = empty_model(plain, build_prompt_encoder(plain), torch.float32).llama_model
+    for low_resource in LowResource:
+        assert frozen_bytes(with_adapters.llama_model, low_resource) == frozen_bytes(llm, low_resource)
