@@ -8,7 +8,7 @@ TEST_PROCESSES ?= 2
 CURATE = $(BIN)/python -m minigpt4.curate
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart stages demo test torture check lint type format docs bench clean
+.PHONY: help install quickstart stages demo test coverage torture check lint type format docs bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -74,9 +74,13 @@ stages: $(VENV)/.installed ## Both stages from nothing on drawn scenes, with sta
 demo: $(VENV)/.installed-dev ## Open the chat page on the tiny model
 	$(BIN)/python demo.py
 
-test: $(VENV)/.installed-dev ## Run the tests, with line coverage of the package (a part: TESTS=tests/models)
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
-		--cov=minigpt4 --cov-report=term:skip-covered $(TESTS)
+PYTEST = $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
+test: $(VENV)/.installed-dev ## Run the tests (a part: TESTS=tests/models)
+	$(PYTEST) $(TESTS)
+
+coverage: $(VENV)/.installed-dev ## Run the tests and count the lines of the package that they run
+	$(PYTEST) --cov=minigpt4 --cov-report=term:skip-covered $(TESTS)
 
 check: lint type test ## Everything that has to pass before a change is merged
 

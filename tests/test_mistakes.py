@@ -171,7 +171,11 @@ MISTAKES: list[tuple[int, list[str], Make | None, list[str]]] = [
 TESTED_BELOW = {15, 26, 27, 31, 33}
 
 
-@pytest.mark.parametrize(("number", "arguments", "make", "parts"), MISTAKES, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("number", "arguments", "make", "parts"),
+    MISTAKES,
+    ids=[f"{number}-{index}" for index, (number, *_) in enumerate(MISTAKES)],
+)
 def test_a_mistake_is_one_clear_message(
     project: Project,
     monkeypatch: pytest.MonkeyPatch,
