@@ -1,4 +1,4 @@
-"""Make the images of these pages anew: the chat page, and the quick start's report and plot.
+"""Make the images of these pages again: the chat page, and the quick start's report and plot.
 
     make quickstart && python docs/screenshots.py
 

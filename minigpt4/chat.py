@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from minigpt4.api import Chat
 
 LEAVE = ("/quit", "/exit", "/q")
-HELP = """/restart  forget the conversation, and begin anew about the same images
+HELP = """/restart  forget the conversation, and start again with the same images
 /help     show this list
 /quit     leave, as does Ctrl-D; Ctrl-C ends an answer early
 """
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         if command == "/restart":
             chat.restart()
-            sys.stderr.write("(the conversation begins anew, about the same images)\n")
+            sys.stderr.write("(the conversation starts again with the same images)\n")
         elif line.startswith("/"):
             sys.stderr.write(HELP if command == "/help" else f"there is no command {line}\n{HELP}")
         else:

@@ -280,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"{finding}\n")
         sys.stdout.flush()
         failed += finding.failed
-    sys.stdout.write("all is well\n" if not failed else f"{failed} to be mended\n")
+    sys.stdout.write("all is well\n" if not failed else f"{failed} to be fixed\n")
     return int(failed > 0)
 
 

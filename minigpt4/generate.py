@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         counts = f"{len(outcomes) - len(errors) - done} answered, {done} already done, {len(errors)} failed"
         lines = [f"{file.path}: {len(outcomes)} rows: {counts}"]
         if errors:
-            lines.append(f"the first that failed: {errors[0]}; once it is mended, --retry-errors asks these rows again")
+            lines.append(f"the first that failed: {errors[0]}; once it is fixed, --retry-errors asks these rows again")
         console().print("\n".join(lines), markup=False, soft_wrap=True)
     return int(len(errors) == len(outcomes))
 

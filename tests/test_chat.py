@@ -66,7 +66,7 @@ def test_it_greets_and_answers_commands_itself(
     main(["--cfg-path", "config.yaml", "--image", "image.png"])
     said = capsys.readouterr()
     first, second = said.out.splitlines()
-    assert first == second and first, "the second question was not asked anew about the image"
+    assert first == second and first, "the second question was not asked again about the image"
     assert f"minigpt4 tiny on cpu in float32\n{NOTE}\n" in said.err and "/quit or Ctrl-D leaves" in said.err
     assert said.err.count("show this list") == 2 and "there is no command /what?" in said.err
     assert "error: question: the prompt has" in said.err

@@ -151,4 +151,4 @@ def test_the_report_and_its_exit_status(monkeypatch: pytest.MonkeyPatch, capsys:
     assert doctor.main(["--options", "model.ckpt=none.pth"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "FAIL  file: model.ckpt: none.pth is missing -> set it by --options model.ckpt=PATH" in lines
-    assert lines[-1] == "1 to be mended"
+    assert lines[-1] == "1 to be fixed"

@@ -65,7 +65,7 @@ def missing_files(files: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def refuse_missing(missing: Sequence[tuple[str, str]]) -> None:
-    """Download the language models among `missing` that are named as on the hub; refuse to go on without the others.
+    """Download the language models among `missing` that are named as on the hub; refuse to continue without the others.
 
     Args:
         missing: (key, path) of files and folders that do not exist.

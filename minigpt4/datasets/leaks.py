@@ -280,7 +280,7 @@ class Leaks:
         ids: images with the id of one trained on, in the same dataset.
         files: images whose file was trained on, under its own name or another.
         pixels: images whose pixels were trained on.
-        near_copies: images that only look like one trained on: scaled, or compressed anew.
+        near_copies: images that only look like one trained on: scaled, or compressed again.
         trained_images: images that the checkpoint was trained on.
         not_opened: how many of them could not be opened to compare their pixels.
         complete: whether the checkpoints that training started from say what they were trained on.

@@ -53,7 +53,7 @@ def serve(
         page: the page of `build_page`.
         port: port to listen on; None: the first free one from 7860.
         host: name or address to listen on; 0.0.0.0: every address of this machine.
-        password: asked for before anything is shown; None: nobody is asked.
+        password: asked for before anything is shown; None: no password is needed.
         share: also make a public link, forwarded by Gradio's servers.
         block: return only when the server has stopped.
 

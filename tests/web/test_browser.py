@@ -117,7 +117,7 @@ class Page:
 
 @pytest.fixture(scope="module")
 def window(open_windows: Any) -> Any:
-    """One browser for all tests; a page that is opened anew is a new visitor."""
+    """One browser for all tests; a page that is opened again is a new visitor."""
     return open_windows()
 
 
