@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import runpy
 import signal
 import socket
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -184,6 +186,15 @@ def _enter(cwd: str, variables: dict[str, str], descriptors: Sequence[int]) -> N
         os.dup2(descriptor, number)
 
 
+def _free_port() -> int:
+    """A port that nobody listens on, below those that the system gives to connections in the meantime."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+
+
 def _run_ranks(
     command: tuple[str, ...],
     ranks: int,
@@ -193,9 +204,7 @@ def _run_ranks(
     before: Callable[[int], None] | None,
 ) -> None:
     _enter(cwd, variables, [os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for file in files])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(_free_port())
     running = set()
     for rank in range(ranks):
         pid = os.fork()

@@ -64,6 +64,10 @@ def _tallies(given: argparse.Namespace) -> Iterator[Tally]:
             from tests.faults.configurations import try_configurations
 
             yield from try_configurations(Path(folder, "configurations"), given.configurations, given.seed)
+        if given.chat:
+            from tests.faults.soak import soak
+
+            yield soak(Path(folder, "chat"), given.chat, given.seed)
 
 
 if __name__ == "__main__":

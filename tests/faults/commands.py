@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,8 @@ CONFIG = {
     },
 }
 CHECKPOINTS = [asset(f"tiny/{name}.pth") for name in ("stage1", "aligned")]
+DATE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d")
+"""When an evaluation was made, in its results."""
 LOGS = {"train.log"}
 """Files that an interrupted run adds to and nothing reads."""
 
@@ -134,8 +137,8 @@ def write_data(folder: Path) -> None:
 def differences(folder: Path, expected: Path) -> list[str]:
     """What the results in `folder` lack, or have otherwise or beyond the expected ones.
 
-    Weights agree to the bit, files to the byte; but in checkpoints and log.txt durations may differ, .safetensors have
-    no order of their metadata, and a feature cache may be divided into other files.
+    Weights agree to the bit, files to the byte; but in checkpoints and log.txt durations may differ, in results the
+    date, .safetensors have no order of their metadata, and a feature cache may be divided into other files.
     """
     found, wanted = _contents(folder), _contents(expected)
     problems = [f"{name} is missing" for name in wanted if name not in found]
@@ -175,7 +178,7 @@ def _contents(folder: Path) -> Mapping[str, Any]:
         elif path.suffix == ".safetensors":
             contents |= _cached(path)
         else:
-            contents[name] = path.read_bytes()
+            contents[name] = DATE.sub(b"", path.read_bytes())
     return contents
 
 
