@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import tempfile
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,10 @@ def test_a_meteor_that_hangs_is_stopped_with_its_java(fake_java: FakeJava, tmp_p
     fake_java(f"echo $$ > '{number}'; exec sleep 600")
     with pytest.raises(MetricError, match="METEOR gave no answer within 3 s"):
         score_with_java("meteor", REFERENCES, CAPTIONS, timeout=3)
-    assert not _runs(int(number.read_text()))
+    deadline = time.monotonic() + 20  # a killed process of a busy machine may take a moment to end
+    while _runs(int(number.read_text())):
+        assert time.monotonic() < deadline, "its Java was left running"
+        time.sleep(0.05)
 
 
 def test_a_child_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
