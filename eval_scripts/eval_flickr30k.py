@@ -30,7 +30,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fraction", type=float, help="evaluate only a random share of the split, fixed by --seed")
     parser.add_argument("--seed", type=int, help="seed of --fraction, of sampling and of the shuffled images")
     parser.add_argument("--metrics", help="comma-separated, any of bleu,rouge,cider,meteor,spice")
-    parser.add_argument("--out", help="folder of the results (default: evaluation.output_dir)")
+    out = ("--out", "--save_path")  # the latter is what older scripts call it
+    parser.add_argument(*out, dest="out", help="folder of the results (default: evaluation.output_dir)")
     return parser.parse_args()
 
 

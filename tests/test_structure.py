@@ -30,6 +30,7 @@ LEVELS = {
     "plan": 6,
     "doctor": 6,
     "export": 6,
+    "from_upstream": 6,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 IDS = [str(path.relative_to(PACKAGE)) for path in FILES]

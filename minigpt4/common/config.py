@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -24,6 +25,21 @@ from minigpt4.common.files import CONFIGS, PROJECT, asset, near_path, project_fi
 from minigpt4.common.schema import MAX_BITS, Config, check_values
 
 REMOVED_KEYS = {
+    "evaluation_datasets": "write datasets and evaluation",
+    "preprocess": "write datasets.NAME.vis_processor and text_processor",
+    "env": "write paths",
+    "datasets.*.build_info": "write datasets.NAME.annotations and images, or shards",
+    "datasets.*.data_type": "delete the line",
+    "run.name": "write run.job_name",
+    "run.save_path": "write evaluation.output_dir",
+    "run.runner": "delete the line, unless you have registered one",
+    "model.lora_r": "write model.lora.r",
+    "model.lora_alpha": "write model.lora.alpha",
+    "model.lora_dropout": "write model.lora.dropout",
+    "model.lora_target_modules": "write model.lora.targets",
+    "model.use_grad_checkpoint_llm": "write model.recompute_llm",
+    "model.max_image_size": "delete the line",
+    "model.prompt": "delete the line",
     "run.dist_url": "torchrun decides it: delete the line",
     "run.world_size": "torchrun decides it: delete the line",
     "run.distributed": "torchrun decides it: delete the line",
@@ -41,6 +57,18 @@ REMOVED_KEYS = {
     "model.chat_template": "the template is always applied: delete the line",
     "model.device_8bit": "each process loads on its own device: delete the line",
 }
+RENAMED = {
+    "model.arch": {"mini_gpt4": "minigpt4"},
+    "model.model_type": {
+        "pretrain_vicuna": "vicuna0_7b",
+        "pretrain_vicuna0": "vicuna0_7b",
+        "pretrain_llama2": "llama2_7b_no_qformer",
+        "pretrain": "llama2_7b",
+    },
+}
+"""Names of the original's configuration files -> names here."""
+CONVERTER = "minigpt4 from-upstream"
+"""The command that rewrites a file of the original."""
 SHARED_SETTINGS = ("batch_size", "eval_batch_size")
 """Settings of `run` that older files have in each of `datasets`, where they must all say the same."""
 SWITCHES = {
@@ -97,8 +125,11 @@ def load_config(path: str | Path | None, options: Sequence[str] = ()) -> LoadedC
     """
     _register_resolvers()
     try:
-        user = _EMBEDDED if path is None else _checked(Layer(str(path), _read_yaml(Path(path))), skip_empty=True)
-        overrides = _checked(Layer("--options", _read_options(options)))
+        user = _EMBEDDED if path is None else Layer(str(path), _read_yaml(Path(path)))
+        overrides = Layer("--options", _read_options(options))
+        for layer in (user, overrides):
+            _refuse_gone(layer, is_file=layer is user)
+        user, overrides = _checked(user, skip_empty=True), _checked(overrides)
         peek = _merged_for_cards(user, overrides)
         default = Layer("configs/default.yaml", _read_yaml(CONFIGS / "default.yaml"))
         layers = [default, *map(_checked, [_model_card(peek), *_dataset_cards(peek)]), user, overrides]
@@ -196,7 +227,22 @@ def _model_card(peek: Layer) -> Layer:
         raise ConfigError(
             f"{peek.name}: model.model_type: no card {str(model_type)!r} for model.arch {str(arch)!r}; {hint}"
         )
-    return Layer(_layer_name(path), OmegaConf.create({"model": _read_yaml(path)}))
+    return Layer(_layer_name(path), OmegaConf.create({"model": _read_card(path, "model")}))
+
+
+def _read_card(path: Path, section: str) -> DictConfig:
+    """A card's values.
+
+    Raises:
+        ConfigError: It cannot be read, or has its keys below a section, as those of the original have.
+    """
+    values = _read_yaml(path)
+    if section in values:
+        raise ConfigError(
+            f"{path}: the keys of a card stand at the top, not below '{section}'; if it is one of the original's, "
+            f"`{CONVERTER} {path} > NEW.yaml` converts it"
+        )
+    return values
 
 
 def _dataset_cards(peek: Layer) -> Iterator[Layer]:
@@ -207,7 +253,7 @@ def _dataset_cards(peek: Layer) -> Iterator[Layer]:
         card = _selected(peek, f"datasets.{name}.card")
         path = _card_path(str(card or name), "datasets")
         if path is not None:
-            yield Layer(_layer_name(path), OmegaConf.create({"datasets": {name: _read_yaml(path)}}))
+            yield Layer(_layer_name(path), OmegaConf.create({"datasets": {name: _read_card(path, "datasets")}}))
         elif card is not None:
             hint = did_you_mean(str(card), _shipped_cards("datasets"))
             raise ConfigError(f"{peek.name}: datasets.{name}.card: no card {str(card)!r}; {hint}")
@@ -256,13 +302,37 @@ def _merge(layers: Sequence[Layer]) -> LoadedConfig:
     return LoadedConfig(config=config, resolved=_with_enum_values(config, resolved), origins=origins)
 
 
-def _normalised(layer: Layer) -> Layer:
-    """The layer with on/off switches spelled out and removed keys refused."""
-    values = layer.values.copy()
-    gone = [key for key in REMOVED_KEYS if _own(values, key) is not None]
+def _refuse_gone(layer: Layer, *, is_file: bool) -> None:
+    """Refuse what only configuration files of the original MiniGPT-4 have, all at once.
+
+    Raises:
+        ConfigError: Such keys or names are there; the message says what takes the place of each, and for a file how to
+            convert it.
+    """
+    keys = list(_nodes(OmegaConf.to_container(layer.values, resolve=False)))
+    gone = [f"{key} ({hint})" for pattern, hint in REMOVED_KEYS.items() for key in keys if fnmatchcase(key, pattern)]
+    for key, names in RENAMED.items():
+        name = _own(layer.values, key)
+        if isinstance(name, str) and name in names:
+            gone.append(f"{key}: {name} (write {names[name]})")
     if gone:
-        listed = "; ".join(f"{key} ({REMOVED_KEYS[key]})" for key in gone)
-        raise ConfigError(f"{layer.name}: keys of the original configuration files that do not exist here: {listed}")
+        listed = f"keys of the original files that do not exist here: {'; '.join(gone)}"
+        means = f"`{CONVERTER} {layer.name} > NEW.yaml` writes what the file means, the original's defaults included"
+        raise ConfigError(f"{layer.name}: {listed}" + (f"; {means}" if is_file else ""))
+
+
+def _nodes(values: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of all mappings and values."""
+    for name, value in values.items() if isinstance(values, dict) else ():
+        key = f"{prefix}{name}"
+        yield key
+        yield from _nodes(value, f"{key}.")
+
+
+def _normalised(layer: Layer) -> Layer:
+    """The layer with on/off switches spelled out and what is gone refused."""
+    values = layer.values.copy()
+    _refuse_gone(layer, is_file=True)
     for key, words in SWITCHES.items():
         value = _own(values, key)
         if isinstance(value, bool):

@@ -15,7 +15,7 @@ from minigpt4.scenes.truth import BACKGROUNDS, Scene
 from recipes.tiny.questions import ask
 
 TEMPLATE = Template("###Human: {} ###Assistant: ", "###")
-PROMPT_FILE = Path(__file__).resolve().parents[2] / "prompts" / "alignment.txt"
+PROMPT_FILE = Path(__file__).resolve().parents[2] / "prompts" / "scenes.txt"
 SHORT_PROMPTS = (
     "Describe this image briefly.",
     "Name the objects in this image.",

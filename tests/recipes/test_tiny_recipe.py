@@ -135,4 +135,4 @@ def test_oracle_gives_a_perfect_answerer_full_marks_and_gates_fail_by_name() -> 
 
 
 def test_prompt_file_is_the_projects() -> None:
-    assert (Path(__file__).resolve().parents[2] / "prompts" / "alignment.txt").is_file()
+    assert (Path(__file__).resolve().parents[2] / "prompts" / "scenes.txt").is_file()
