@@ -142,7 +142,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     temporary = Path(name)
     try:
-        _lock(handle)
+        lock(handle)
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -164,12 +164,18 @@ def remove_temporary_files(folder: Path, name: str) -> None:
     """
     for temporary in folder.glob(f".{name}.*{TEMPORARY}"):
         with suppress(FileNotFoundError), temporary.open("rb") as file:
-            if _lock(file.fileno()):
+            if lock(file.fileno()):
                 temporary.unlink()
 
 
-def _lock(file: int) -> bool:
-    """Lock an open file until it is closed; False: another process has locked it."""
+def lock(file: int) -> bool:
+    """Lock an open file until it is closed; False: another process has locked it.
+
+    A system or a disk without locks counts as locked: work there is better unprotected than impossible.
+
+    Args:
+        file: file descriptor.
+    """
     try:
         import fcntl
 
@@ -229,7 +235,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
 
 
 def parse_json(text: str) -> Any:
-    """The value that a line holds in JSON.
+    """The value that a text holds in JSON.
 
     Raises:
         DataError: It is broken, nested too deeply, or has a number of thousands of digits or an object with the same
@@ -256,18 +262,13 @@ def read_json(path: str | Path) -> Any:
     """
     text = read_text(path)
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys)
-    except _RepeatedKeyError as error:
-        raise DataError(f"{path}: the key {error} comes twice in one object") from None
-    except json.JSONDecodeError as error:
-        lines = "; a file with one object a line should be called .jsonl" if error.msg == "Extra data" else ""
-        raise DataError(
-            f"{path}, line {error.lineno}: broken JSON ({error.msg} at column {error.colno}){lines}"
-        ) from error
-    except RecursionError:
-        raise DataError(f"{path}: the JSON is nested too deeply") from None
-    except ValueError as error:  # a number of thousands of digits
-        raise DataError(f"{path}: the JSON cannot be read ({error})") from error
+        return parse_json(text)
+    except DataError as error:
+        place, hint, cause = "", "", error.__cause__
+        if isinstance(cause, json.JSONDecodeError):
+            place = f", line {cause.lineno}"
+            hint = "; a file with one object a line should be called .jsonl" if cause.msg == "Extra data" else ""
+        raise DataError(f"{path}{place}: {error}{hint}") from cause
 
 
 def write_json(path: str | Path, content: Any) -> None:

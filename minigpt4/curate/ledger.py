@@ -3,7 +3,6 @@ events leave each sample in."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections import Counter
@@ -16,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from minigpt4.common.errors import DataError
-from minigpt4.common.files import read_appended
+from minigpt4.common.files import lock, read_appended
 
 Event = dict[str, Any]
 """{"sample": id, "step": draw, describe, refine, filter or review, ...}, with "error" where the step failed."""
@@ -192,11 +191,9 @@ class Ledger:
             self._file: FileIO = path.open("a+b", buffering=0)
         except OSError as error:
             raise DataError(f"ledger {path} cannot be opened: {error.strerror}; set curation.dir") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not lock(self._file.fileno()):
             self._file.close()
-            raise DataError(f"ledger {path} is in use by another curation command; wait for it, or end it") from error
+            raise DataError(f"ledger {path} is in use by another curation command; wait for it, or end it")
         # Remove the part of a line that a kill left, so that the next event begins a line.
         content = path.read_bytes()
         if not content.endswith(b"\n"):

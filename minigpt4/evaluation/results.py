@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from minigpt4.common.errors import MetricError, MiniGPT4Error, first_few
-from minigpt4.common.files import read_json, remove_temporary_files, write_json, write_text
+from minigpt4.common.files import lock, read_json, remove_temporary_files, write_json, write_text, writing
 from minigpt4.evaluation.caption import CaptionScores
 from minigpt4.evaluation.predictions import Prediction, load_predictions, predictions_file
 from minigpt4.evaluation.protocol import Protocol, references_sha256
@@ -80,12 +79,15 @@ def choose_folder(
         protocol: how the new predictions are made and scored.
         checkpoints: label -> absolute path of the checkpoints to evaluate.
         held: keeps the folder for this process until it is closed; None: the folder is not kept.
+
+    Raises:
+        DataError: The folder cannot be written to.
     """
     number, reason = 1, None
     base = folder if folder.name.strip(".") else folder.resolve()
     while True:
         candidate = folder if number == 1 else base.with_name(f"{base.name}-{number}")
-        with ExitStack() as attempt:
+        with writing(candidate), ExitStack() as attempt:
             try:
                 attempt.enter_context(folder_lock(candidate))
                 found = read_folder(candidate, protocol, checkpoints)
@@ -117,16 +119,16 @@ def folder_lock(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     folder.mkdir(parents=True, exist_ok=True)
     while True:
-        file = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        file = path.open("a+", encoding="utf-8", errors="replace")
+        if not lock(file.fileno()):
+            file.seek(0)
+            holder = file.read()
             file.close()
-            raise MetricError(f"another evaluation{holder and f' ({holder})'} is writing to {folder}") from None
+            raise MetricError(f"another evaluation{holder and f' ({holder})'} is writing to {folder}")
         # The one before may have deleted the file that was opened here, and another one made a new one.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
         file.close()
     try:
         file.truncate(0)

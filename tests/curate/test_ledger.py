@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,16 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
 def test_two_commands_do_not_write_at_once(ledger: Ledger) -> None:
     with pytest.raises(DataError, match="in use by another curation command"):
         Ledger(ledger.path)
+
+
+def test_a_disk_without_locks_is_not_taken_for_another_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+        ledger.append([drawn(0)])
+    assert read_events(tmp_path / "ledger.jsonl") == [drawn(0)]
 
 
 def test_a_surrogate_does_not_end_the_run(ledger: Ledger) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.common.errors import MetricError
+from minigpt4.common.errors import DataError, MetricError
 from minigpt4.evaluation.predictions import save_predictions
 from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.results import LOCK, choose_folder, folder_lock, leak_lines, write_results
@@ -205,6 +207,24 @@ def test_an_evaluation_keeps_others_out_of_its_folder(tmp_path: Path, caplog: py
             pass
     assert list(one.path.iterdir()) == list(two.path.iterdir()) == []
     assert choose_folder(tmp_path / "out", make_protocol(), {"epoch 1": "/w/epoch 1"}).path == one.path
+
+
+def test_a_disk_without_locks_is_not_taken_for_another_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with ExitStack() as held:
+        chosen = choose_folder(tmp_path / "out", make_protocol(), {"epoch 0": "/w/epoch 0"}, held)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and chosen.path == tmp_path / "out"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/out cannot be written: Not a directory"):
+        choose_folder(tmp_path / "file" / "out", make_protocol(), {"epoch 0": "/w/epoch 0"})
 
 
 def test_the_lock_of_a_killed_evaluation_holds_nobody_up(tmp_path: Path) -> None:
