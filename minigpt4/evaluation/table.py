@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ class Column:
 
     def format(self, value: Any) -> str:
         """The value as text, a dash where there is none."""
-        if not isinstance(value, (int, float)) or value != value:
+        if not is_number(value):
             return "–"
         return f"{100 * value:.1f} %" if self.percent else f"{value:.3f}"
 
@@ -65,6 +66,11 @@ _LABEL_WIDTH = 10
 _BY_KEY = {column.key: column for column in KNOWN}
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of a row was measured; NaN, infinities and None were not."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 def column(key: str) -> Column:
     """The column of a key; an unknown key gets one labelled by the key itself."""
     return _BY_KEY.get(key) or Column(key, key.replace("_", " "), compared=False)
@@ -82,7 +88,7 @@ def best_rows(rows: Sequence[Row], item: Column) -> set[int]:
 
     Values that look the same in the table are equally good; where all do, none is the best.
     """
-    values = {i: row[item.key] for i, row in enumerate(rows) if isinstance(row.get(item.key), (int, float))}
+    values = {i: row[item.key] for i, row in enumerate(rows) if is_number(row.get(item.key))}
     if not item.compared or len(values) < 2:
         return set()
     top = item.format(max(values.values()))
@@ -149,9 +155,9 @@ class ScoreTable:
     def _table(self, columns: Sequence[Column], width: int) -> Table:
         """A table of some columns in at most `width` characters; rich itself would cut values."""
         widths = [self._cell_width(item) for item in columns]
-        whole = [max(found, cell_len(item.label)) for found, item in zip(widths, columns, strict=True)]
-        if _table_width([_LABEL_WIDTH, *whole], 1) <= width:
-            widths = whole
+        full = [max(found, cell_len(item.label)) for found, item in zip(widths, columns, strict=True)]
+        if _table_width([_LABEL_WIDTH, *full], 1) <= width:
+            widths = full
         padding = int(_table_width([_LABEL_WIDTH, *widths], 1) <= width)
         left = width - _table_width([0, *widths], padding)
         labels = [str(row.get("checkpoint", "")) for row in self.rows]

@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -18,7 +17,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from minigpt4.common.files import write_atomically, write_text
 from minigpt4.evaluation.statistics import Intervals
-from minigpt4.evaluation.table import Row, column
+from minigpt4.evaluation.table import Row, column, is_number
 
 COLOURS = {
     "Bleu_1": "#74b3dc",
@@ -250,7 +249,7 @@ def _draw_panel(
 
 def _draw_line(axes: Axes, key: str, rows: Sequence[Row], intervals: Intervals) -> None:
     """One metric: a line with a marker per checkpoint, and a band where intervals are known."""
-    points = [(i, float(row[key])) for i, row in enumerate(rows) if _number(row.get(key))]
+    points = [(i, float(row[key])) for i, row in enumerate(rows) if is_number(row.get(key))]
     item = column(key)
     axes.plot(
         [x for x, _ in points],
@@ -299,7 +298,7 @@ def _label_ends(axes: Axes, keys: Sequence[str], rows: Sequence[Row]) -> None:
     """Write every line's last value beside it; values that would overlap are spread."""
     ends = []
     for key in keys:
-        points = [(i, float(row[key])) for i, row in enumerate(rows) if _number(row.get(key))]
+        points = [(i, float(row[key])) for i, row in enumerate(rows) if is_number(row.get(key))]
         ends.append((points[-1][1], points[-1][0], key))
     low, high = axes.get_ylim()
     ends.sort()
@@ -332,11 +331,7 @@ def _spread(values: Sequence[float], gap: float) -> list[float]:
 
 
 def _has(rows: Sequence[Row], key: str) -> bool:
-    return any(_number(row.get(key)) for row in rows)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return any(is_number(row.get(key)) for row in rows)
 
 
 def _tick_labels(names: Sequence[str]) -> list[str]:

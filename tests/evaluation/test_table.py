@@ -117,3 +117,8 @@ def test_the_table_on_a_terminal() -> None:
     console.print(ScoreTable(ROWS))
     styled = console.export_text(styles=True)
     assert "\x1b[1;32m0.700" in styled and "\x1b[1;32m0.500" not in styled
+
+
+def test_what_was_not_measured_is_not_the_best() -> None:
+    rows = [{"checkpoint": str(value), "CIDEr": value} for value in (float("nan"), 0.5, 0.7, float("inf"))]
+    assert cells(rows)["CIDEr"] == ["–", "0.500", "*0.700*", "–"]
