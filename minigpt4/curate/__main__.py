@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(step: str, cfg: Config, accept_all: bool = False, given: str = "") -> list[str]:
+def run(step: str, cfg: Config, accept_all: bool = False, given: Sequence[str] = ()) -> list[str]:
     """Do one step.
 
     Args:
@@ -101,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         require_files(run_files(loaded.config.model, loaded.config.datasets))
     out = console()
     set_up_logging()
-    given = shlex.join(["--cfg-path", args.cfg_path, *(["--options", *args.options] if args.options else [])])
+    given = ["--cfg-path", args.cfg_path, *(["--options", *args.options] if args.options else [])]
     for line in run(args.step, loaded.config, args.accept_all, given):
         out.print(f"{args.step}: {line}", markup=False, soft_wrap=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 
@@ -40,7 +41,7 @@ class Review:
         version: part of the images' addresses, by which browsers keep them only while this review runs.
     """
 
-    def __init__(self, ledger: Ledger, images: Path, arguments: str = "") -> None:
+    def __init__(self, ledger: Ledger, images: Path, arguments: Sequence[str] = ()) -> None:
         self.ledger = ledger
         self.images = images
         self.arguments = arguments

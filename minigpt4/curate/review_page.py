@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 from urllib.parse import quote, urlencode
 
+from minigpt4.common.cli import command
 from minigpt4.common.files import asset
 from minigpt4.curate.ledger import SampleState
 from minigpt4.curate.review import ACCEPTED, EVERYTHING, REJECTED, WAITING, Review, verdict
@@ -52,9 +53,8 @@ def page_address(show: str, before: str = "", sample: str = "") -> str:
     """
     query = {"show": show} if show != WAITING else {}
     query |= {"before": before} if before else {}
-    return (
-        f"/sample/{quote(sample, safe='')}" * bool(sample) + "/" * (not sample) + "?" * bool(query) + urlencode(query)
-    )
+    path = f"/sample/{quote(sample, safe='')}" if sample else "/"
+    return f"{path}?{urlencode(query)}" if query else path
 
 
 def diff(before: str, after: str) -> str:
@@ -66,27 +66,28 @@ def diff(before: str, after: str) -> str:
         if kind == "equal":
             parts.append(added)
         else:
-            parts += [f"<del>{removed}</del>"] * bool(removed) + [f"<ins>{added}</ins>"] * bool(added)
+            parts += [f"<{tag}>{text}</{tag}>" for tag, text in (("del", removed), ("ins", added)) if text]
     return " ".join(parts)
 
 
 def _sample(review: Review, state: SampleState, show: str) -> str:
-    said, text, waits = state.texts[0] if state.texts else "", state.text or "", verdict(state) == WAITING
+    said, text = state.texts[0] if state.texts else "", state.text or ""
     changed = "" if said.split() == text.split() else diff(said, text)
+    judgement = verdict(state)
     return _fill(
         "sample.html",
         {
             "token": review.token,
             "sample": state.sample,
             "show": show,
-            "image": f"/image/{quote(state.sample)}.jpg?v={review.version}",
+            "image": _image_address(review, state),
             "name": str(state.drawn["name"]),
             "text": text,
-            "verdict": verdict(state) + (f": {state.reason}" if state.broken_rule and not state.decision else ""),
+            "verdict": f"{judgement}: {state.reason}" if state.broken_rule and not state.decision else judgement,
             "kind": _kind(state),
             "edited": "edited" if state.decision == "edit" else "",
             "next": page_address(show, state.sample),
-            "move": "Skip" if waits else "Next",
+            "move": "Skip" if judgement == WAITING else "Next",
             "said": said,
         },
         diff=changed or "<em>nothing</em>",
@@ -103,13 +104,13 @@ def _last(review: Review, show: str) -> str:
     elif not verdicts.total():
         heading, step = "Nothing has come as far as the review.", "filter"
         advice = "Descriptions are reviewed when the rules have judged them. End this page by Ctrl-C, then type"
-    command = f"python -m minigpt4.curate {step} {review.arguments}" if step else ""
-    return _fill("done.html", {"heading": heading, "advice": advice, "command": command})
+    following = command("curate", step, *review.arguments) if step else ""
+    return _fill("done.html", {"heading": heading, "advice": advice, "command": following})
 
 
 def _option(name: str, count: int, selected: bool) -> str:
     value = html.escape(name)
-    return f'<option value="{value}"{" selected" * selected}>{value} ({count:,})</option>'
+    return f'<option value="{value}"{" selected" if selected else ""}>{value} ({count:,})</option>'
 
 
 def _back(review: Review, show: str, before: str) -> str:
@@ -121,11 +122,15 @@ def _back(review: Review, show: str, before: str) -> str:
 def _small(review: Review, state: SampleState, show: str, current: bool) -> str:
     address = html.escape(page_address(show, sample=state.sample))
     title = html.escape(f"sample {state.sample}: {verdict(state)}")
-    image = f"/image/{quote(state.sample)}.jpg?v={review.version}"
+    here = " aria-current=page" if current else ""
     return (
-        f'<a class="{_kind(state)}" href="{address}" title="{title}"{" aria-current=page" * current}>'
-        f'<img src="{image}" alt="{title}" loading="lazy"></a>'
+        f'<a class="{_kind(state)}" href="{address}" title="{title}"{here}>'
+        f'<img src="{html.escape(_image_address(review, state))}" alt="{title}" loading="lazy"></a>'
     )
+
+
+def _image_address(review: Review, state: SampleState) -> str:
+    return f"/image/{quote(state.sample, safe='')}.jpg?v={review.version}"
 
 
 def _kind(state: SampleState) -> str:

@@ -7,6 +7,7 @@ import logging
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,7 +36,7 @@ FILES = {"/review.css": "text/css", "/review.js": "text/javascript"}
 """Files of the page -> their content types."""
 
 
-def serve(port: int, ledger: Ledger, images: Path, arguments: str = "") -> None:
+def serve(port: int, ledger: Ledger, images: Path, arguments: Sequence[str] = ()) -> None:
     """Serve the page until Ctrl-C.
 
     Args:

@@ -8,11 +8,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from html import escape
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 
+from minigpt4.common.cli import command
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.curate import review_server
 from minigpt4.curate.ledger import Ledger, read_events
@@ -266,19 +268,20 @@ def test_corrections_are_shown_word_by_word() -> None:
 
 
 @pytest.mark.parametrize(
-    ("drawn_only", "heading", "command"),
+    ("drawn_only", "heading", "step"),
     [
-        (False, "Nothing waits for a decision.", "python -m minigpt4.curate export --cfg-path a.yaml"),
-        (True, "Nothing has come as far as the review.", "python -m minigpt4.curate filter --cfg-path a.yaml"),
+        (False, "Nothing waits for a decision.", "export"),
+        (True, "Nothing has come as far as the review.", "filter"),
     ],
 )
 def test_the_last_page_says_what_to_type(
-    ledger: Ledger, tmp_path: Path, drawn_only: bool, heading: str, command: str
+    ledger: Ledger, tmp_path: Path, drawn_only: bool, heading: str, step: str
 ) -> None:
     fill(ledger, 1, *([] if drawn_only else [lambda n: described(n, "raw"), refined, kept]))
     accept_rest(ledger)
-    page = render_page(Review(ledger, tmp_path, "--cfg-path a.yaml"), None)
-    assert f"<h1>{heading}</h1>" in page and f"<pre>{command}</pre>" in page
+    page = render_page(Review(ledger, tmp_path, ["--cfg-path", "my file.yaml"]), None)
+    typed = command("curate", step, "--cfg-path", "my file.yaml")
+    assert f"<h1>{heading}</h1>" in page and f"<pre>{escape(typed)}</pre>" in page and "'my file.yaml'" in typed
 
 
 def test_only_this_machine_is_listened_to(ledger: Ledger, tmp_path: Path) -> None:
