@@ -67,5 +67,6 @@ def _content(chat: SideBySideChat, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, also over several lines."""
-    return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|~&$])", r"\\\1", text).replace("\n", "  \n")
+    """Text that Markdown shows as it is, also over several lines; without their indentation, which would be code."""
+    escaped = re.sub(r"([\\`*_{}\[\]()<>#+\-.!|~&$=])", r"\\\1", text)
+    return re.sub(r"\n[ \t]*", "  \n", escaped)

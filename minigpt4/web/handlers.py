@@ -144,6 +144,9 @@ class Handlers:
             yield self._update(chat, EMPTY_BOX if typed else gr.skip(), busy=True)
             for _ in steps:
                 yield self._update(chat, gr.skip(), busy=True)
+        except Exception:  # such as a GPU without memory left: the page must not wait for the rest
+            yield self._update(chat, gr.skip(), "the answer ended early, by an error that the server's terminal shows")
+            raise
         finally:
             steps.close()  # type: ignore[attr-defined]
         yield self._update(chat, gr.skip())

@@ -102,6 +102,8 @@ def check_address(host: str, port: int | None) -> None:
     Raises:
         ConfigError: The host is not of this machine, or the port is taken or does not exist.
     """
+    if port == 0:
+        raise ConfigError("--port: 0 is no port; leave it out for the first free one")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
@@ -165,7 +167,8 @@ class KnownNamesOnly:
             origin = headers.get("origin")
             foreign = origin is not None and origin.lower().partition("://")[2] != host
             if foreign or not self._knows(host):
-                pages = " or ".join(f"http://{name}:{scope['server'][1]}/" for name in self.names)
+                shown = (f"[{name}]" if ":" in name else name for name in self.names)
+                pages = " or ".join(f"http://{name}:{scope['server'][1]}/" for name in shown)
                 refusal = PlainTextResponse(f"open this page as {pages}\n", status_code=403)
                 await refusal(scope, receive, send)
                 return

@@ -21,6 +21,7 @@ from tests.drawn import drawn_scenes
         (["--ckpt", "none.pth"], "none.pth does not exist"),
         (["--gpu-id", "99"], "there is no 'cuda:99' here"),
         (["--cfg-path", "none.yaml"], "none.yaml does not exist"),
+        (["--port", "0"], "--port: 0 is no port; leave it out"),
         (["--port", "99999"], "--port: 99999 cannot be used; choose another"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -10,6 +11,7 @@ from minigpt4.api import LoadedModel
 from minigpt4.common.errors import DataError, MiniGPT4Error
 from minigpt4.common.files import asset
 from minigpt4.web.export import as_json, as_markdown
+from minigpt4.web.handlers import Handlers
 from minigpt4.web.side_by_side import SideBySideChat, figures
 
 QUESTION = "How many objects are there?"
@@ -59,21 +61,40 @@ def test_a_system_message_is_sent_from_the_next_question_on(chat: SideBySideChat
 
 
 def test_it_is_saved_with_everything_that_made_the_answers(chat: SideBySideChat, files: list[str]) -> None:
-    finish(chat, "<b>*What*</b>\n# is it?", files[:1])
+    finish(chat, "<b>*What*</b>\n# is it?\n\n    ===", files[:1])
     first, second = json.loads(as_json(chat, ["one", "two"]))["conversations"]
     assert (first["model"], second["model"]) == ("one", "two")
     assert first["summary"] == chat.chats[0].loaded.summary and first["prompt"] == chat.chats[0].prompt
     (turn,) = first["turns"]
-    assert turn["question"] == "<b>*What*</b>\n# is it?" and turn["answer"] == chat.chats[0].turns[0].answer
+    assert turn["question"] == "<b>*What*</b>\n# is it?\n\n    ===" and turn["answer"] == chat.chats[0].turns[0].answer
     assert turn["images"] == ["0.png"] and turn["tokens"] == 6 and turn["settings"] == {"max_new_tokens": 6}
     text = as_markdown(chat, ["one", "two"])
     assert "## one" in text and "## two" in text and "(0\\.png)" in text
-    assert "\\<b\\>\\*What\\*\\</b\\>  \n\\# is it?" in text, "the question is markup"
+    assert "\\<b\\>\\*What\\*\\</b\\>  \n\\# is it?  \n  \n\\=\\=\\=" in text, "the question is markup"
 
 
 def test_no_division_by_zero_seconds() -> None:
     assert figures(0, 0.0) == ""
     assert figures(1, 0.0).startswith("1 token in 0.0 s")
+
+
+def test_an_answer_that_fails_leaves_a_page_that_can_be_used(
+    tiny: LoadedModel, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> Iterator[object]:
+        yield from ()
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(LoadedModel, "answer_ids", fails)
+    shown = []
+    with pytest.raises(RuntimeError, match="out of memory"):
+        for update in Handlers([tiny], ["one"]).ask(
+            None, {"text": QUESTION, "files": files[:1]}, "", 9, 1, False, 1, 1, 1
+        ):
+            shown.append(update)
+    _, conversation, notice, *_ = shown[-1]
+    assert [turn["question"] for turn in conversation["turns"]] == [QUESTION] and not conversation["busy"]
+    assert "the answer ended early" in notice["value"]
 
 
 def test_undo_and_restart(chat: SideBySideChat, files: list[str]) -> None:
