@@ -25,7 +25,7 @@ from minigpt4.common.schema import Config, EvaluationConfig
 from minigpt4.curate import describe as curation
 from minigpt4.curate.__main__ import run as curate
 from minigpt4.curate.ledger import read_events, sample_states
-from minigpt4.datasets import check
+from minigpt4.datasets import check, leaks
 from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.loaders import train_loader
@@ -96,7 +96,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Pixels:
         found[Path(name or str(source)).name] = torch.from_numpy(pixels)
         return pixels
 
-    for module in (image_module, check):
+    for module in (image_module, leaks):
         monkeypatch.setattr(module, "decode_pixels", decode_pixels)
     return found
 
@@ -203,13 +203,13 @@ def test_generate_command(folder: Path, tmp_path: Path, encoded: list[Tensor], e
 
 def test_page(tiny: LoadedModel, folder: Path, encoded: list[Tensor], expected: Pixels) -> None:
     pytest.importorskip("gradio", reason="gradio is not installed (pip install gradio)")
-    from minigpt4.web.page import Handlers
+    from minigpt4.web.handlers import Handlers
 
-    handlers = Handlers([tiny])
+    handlers = Handlers([tiny], ["tiny"])
     controls = (5, 1, False, 1.0, 0.9, 1.0)
     for name in ORDER:
         file = str(folder / name)
-        for _ in handlers.ask(None, {"text": "What?", "files": [file]}, *controls):
+        for _ in handlers.ask(None, {"text": "What?", "files": [file]}, "", *controls):
             pass
         handlers.describe(file, "", *controls)
     assert_equal(dict(zip(ORDER, encoded[::2], strict=True)), expected)

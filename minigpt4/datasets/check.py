@@ -124,10 +124,12 @@ def _open_images(name: str, records: Sequence[Record], folder: Path) -> Iterator
             first_rows.setdefault(image, record)
     if len(first_rows) >= MANY_IMAGES:
         jpeg_decoder()
-    paths = {folder / image: image for image in first_rows}
-    for path, found in track(fingerprints(paths), f"{name}: opening", "images", len(paths)):
-        image = paths[path]
-        yield image, RowProblem(first_rows[image].source, str(found)) if isinstance(found, DataError) else found
+    spellings: dict[Path, list[str]] = defaultdict(list)  # "a.jpg" and "./a.jpg" are one file
+    for image in first_rows:
+        spellings[folder / image].append(image)
+    for path, found in track(fingerprints(spellings), f"{name}: opening", "images", len(spellings)):
+        for image in spellings[path]:
+            yield image, RowProblem(first_rows[image].source, str(found)) if isinstance(found, DataError) else found
 
 
 def _check_shards(name: str, cfg: DatasetConfig, with_samples: bool) -> Report:

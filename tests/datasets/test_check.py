@@ -43,6 +43,16 @@ def test_a_good_data_set(card: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "warning: 1 images are in more than one split, such as 3.png" in out
 
 
+def test_two_spellings_of_one_file_are_seen_in_both_splits(
+    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"image": name, "answer": "x", "split": split} for name, split in (("0.png", "train"), ("./0.png", "val"))]
+    write_jsonl(tmp_path / "mine.jsonl", rows)
+    assert main([str(card)]) == 0
+    out = capsys.readouterr().out
+    assert "1 images are copies of files of another split" in out and "./0.png (val)" in out
+
+
 def test_bad_rows_and_images_are_named(
     card: Path, tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
