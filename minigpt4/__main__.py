@@ -29,7 +29,9 @@ class Command:
 
 
 COMMANDS = {
-    "prepare": Command("minigpt4.datasets.flickr30k_prepare", "make the JSON that is read of Flickr30k's annotations"),
+    "prepare": Command(
+        "minigpt4.datasets.flickr30k_prepare", "turn Flickr30k's annotations into the JSON that training reads"
+    ),
     "check": Command("minigpt4.datasets.check", "read every row of a dataset, open every image, name the bad ones"),
     "train": Command("train.py", "train the projection; several GPUs: torchrun ... -m minigpt4 train"),
     "eval": Command("eval_scripts/eval_flickr30k.py", "captions and scores of one or several checkpoints"),

@@ -44,7 +44,7 @@ class Finding:
     Attributes:
         name: what was looked at.
         text: what was found.
-        remedy: what to do; empty: it is well.
+        remedy: what to do; empty: nothing.
         needed: nothing runs, or not what was asked about, before that is done.
     """
 
@@ -196,6 +196,8 @@ def java_finding() -> Finding:
 def disk_findings(roots: Iterable[tuple[str, str, str]], missing: Iterable[str]) -> Iterator[Finding]:
     """Whether each folder can be written to, and its disk holds what is still to come.
 
+    Weights and data that are all there may be on a disk that is read-only or full; every run writes to its output.
+
     Args:
         roots: (name, path, environment variable that moves it) of each folder; the folder need not exist yet.
         missing: paths of files that have to be brought.
@@ -206,7 +208,9 @@ def disk_findings(roots: Iterable[tuple[str, str, str]], missing: Iterable[str])
         sizes = [_bytes_of(file) for file in coming if Path(file).is_relative_to(path)]
         wanted, free = sum(sizes) + RESERVE, shutil.disk_usage(folder).free
         text = f"{path}: {free / GIGABYTE:,.1f} GB free"
-        if not os.access(folder, os.W_OK):
+        if not sizes and variable != OUTPUT_VARIABLE:
+            yield Finding(f"disk, {name}", text)
+        elif not os.access(folder, os.W_OK):
             yield Finding(f"disk, {name}", f"{folder} cannot be written to", f"set {variable} to another folder")
         elif free < wanted:
             remedy = f"make room, or set {variable} to a folder on another disk"
@@ -218,7 +222,7 @@ def disk_findings(roots: Iterable[tuple[str, str, str]], missing: Iterable[str])
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above that exists."""
     folder = folder.absolute()
-    while not folder.is_dir():
+    while not os.path.isdir(folder):  # unlike Path's, it answers for folders that may not be looked into
         folder = folder.parent
     return folder
 

@@ -126,6 +126,8 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written(monkeypatch: pytest.Mon
     monkeypatch.setattr(doctor.os, "access", lambda *_: False)
     (finding,) = disk_findings(roots, missing)
     assert f"{tmp_path} cannot be written to -> set MINIGPT4_WEIGHTS" in str(finding)
+    output = ("output", str(tmp_path / "output"), "MINIGPT4_OUTPUT")
+    assert [finding.failed for finding in disk_findings([*roots, output], [])] == [False, True]
 
 
 def test_every_missing_file_is_named_with_what_brings_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
