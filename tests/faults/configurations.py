@@ -65,14 +65,22 @@ FLOAT_EDGES = [0.0, 1.0, -1.0, 1e-300, 1e-6, 0.5, 3.0, 1e6, 1e300, math.inf, mat
 
 def overrides() -> SearchStrategy[dict[str, Any]]:
     """A few settings with values that their types allow, most of them in range; keys are dotted."""
-    fields = {
-        f"{section}.{known.name}": _values(f"{section}.{known.name}", get_type_hints(kind)[known.name], known)
-        for section, kind in SETTINGS.items()
-        for known in dataclasses.fields(kind)
-    }
-    drawn = {key: values for key, values in fields.items() if values is not None and key not in LEFT_OUT}
+    listed = (field for section, kind in SETTINGS.items() for field in _fields(section, kind))
+    fields = {key: _values(key, expected, known) for key, expected, known in listed if key not in LEFT_OUT}
+    drawn = {key: values for key, values in fields.items() if values is not None}
     pairs = st.sampled_from(sorted(drawn)).flatmap(lambda key: st.tuples(st.just(key), drawn[key]))
     return st.lists(pairs, min_size=1, max_size=5, unique_by=lambda pair: pair[0]).map(dict)
+
+
+def _fields(section: str, kind: Any) -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """(dotted key, type, field) of the settings of a section and of those within it."""
+    types = get_type_hints(kind)
+    for known in dataclasses.fields(kind):
+        key = f"{section}.{known.name}"
+        if dataclasses.is_dataclass(types[known.name]):
+            yield from _fields(key, types[known.name])
+        else:
+            yield key, types[known.name], known
 
 
 def _values(key: str, expected: Any, known: dataclasses.Field[Any]) -> SearchStrategy[Any] | None:

@@ -309,7 +309,6 @@ def _read_ledger(folder: Path) -> list[str]:
 # Models.
 
 TINY = load_config(None).config.model
-LLM_FILES = ("config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json")
 
 
 def _copy(name: str) -> Callable[[Path], None]:
@@ -356,11 +355,7 @@ def _read_encoders(**files: str) -> Callable[[Path], Any]:
 
 
 def _read_settings(folder: Path) -> Any:
-    return str(load_config(folder / "run.yaml", ["model.model_type=tiny"]).config)
-
-
-def _write_settings(folder: Path, source: Path) -> None:
-    shutil.copy(source, folder / "run.yaml")
+    return str(load_config(folder / "run.yaml").config)
 
 
 def _card(source: Path) -> Subject:
@@ -480,7 +475,7 @@ SUBJECTS = (
         Subject(
             f"configuration {path.stem}",
             "run.yaml",
-            lambda folder, path=path: _write_settings(folder, path),
+            lambda folder, path=path: shutil.copy(path, folder / "run.yaml"),
             _read_settings,
         )  # type: ignore[misc]
         for path in SETTINGS
