@@ -79,14 +79,14 @@ def text_lengths(datasets: Mapping[str, InstructionDataset], batch_size: int) ->
     found: list[tuple[int, int]] = []
     tokens = targets = weights = 0.0
     for dataset in datasets.values():
-        probed = list(range(0, len(dataset), max(1, len(dataset) // PROBED)))
+        probed = range(0, len(dataset), max(1, len(dataset) // PROBED))
         counts = list(filter(None, (_counted(dataset, index) for index in probed)))
         if not counts:
             raise DataError(f"datasets.{dataset.name}: none of {len(probed)} captions can be read")
+        found += counts
         if not isinstance(dataset, ShardDataset):
             longest = heapq.nlargest(batch_size, range(len(dataset)), key=lambda i, d=dataset: d.text_length(i, 0))  # type: ignore[misc]
-            found += filter(None, (_counted(dataset, index) for index in longest))
-        found += counts
+            found += filter(None, (_counted(dataset, index) for index in longest if index not in probed))
         tokens += dataset.sample_ratio * sum(total for total, _ in counts) / len(counts)
         targets += dataset.sample_ratio * sum(number for _, number in counts) / len(counts)
         weights += dataset.sample_ratio
