@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import replace_lone_surrogates, write_atomically
-from minigpt4.common.logging import set_up_logging
-from minigpt4.common.progress import Progress
+from minigpt4.common.logging import Progress, set_up_logging
 
 COLUMNS = ("caption", "url")
 DELIMITERS = {".tsv": "\t", ".csv": ","}

@@ -84,8 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from minigpt4.api import from_config
     from minigpt4.common.distributed import start_processes
-    from minigpt4.common.logging import set_up_logging
-    from minigpt4.common.progress import Progress
+    from minigpt4.common.logging import Progress, set_up_logging
 
     settings = {
         "model": loaded.resolved["model"] | ({"ckpt": args.ckpt} if args.ckpt else {}),

@@ -1,4 +1,4 @@
-"""Logging set-up, the line of a training step, and log.txt."""
+"""What a command shows while it runs: messages, the progress of long steps, the line of a training step, log.txt."""
 
 from __future__ import annotations
 
@@ -6,22 +6,54 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from datetime import timedelta
+from functools import lru_cache
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.files import read_appended, write_text
-from minigpt4.common.progress import terminal
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 CONSOLE_FORMAT = "%(asctime)s [%(levelname)s] %(message)s"
 KEPT_MESSAGES = 10_000
 """Messages kept until the run folder is known."""
 WAITING_SHARE = 0.2
 """Share of a step spent waiting for data above which the training line says so."""
 COLOURS = {logging.WARNING: "yellow", logging.ERROR: "bold red", logging.CRITICAL: "bold red"}
+FIRST_LINE = 30.0
+"""Seconds after which a line is due, whatever was done; each further one is due after `LATER_LINES` times as many."""
+LATER_LINES = 4.0
+TENTHS = 10
+"""Parts of a step that end in a line each, if there is a total."""
+SHORTEST_GAP = 2.0
+"""Seconds between two lines; a step that is shorter ends without any."""
+REFRESH = 0.1
+"""Seconds between two drawings of a bar."""
+RECENT = 64
+"""Moments that the speed is measured over, at least half a second apart."""
+
+
+@lru_cache(maxsize=1)
+def terminal() -> Console:
+    """The terminal behind stderr, shared by bars and messages, so that a message is written above a bar."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """H:MM:SS, and tenths of a second below ten seconds."""
+    return f"{seconds:.1f} s" if seconds < 10 else str(timedelta(seconds=round(seconds)))
 
 
 class _TerminalHandler(logging.Handler):
@@ -72,6 +104,153 @@ def log_to_file(file: Path) -> None:
         kept.close()
         root.removeHandler(kept)
     root.addHandler(handler)
+
+
+class Progress:
+    """Shows how far a step is, wherever the package's messages of level INFO are shown.
+
+    On a terminal it is a bar, which leaves a line when it ends. Elsewhere it is at most a dozen lines: one at each
+    tenth, and one after half a minute where the first tenth takes longer. The first item, which starts workers, fills
+    caches and compiles, does not count for the time left.
+
+    Args:
+        title: what is done, for example "captions of checkpoint_0 (1 of 6)".
+        total: number of items; None: unknown.
+        unit: name of the items, in the plural.
+        done: items done earlier.
+        lines: leave lines where there is no terminal, and when it ends; otherwise the caller says as much.
+    """
+
+    def __init__(self, title: str, total: float | None, unit: str, *, done: float = 0, lines: bool = True) -> None:
+        self.title = title
+        self.total = total
+        self.unit = unit
+        self.done = done
+        self.lines = lines
+        self._before = done
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        self._began = self._last = time.monotonic()
+        self._gap = FIRST_LINE
+        self._tenth = self._tenths()
+        self._moments: deque[tuple[float, float]] = deque(maxlen=RECENT)
+        if logger.isEnabledFor(logging.INFO) and sys.stderr.isatty():
+            self._bar = _new_bar(self.title, self.total, self.done)
+            self._bar.start()
+            self._draw()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        seconds = time.monotonic() - self._began
+        if self.lines and kind is None and seconds >= SHORTEST_GAP:
+            done = self.done - self._before
+            logger.info("%s: %s in %s (%s)", self.title, self._counted(done), duration(seconds), self._rate(seconds))
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Count items that are done.
+
+        Args:
+            amount: how many.
+            note: shown behind the bar's own time left.
+        """
+        self.done += amount
+        now = time.monotonic()
+        if not self._moments or now - self._moments[-1][0] >= 0.5:
+            self._moments.append((now, self.done))
+        if self._bar is not None:
+            if now - self._last >= REFRESH or self.done == self.total:
+                self._last = now
+                self._draw(note)
+        elif self.lines and self._is_due(now):
+            self._last = now
+            logger.info("%s: %s", self.title, ", ".join(filter(None, [self._position(), self._speed()])))
+
+    def seconds_left(self) -> float | None:
+        """Seconds to the end at the recent speed; None where nothing tells."""
+        if self.total is None or len(self._moments) < 2:
+            return None
+        (began, first), (now, done) = self._moments[0], self._moments[-1]
+        return None if done == first else (self.total - self.done) * (now - began) / (done - first)
+
+    def _is_due(self, now: float) -> bool:
+        """Whether a line is to be written now."""
+        passed = now - self._last
+        if passed < SHORTEST_GAP or self.done == self.total:
+            return False
+        if passed >= self._gap:
+            self._gap *= LATER_LINES
+        elif self._tenths() == self._tenth:
+            return False
+        self._tenth = self._tenths()
+        return True
+
+    def _tenths(self) -> int:
+        return int(TENTHS * self.done / self.total) if self.total else 0
+
+    def _counted(self, done: float) -> str:
+        return f"{done:,.0f} {self.unit}"
+
+    def _position(self) -> str:
+        if not self.total:
+            return self._counted(self.done)
+        return f"{self.done:,.0f} of {self._counted(self.total)} ({self.done / self.total:.0%})"
+
+    def _rate(self, seconds: float) -> str:
+        rate = (self.done - self._before) / max(seconds, 1e-9)
+        return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s each"
+
+    def _speed(self) -> str:
+        left = self.seconds_left()
+        rate = self._rate(time.monotonic() - self._began)
+        return rate if left is None else f"{rate}, {duration(left)} left"
+
+    def _draw(self, note: str = "") -> None:
+        speed = self._speed() if self.done > self._before else ""
+        text = "; ".join(filter(None, [speed, note]))
+        self._bar.update(0, completed=self.done, position=self._position(), text=text)
+        self._bar.refresh()
+
+
+def track(items: Iterable[T], title: str, unit: str, total: float | None = None) -> Iterator[T]:
+    """The items one by one, with their progress.
+
+    Args:
+        items: what is worked on.
+        title: as for `Progress`.
+        unit: as for `Progress`.
+        total: number of items; None: their length, if they have one.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with Progress(title, total, unit) as progress:
+        for item in items:
+            yield item
+            progress.advance()
+
+
+def _new_bar(title: str, total: float | None, done: float) -> Any:
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[position]}")]
+    bar = Bar(
+        columns[0],
+        BarColumn(bar_width=24),
+        columns[1],
+        TextColumn("{task.fields[text]}", markup=False),
+        console=terminal(),
+        auto_refresh=False,  # no thread: processes are forked meanwhile
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    bar.add_task(title, total=total, completed=int(done), position="", text="")
+    return bar
 
 
 def train_line(

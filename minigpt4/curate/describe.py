@@ -18,7 +18,7 @@ from torch import Tensor
 from minigpt4.common.distributed import start_processes
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.files import remove_temporary_files, write_atomically, writing
-from minigpt4.common.progress import Progress
+from minigpt4.common.logging import Progress
 from minigpt4.common.registry import processors
 from minigpt4.common.schema import Config, DescribeConfig, GenerationConfig
 from minigpt4.conversation.dialogue import Dialogue, Turn

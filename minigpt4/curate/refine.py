@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from minigpt4.common.errors import DataError
-from minigpt4.common.progress import Progress
+from minigpt4.common.logging import Progress
 from minigpt4.common.registry import refiners
 from minigpt4.common.schema import ModelConfig, Precision, RefineConfig
 from minigpt4.curate.ledger import Event, Ledger, SampleState

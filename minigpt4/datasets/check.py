@@ -22,8 +22,7 @@ from minigpt4.common.cli import exit_on_error
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.files import replace_lone_surrogates
-from minigpt4.common.logging import set_up_logging
-from minigpt4.common.progress import track
+from minigpt4.common.logging import set_up_logging, track
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig
 from minigpt4.common.types import Record
 from minigpt4.datasets.builders import SHARDS, dataset_prompts, images_folder, read_rows

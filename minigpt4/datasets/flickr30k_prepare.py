@@ -18,8 +18,7 @@ from rich.console import Console
 from minigpt4.common.cli import exit_on_error, require_files
 from minigpt4.common.errors import DataError, first_few
 from minigpt4.common.files import DATA_VARIABLE, remove_temporary_files, write_text, writing
-from minigpt4.common.logging import set_up_logging
-from minigpt4.common.progress import track
+from minigpt4.common.logging import set_up_logging, track
 
 if TYPE_CHECKING:
     import pandas as pd

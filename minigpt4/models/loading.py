@@ -17,7 +17,7 @@ import torch
 from minigpt4.common.checkpoint import RANDOM_SEED, fingerprint, frozen_identity, read_checkpoint, read_projection
 from minigpt4.common.errors import CheckpointError, ConfigError, DataError
 from minigpt4.common.files import language_model_folder, read_json, require_path
-from minigpt4.common.progress import duration
+from minigpt4.common.logging import duration
 from minigpt4.common.registry import models
 from minigpt4.common.schema import Amp, LowResource, ModelConfig, Precision
 from minigpt4.conversation.encoding import PromptEncoder

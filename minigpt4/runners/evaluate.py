@@ -20,8 +20,7 @@ from minigpt4.common.checkpoint import read_projection
 from minigpt4.common.distributed import Processes, start_processes
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.files import new_folder
-from minigpt4.common.logging import set_up_logging
-from minigpt4.common.progress import track
+from minigpt4.common.logging import set_up_logging, track
 from minigpt4.common.schema import Config, EvaluationConfig, ModelConfig
 from minigpt4.datasets.builders import build_dataset
 from minigpt4.datasets.leaks import METADATA_KEY, Fingerprint, ImageSet, Leaks, TrainingRecord, find_leaks, fingerprints

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError, did_you_mean
-from minigpt4.common.progress import duration
+from minigpt4.common.logging import duration
 from minigpt4.models.flops import Work, datasheet_flops
 from minigpt4.tasks.training import StepLoss
 

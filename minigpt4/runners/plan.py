@@ -12,7 +12,7 @@ from torch import nn
 
 from minigpt4.common.cli import console
 from minigpt4.common.errors import DataError
-from minigpt4.common.progress import duration
+from minigpt4.common.logging import duration
 from minigpt4.common.schema import Config, LowResource
 from minigpt4.datasets.builders import build_datasets, prepare_datasets
 from minigpt4.datasets.instruction import InstructionDataset

@@ -21,8 +21,7 @@ from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
 from minigpt4.common.distributed import Processes, start_processes
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.files import remove_temporary_files
-from minigpt4.common.logging import set_up_logging
-from minigpt4.common.progress import Progress
+from minigpt4.common.logging import Progress, set_up_logging
 from minigpt4.common.schema import DatasetConfig, ModelConfig, RunConfig
 from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.feature_cache import FeatureCache, cache_identity, check_identity, write_shard

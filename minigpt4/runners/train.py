@@ -16,8 +16,7 @@ from torch import nn
 from minigpt4.common.cli import command, console
 from minigpt4.common.config import LoadedConfig
 from minigpt4.common.distributed import GradientSum, start_processes
-from minigpt4.common.logging import log_to_file, set_up_logging
-from minigpt4.common.progress import duration
+from minigpt4.common.logging import duration, log_to_file, set_up_logging
 from minigpt4.common.registry import runners, schedules, tasks
 from minigpt4.common.types import Sample
 from minigpt4.conversation.encoding import PromptEncoder

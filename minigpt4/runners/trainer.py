@@ -18,8 +18,7 @@ import torch
 
 from minigpt4.common.distributed import GradientSum, Processes
 from minigpt4.common.errors import MiniGPT4Error, first_few
-from minigpt4.common.logging import read_epochs, train_line
-from minigpt4.common.progress import Progress
+from minigpt4.common.logging import Progress, read_epochs, train_line
 from minigpt4.common.registry import runners
 from minigpt4.common.schema import RunConfig
 from minigpt4.common.types import Batch

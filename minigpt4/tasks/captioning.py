@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from minigpt4.common.errors import DataError
-from minigpt4.common.progress import Progress
+from minigpt4.common.logging import Progress
 from minigpt4.common.schema import EvaluationConfig
 from minigpt4.common.types import Record
 from minigpt4.conversation.template import check_placeholders, place_images

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt4.common.distributed import GradientSum, Processes
-from minigpt4.common.progress import track
+from minigpt4.common.logging import track
 from minigpt4.common.registry import tasks
 from minigpt4.common.types import Batch
 

@@ -12,10 +12,10 @@ from minigpt4.common.logging import (
     log_to_file,
     read_epochs,
     set_up_logging,
+    terminal,
     train_line,
     write_epochs,
 )
-from minigpt4.common.progress import terminal
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Bars on a terminal, lines elsewhere, and nothing where the package's log.messages are not shown."""
+"""Bars on a terminal, lines elsewhere, and nothing where the package's messages are not shown."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from minigpt4.common import progress
-from minigpt4.common.progress import Progress, duration, terminal, track
+from minigpt4.common import logging as progress
+from minigpt4.common.logging import Progress, duration, terminal, track
 
 
 class Clock:
@@ -31,7 +31,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """The log, with the log.messages of level INFO."""
+    """The log, with the messages of level INFO."""
     with caplog.at_level(logging.INFO, logger="minigpt4"):
         yield caplog
 

@@ -36,7 +36,7 @@ from minigpt4.common.files import (
     write_atomically,
     write_text,
 )
-from minigpt4.common.progress import track
+from minigpt4.common.logging import track
 
 logger = logging.getLogger(__name__)
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
