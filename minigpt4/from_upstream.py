@@ -134,8 +134,9 @@ def convert(old: Mapping[str, Any]) -> Converted:
     for key in ("preprocess", "env"):
         if key in old:
             new.left_out[key] = "the cards say it" if key == "preprocess" else "paths: takes its place"
-    for key in set(old) - {"model", "datasets", "run", "evaluation_datasets", "preprocess", "env"}:
-        new.left_out[key] = "unknown; the original does not read it"
+    for key in old:
+        if key not in ("model", "datasets", "run", "evaluation_datasets", "preprocess", "env"):
+            new.left_out[key] = "unknown; the original does not read it"
     return new
 
 
@@ -419,6 +420,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         converted = convert(read_old(path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: a section or value has a form that the original cannot use either ({one_line(error)}); fix it"
+        ) from error
     sys.stdout.write(converted.text(f"Converted from {path}; remarks stand at the lines that differ."))
 
 

@@ -259,7 +259,18 @@ def test_an_old_card_named_by_a_new_file(tmp_path: Path) -> None:
         load_config(tmp_path / "run.yaml")
 
 
-@pytest.mark.parametrize("content", ["", "env: {cache_root: x}\n", "[1]\n", "model: [\n", "datasets: {gqa: {}}\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "env: {cache_root: x}\n",
+        "[1]\n",
+        "model: [\n",
+        "datasets: {gqa: {}}\n",
+        "model: 5\n",
+        "datasets: {cc_sbu: 3}\n",
+    ],
+)
 def test_what_cannot_be_converted(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "old.yaml").write_text(content)
     with pytest.raises(SystemExit):
