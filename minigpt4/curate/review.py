@@ -115,6 +115,8 @@ class Review:
                 return f"sample {sample!r} does not wait for a decision"
             if decision not in DECISIONS:
                 return f"unknown decision {decision!r}; known: {', '.join(DECISIONS)}"
+            if decision == "accept" and not (text or state.text):
+                return "there is no text to accept; write one, or reject the sample"
             if decision == "accept" and text and text != " ".join((state.text or "").split()):
                 decision = "edit"  # the accept button must not lose what was typed
             if decision == "edit" and not text:

@@ -260,6 +260,14 @@ def test_what_a_rule_rejected_is_shown_with_the_reason_and_can_be_accepted(ledge
     assert review.verdicts() == {"waiting": 1, "accepted": 1}
 
 
+def test_nothing_is_not_accepted_as_a_description(ledger: Ledger, tmp_path: Path) -> None:
+    fill(ledger, 1, lambda n: described(n, ""), lambda n: refined(n, ""))
+    ledger.append([{"sample": "0", "step": "filter", "rule": "too_short", "reason": "0 words", "rules": "x"}])
+    review = Review(ledger, tmp_path)
+    assert "there is no text to accept" in (review.decide("0", "accept", " ") or "")
+    assert review.decide("0", "accept", "A red circle.") is None and ledger.states()["0"].text == "A red circle."
+
+
 def test_corrections_are_shown_word_by_word() -> None:
     assert diff("A dog <b> runs.", "A big dog runs & jumps.") == (
         "A <ins>big</ins> dog <del>&lt;b&gt; runs.</del> <ins>runs &amp; jumps.</ins>"
