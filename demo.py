@@ -32,7 +32,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="name or address to listen on, 0.0.0.0 for all: other machines can then open the page, with the password "
         "in the environment variable MINIGPT4_PASSWORD (default: %(default)s, this machine only)",
     )
-    parser.add_argument("--share", action="store_true", help="also make a public link that anyone can open")
+    parser.add_argument(
+        "--share",
+        action="store_true",
+        help="also make a public link that anyone can open, with the password in MINIGPT4_PASSWORD where it is set",
+    )
     return parser.parse_args(arguments)
 
 

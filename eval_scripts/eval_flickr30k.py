@@ -62,7 +62,7 @@ def main() -> None:
     print(f"Scores: {results.metrics}\nPlot:   {results.trends}\nReport: {results.report} (open it in a browser)")
     chosen = ["--cfg-path", args.cfg_path, *(["--ckpt", args.ckpt[-1]] if args.ckpt else [])]
     options = ["--options", *args.options] if args.options else []
-    print(f"Chat:   {command('chat', *chosen, '--image', str(results.example), *options)}")
+    print(f"Chat:   {command('chat', *chosen, '--image', str(results.example or 'IMAGE'), *options)}")
 
 
 if __name__ == "__main__":

@@ -86,11 +86,6 @@ def installed(name: str) -> str | None:
         return None
 
 
-def python_finding() -> Finding:
-    """Which Python runs; a wrong one was refused when the package was imported."""
-    return Finding("Python", f"{sys.version.split()[0]} ({sys.executable})")
-
-
 def package_findings(required: Iterable[Requirement], used: Iterable[str] = ()) -> Iterator[Finding]:
     """Whether every package is there in a version that is allowed, those of extras in one line for each extra.
 
@@ -258,7 +253,8 @@ def examine(cfg: Config) -> Iterator[Finding]:
         ("weights", cfg.paths.weights_root, WEIGHTS_VARIABLE),
         ("data", cfg.paths.data_root, DATA_VARIABLE),
     ]
-    yield python_finding()
+    # A Python that is too old was refused when the package was imported.
+    yield Finding("Python", f"{sys.version.split()[0]} ({sys.executable})")
     used = [*(["bitsandbytes"] if cfg.model.low_resource is not LowResource.off else []), *cfg.run.trackers]
     yield from package_findings(requirements(), used)
     yield java_finding()

@@ -180,11 +180,7 @@ def thumbnail(path: Path | None, open_image: OpenImage | None) -> str | None:
     image.thumbnail((LONGER_SIDE, LONGER_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=JPEG_QUALITY)
-    return _data_uri(buffer.getvalue(), "image/jpeg")
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def _score(image: ImageResult, label: str, metric: str) -> float:

@@ -63,8 +63,6 @@ DARK = {
 """Colour on a light ground -> colour on a dark one."""
 _PANEL_SIZE = (4.2, 3.3)
 """Inches of a panel of the report; it becomes wider with many checkpoints."""
-_POINTS = 72
-"""Points of an inch, the unit of an SVG."""
 _MAX_LABEL = 18
 """Characters of a checkpoint's name under an axis."""
 
@@ -209,7 +207,11 @@ def _for_a_page(svg: str, prefix: str, name: str) -> str:
 
 def _groups(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
     """(title, metrics that were measured) of each panel that has some."""
-    return [(name, present) for name, keys in PANELS if (present := [key for key in keys if _has(rows, key)])]
+    return [
+        (name, present)
+        for name, keys in PANELS
+        if (present := [key for key in keys if any(is_number(row.get(key)) for row in rows)])
+    ]
 
 
 def _draw_panel(
@@ -328,10 +330,6 @@ def _spread(values: Sequence[float], gap: float) -> list[float]:
             mean, size = (before * count + mean * size) / (count + size), count + size
         clusters.append((mean, size))
     return [mean + gap * (place - (size - 1) / 2) for mean, size in clusters for place in range(size)]
-
-
-def _has(rows: Sequence[Row], key: str) -> bool:
-    return any(is_number(row.get(key)) for row in rows)
 
 
 def _tick_labels(names: Sequence[str]) -> list[str]:
