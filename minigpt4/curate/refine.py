@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.logging import Progress
@@ -54,21 +55,27 @@ def refine(
         Progress("corrections", len(states), "descriptions") as progress,
         ThreadPoolExecutor(refiner.concurrency) as pool,
     ):
-        while True:
-            # No more than can be worked on: a fatal failure or Ctrl-C then ends the run soon.
-            while fatal is None and len(running) < refiner.concurrency and (state := next(waiting, None)) is not None:
-                running.add(pool.submit(_attempt, refiner, state))
-            if not running:
-                break
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for event, is_fatal in (future.result() for future in done):
-                ledger.append([event])
-                usage.update(event.get("usage") or {})
-                progress.advance()
-                if "error" in event:
-                    failed.append(event)
-                if is_fatal:
-                    fatal = event
+        try:
+            while True:
+                # No more than can be worked on: a fatal failure or Ctrl-C then ends the run soon.
+                free = refiner.concurrency - len(running) if fatal is None else 0
+                running |= {pool.submit(_attempt, refiner, state) for state in islice(waiting, free)}
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    event, is_fatal = future.result()
+                    ledger.append([event])
+                    running.remove(future)
+                    usage.update(event.get("usage") or {})
+                    progress.advance()
+                    if "error" in event:
+                        failed.append(event)
+                    if is_fatal:
+                        fatal = event
+        except KeyboardInterrupt:
+            # The requests under way may have been paid for.
+            ledger.append(future.result()[0] for future in wait(running).done)
+            raise
     if fatal is not None:
         raise DataError(f"sample {fatal['sample']}: {fatal['error']}; fix it, and run refine again")
     if failed:

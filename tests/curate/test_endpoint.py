@@ -166,7 +166,7 @@ def test_nothing_listens() -> None:
         ({"base_url": "http://[::1"}, "curation.refine.base_url: 'http://[::1' should be a URL"),
         ({"base_url": "https://user:secret@host/v1"}, "curation.refine.base_url should hold no user name or password"),
         ({"api_key_env": "KEY_OF_TWO_LINES"}, "environment variable KEY_OF_TWO_LINES holds characters that no key"),
-        ({"prompt_path": "none.txt"}, "curation.refine.prompt_path: file none.txt does not exist"),
+        ({"prompt_path": "none.txt"}, "curation.refine.prompt_path: none.txt does not exist"),
     ],
 )
 def test_settings_are_checked_before_anything_is_sent(

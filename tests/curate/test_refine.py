@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import wait
 from threading import Event as Signal
 from typing import Any
 
@@ -47,6 +48,21 @@ def test_a_fatal_failure_loses_no_correction_under_way(ledger: Ledger, monkeypat
     tally = Tally.of(ledger.states())
     assert tally.pending == Counter({"refine": 8, "filter": 1})
     assert (tally.failed, ledger.states()["1"].text) == (1, TEXT)
+
+
+def test_ctrl_c_loses_no_correction_under_way(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = iter([True])
+
+    def interrupted(*given: Any, **words: Any) -> Any:
+        if next(waits, False):
+            raise KeyboardInterrupt
+        return wait(*given, **words)
+
+    monkeypatch.setattr("minigpt4.curate.refine.wait", interrupted)
+    fill(ledger, 3, lambda number: described(number, TEXT))
+    with pytest.raises(KeyboardInterrupt):
+        refine_all(RefineConfig(refiner="local"), ledger)
+    assert Tally.of(ledger.states()).pending == Counter({"refine": 2, "filter": 1})
 
 
 def test_an_empty_description_is_left_to_the_filter(ledger: Ledger) -> None:
