@@ -306,19 +306,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _check_out(path: Path) -> None:
-    """Make sure that the results of an evaluation are not overwritten.
+    """Make sure that nothing but the scores of an earlier call is overwritten.
 
     Raises:
-        MetricError: the file holds several rows, or those of `eval_scripts/eval_flickr30k.py`.
+        MetricError: the file holds the results of an evaluation, or something else, such as the predictions.
     """
-    if not path.is_file():
+    if not path.exists():
         return
     try:
         content = read_json(path)
     except DataError:
-        return
-    if isinstance(content, dict) and ("checkpoints" in content or len(content.get("rows") or []) > 1):
-        raise MetricError(f"{path} holds the results of an evaluation: name another file by --out")
+        content = None
+    if not isinstance(content, dict) or not {"rows", "per_image"} <= content.keys():
+        what = "the results of an evaluation" if isinstance(content, dict) and "rows" in content else "something else"
+        raise MetricError(f"{path} holds {what}: name another file by --out")
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -331,6 +331,16 @@ def test_the_results_of_an_evaluation_are_not_overwritten(
         assert json.loads(Path(path).read_text()) == content
 
 
+def test_other_files_are_not_overwritten(
+    tmp_path: Path, coco: str, results: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("not JSON")
+    for path in (results, coco, str(tmp_path / "notes.txt")):
+        before = Path(path).read_bytes()
+        assert "holds something else" in refused(capsys, "--refs", coco, "--preds", results, "--out", path)
+        assert Path(path).read_bytes() == before
+
+
 def test_only_predicted(tmp_path: Path, flickr: str) -> None:
     preds = write(tmp_path / "p.json", {"2": "a red cat"})
     found = run(tmp_path / "m.json", "--refs", flickr, "--preds", preds, "--only-predicted", "--metrics", "bleu")
