@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
+from minigpt4.common.boxes import TASKS, AnswerText
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError, DataError, MiniGPT4Error
 from minigpt4.common.matmul import use_onednn_if_exact
@@ -132,6 +133,11 @@ class LoadedModel:
         return f"{self.name} on {self.model.device} in {number_format}"
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """Identifiers of tasks that may stand in front of a question, as `[vqa]`: those of MiniGPT-v2, or none."""
+        return TASKS if self.model.encoder.template.in_pieces else ()
+
+    @property
     def note(self) -> str:
         """What a user should know about the model before asking it anything; empty: nothing."""
         return NOTE if self.toy else ""
@@ -144,12 +150,12 @@ class LoadedModel:
         *,
         batch_size: int = ...,
         **settings: Unpack[GenerationSettings],
-    ) -> list[str]: ...
+    ) -> list[AnswerText]: ...
 
     @overload
     def describe(
         self, images: Any, prompt: str | None = ..., *, batch_size: int = ..., **settings: Unpack[GenerationSettings]
-    ) -> str: ...
+    ) -> AnswerText: ...
 
     def describe(
         self,
@@ -158,8 +164,8 @@ class LoadedModel:
         *,
         batch_size: int = BATCH_SIZE,
         **settings: Unpack[GenerationSettings],
-    ) -> str | list[str]:
-        """Answer one question about each image.
+    ) -> AnswerText | list[AnswerText]:
+        """Answer one question about each image; `boxes` of an answer are those that it names.
 
         Args:
             images: one image, or a list or tuple of them.
@@ -184,7 +190,9 @@ class LoadedModel:
             raise ConfigError(f"batch_size is {batch_size}, should be at least 1")
         return self._describe(images, [self._question(text) for text in prompts], generation, batch_size)
 
-    def stream(self, image: Any, prompt: str | None = None, **settings: Unpack[GenerationSettings]) -> Iterator[str]:
+    def stream(
+        self, image: Any, prompt: str | None = None, **settings: Unpack[GenerationSettings]
+    ) -> Iterator[AnswerText]:
         """The answer as it grows, the complete one last; arguments and errors as for `describe`.
 
         Closing the iterator stops generation. With beam search only the complete answer comes.
@@ -260,8 +268,8 @@ class LoadedModel:
 
     def _describe(
         self, images: Sequence[Any], prompts: Sequence[str], generation: GenerationConfig, batch_size: int
-    ) -> list[str]:
-        answers: list[str] = []
+    ) -> list[AnswerText]:
+        answers: list[AnswerText] = []
         for start in range(0, len(images), batch_size):
             batch = slice(start, start + batch_size)
             queries = self.encode(images[batch])
@@ -269,7 +277,7 @@ class LoadedModel:
             for prompt in ids:
                 self.model.encoder.check_length(prompt, "prompt", self.model.max_prompt_tokens(generation))
             with self._lock:
-                answers += [one.text for one in self.model.generate(ids, generation, queries=queries)]
+                answers += [AnswerText(one.text) for one in self.model.generate(ids, generation, queries=queries)]
         return answers
 
 
@@ -321,15 +329,15 @@ class Chat:
         """The newest prompt as it was sent, with `<ImageHere>` in place of each image's embeddings."""
         return self.sent.text if self.sent else ""
 
-    def ask(self, question: str, images: Sequence[Any] = (), **settings: Unpack[GenerationSettings]) -> str:
+    def ask(self, question: str, images: Sequence[Any] = (), **settings: Unpack[GenerationSettings]) -> AnswerText:
         """The answer to the next question; arguments and errors as for `stream`."""
         for _ in self.stream(question, images, **settings):
             pass
-        return self.turns[-1].answer
+        return AnswerText(self.turns[-1].answer)
 
     def stream(
         self, question: str, images: Sequence[Any] = (), **settings: Unpack[GenerationSettings]
-    ) -> Iterator[str]:
+    ) -> Iterator[AnswerText]:
         """The answer to the next question as it grows, the complete one last.
 
         Closing the iterator stops generation; the answer so far stays in the conversation.
@@ -351,7 +359,7 @@ class Chat:
         turn = Turn(question, len(images), remark=self.loaded.remark(pixels))
         return self._answer(turn, list(self.loaded.encode_pixels(pixels).split(1)), settings)
 
-    def regenerate(self, **settings: Unpack[GenerationSettings]) -> Iterator[str]:
+    def regenerate(self, **settings: Unpack[GenerationSettings]) -> Iterator[AnswerText]:
         """Another answer to the newest question as it grows.
 
         Raises:
@@ -390,7 +398,7 @@ class Chat:
         del self._queries[kept:]
         return turn, queries
 
-    def _answer(self, turn: Turn, queries: list[Tensor], settings: Any) -> Iterator[str]:
+    def _answer(self, turn: Turn, queries: list[Tensor], settings: Any) -> Iterator[AnswerText]:
         """The answer as it grows; whatever can be refused is refused before the iterator is returned."""
         generation = override_generation(self.loaded.defaults, settings)
         model = self.loaded.model
@@ -399,12 +407,12 @@ class Chat:
         self._queries += queries
         steps = self.loaded.answer_ids(self.sent.ids, torch.cat(self._queries) if self._queries else None, generation)
 
-        def growing() -> Iterator[str]:
+        def growing() -> Iterator[AnswerText]:
             start = time.perf_counter()
             for answer in steps:
                 turn.answer, turn.tokens = answer.text, len(answer.token_ids)
                 turn.seconds += time.perf_counter() - start
-                yield turn.answer
+                yield AnswerText(turn.answer)
                 start = time.perf_counter()
 
         return growing()

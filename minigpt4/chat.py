@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from minigpt4.common.boxes import TASKS, with_task
 from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config, require_files, run_files
 from minigpt4.common.errors import DataError
 
@@ -25,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minigpt4 chat", description=__doc__)
     add_config_arguments(parser, required=False)
     parser.add_argument("--image", required=True, nargs="+", metavar="IMAGE", help="the images to talk about")
+    parser.add_argument("--task", choices=TASKS, help="put [TASK] in front of each question, for MiniGPT-v2")
     parser.add_argument("--ckpt", metavar="FILE", help="checkpoint with the projection (default: model.ckpt)")
     parser.add_argument(
         "--ask", nargs="+", metavar="QUESTION", help="questions to answer instead of prompting for them"
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chat = from_config(cfg, args.ckpt).chat()
     if args.ask:
         for question in args.ask:
-            _answer(chat, question, images)
+            _answer(chat, with_task(question, args.task), images)
         return
     sys.stderr.write(f"{_greeting(chat)}\n")
     for line in _typed_lines():
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stderr.write(HELP if command == "/help" else f"there is no command {line}\n{HELP}")
         else:
             try:
-                _answer(chat, line, images)
+                _answer(chat, with_task(line, args.task), images)
             except DataError as error:  # such as a question that is too long
                 sys.stderr.write(f"error: {error}\n")
 

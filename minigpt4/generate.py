@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt4.common.boxes import TASKS, with_task
 from minigpt4.common.cli import (
     add_config_arguments,
     console,
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help='rows of {"image": ..., "question": ..., "id": ...}; relative images start at the folder of FILE',
     )
+    parser.add_argument("--task", choices=TASKS, help="put [TASK] in front of each question, for MiniGPT-v2")
     parser.add_argument("--prompt", metavar="TEXT", help="question where a row has none (default: evaluation.prompt)")
     parser.add_argument("--out", required=True, metavar="FILE", help="JSONL file of the answers")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
@@ -79,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cfg = loaded.config
     prompt = args.prompt or cfg.evaluation.prompt or DESCRIBE
     questions = questions_of_files(args.images, prompt) if args.images else questions_of_jsonl(args.jsonl, prompt)
+    questions = [replace(question, prompt=with_task(question.prompt, args.task)) for question in questions]
     require_files(run_files(cfg.model, checkpoints=[args.ckpt] if args.ckpt else []))
     import torch
 

@@ -19,9 +19,12 @@ from PIL import Image
 
 from minigpt4 import load
 from minigpt4.api import LoadedModel
+from minigpt4.common.boxes import Box
 from minigpt4.common.checkpoint import write_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError, DataError
 from minigpt4.common.files import asset
+from minigpt4.models.generation import Answer
+from minigpt4.models.minigpt4 import MiniGPT4
 from tests.drawn import drawn_scenes
 from tests.processors.damaged import damaged_files
 
@@ -298,3 +301,15 @@ class TestLoad:
         code = "import minigpt4, sys; print('torch' in sys.modules, callable(minigpt4.load), 'torch' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.split() == ["False", "True", "True"]
+
+
+def test_answers_know_their_boxes(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = Answer("<p>it</p> {<10><20><50><80>}", (1, 2))
+    monkeypatch.setattr(MiniGPT4, "generate", lambda self, prompts, *_, **__: [said] * len(prompts))
+    monkeypatch.setattr(MiniGPT4, "stream", lambda *_, **__: (step for step in (Answer("<p>", (1,)), said)))
+    image = drawn_scenes()[0].image
+    expected = [Box(0.1, 0.2, 0.5, 0.8, "it")]
+    assert tiny.describe(image).boxes == expected
+    assert [answer.boxes for answer in tiny.describe([image, image])] == [expected] * 2
+    assert [answer.boxes for answer in tiny.stream(image)] == [[], expected]
+    assert tiny.chat().ask("[refer] it", [image]).boxes == expected

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
-from minigpt4.api import LoadedModel
+from minigpt4.api import Chat, LoadedModel
 from minigpt4.chat import main
 from minigpt4.models.toy import NOTE
 
@@ -50,6 +50,22 @@ def test_questions_from_the_command_line(project: Path, capsys: pytest.CaptureFi
     assert len(lines) == 2
     assert all(lines)
     assert "###" not in "".join(lines)
+
+
+def test_a_task_stands_in_front_of_each_question(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def stream(self: Chat, question: str, *_: Any, **__: Any) -> Iterator[str]:
+        seen.append(question)
+        return iter(["a box"])
+
+    monkeypatch.setattr(Chat, "stream", stream)
+    chat(capsys, "--task", "refer", "--ask", "the circle", "the square")
+    keyboard(monkeypatch, "the star")
+    chat(capsys, "--task", "vqa")
+    assert seen == ["[refer] the circle", "[refer] the square", "[vqa] the star"]
 
 
 def test_questions_from_the_keyboard(

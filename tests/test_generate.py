@@ -81,6 +81,11 @@ def test_rows_with_questions(folder: Path, tmp_path: Path, asked: list[int]) -> 
     assert rows[3]["error"].endswith("none.png does not exist")
 
 
+def test_a_task_stands_in_front_of_each_question(folder: Path, tmp_path: Path, asked: list[int]) -> None:
+    rows = generate(tmp_path / "out.jsonl", "--images", str(folder), "--prompt", "the circle", "--task", "refer")
+    assert {row["prompt"] for row in rows} == {"[refer] the circle"}
+
+
 def test_failed_rows_are_named_and_asked_again_when_told(
     folder: Path, tmp_path: Path, asked: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,7 +46,10 @@ def build_page(models: Sequence[LoadedModel], labels: Sequence[str], title: str 
         with gr.Row(elem_id="body"):
             with gr.Column(scale=3, min_width=320):
                 with gr.Row(elem_id="conversations"):
-                    conversations = [_conversation(label, number) for number, label in enumerate(labels)]
+                    conversations = [
+                        _conversation(label, number, model.tasks)
+                        for number, (label, model) in enumerate(zip(labels, models, strict=True))
+                    ]
                 remark = gr.HTML(elem_id="remark", padding=False, visible=False)
                 box = _box()
                 buttons = _buttons()
@@ -67,7 +70,7 @@ def _heading(title: str, model: LoadedModel) -> str:
     return f'<h1>{html.escape(title)}</h1><p class="model">{html.escape(model.summary)}</p>{note}'
 
 
-def _conversation(label: str, number: int) -> gr.HTML:
+def _conversation(label: str, number: int, tasks: Sequence[str]) -> gr.HTML:
     """One model's conversation, drawn by a script of our own.
 
     gr.Chatbot takes every text for HTML, so that texts had to be escaped, and were copied with `&lt;` for `<`.
@@ -86,6 +89,7 @@ def _conversation(label: str, number: int) -> gr.HTML:
         min_width=280,
         model=label,
         examples=examples,
+        tasks=list(tasks),
     )
 
 

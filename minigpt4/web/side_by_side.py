@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.api import Chat
+from minigpt4.common.boxes import find_boxes
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import replace_lone_surrogates
 from minigpt4.processors.image import open_image
@@ -108,16 +109,23 @@ class SideBySideChat:
 
     def view(self, number: int) -> list[dict[str, Any]]:
         """The turns with model `number`, as the page's script shows them (assets/web/conversation.js)."""
-        return [
-            {
-                "question": turn.question,
-                "images": [{"path": file, "meta": {"_type": "gradio.FileData"}} for file in asked.files],
-                "answer": turn.answer,
-                "figures": figures(turn.tokens, turn.seconds),
-                "remark": turn.remark,
-            }
-            for turn, asked in zip(self.chats[number].turns, self.asked, strict=False)
-        ]
+        latest: list[str] = []
+        shown = []
+        for turn, asked in zip(self.chats[number].turns, self.asked, strict=False):
+            latest = asked.files[-1:] or latest
+            boxes = find_boxes(turn.answer)
+            shown.append(
+                {
+                    "question": turn.question,
+                    "images": [_file(path) for path in asked.files],
+                    "answer": turn.answer,
+                    "figures": figures(turn.tokens, turn.seconds),
+                    "remark": turn.remark,
+                    "boxes": [asdict(box) for box in boxes],
+                    "boxed": [_file(path) for path in latest] if boxes else [],
+                }
+            )
+        return shown
 
     def remark(self) -> str:
         """A remark on the newest prompt where it left turns out; otherwise empty."""
@@ -126,6 +134,11 @@ class SideBySideChat:
             return ""
         turns = "The oldest turn does" if dropped == 1 else f"The {dropped} oldest turns do"
         return f"{turns} not fit into the model's context any more: left out of the prompt, images are kept."
+
+
+def _file(path: str) -> dict[str, Any]:
+    """An uploaded file as Gradio takes it; the page's script is given its URL."""
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
 def figures(tokens: int, seconds: float) -> str:

@@ -17,16 +17,17 @@ gradio = pytest.importorskip("gradio", reason="gradio is not installed (pip inst
 @pytest.fixture(scope="session")
 def address(tiny: LoadedModel) -> Iterator[str]:
     """The page with one model."""
-    yield from _served([tiny], ["aligned"])
+    yield from served([tiny], ["aligned"])
 
 
 @pytest.fixture(scope="session")
 def pair_address(tiny: LoadedModel) -> Iterator[str]:
     """The page with two checkpoints side by side."""
-    yield from _served([tiny, tiny.with_projection(asset("tiny/stage1.pth"))], ["aligned", "stage1"])
+    yield from served([tiny, tiny.with_projection(asset("tiny/stage1.pth"))], ["aligned", "stage1"])
 
 
-def _served(models: list[LoadedModel], labels: list[str]) -> Iterator[str]:
+def served(models: list[LoadedModel], labels: list[str]) -> Iterator[str]:
+    """The address of a page with these models, until the tests have been run."""
     from minigpt4.web.page import build_page
     from minigpt4.web.server import serve
 
