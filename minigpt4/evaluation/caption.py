@@ -18,7 +18,7 @@ from rich.console import Console
 
 from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import DataError, MetricError, did_you_mean, first_few
-from minigpt4.common.files import read_json, write_json
+from minigpt4.common.files import read_json, write_json, writing
 from minigpt4.evaluation.java import check_tokenizer, tokenize
 from minigpt4.evaluation.meteor_spice import SCORERS, check_java_scorer, score_with_java
 from minigpt4.evaluation.predictions import ReferenceFile, by_id, read_predictions, read_references, references_of
@@ -299,7 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     content = {"protocol": protocol.to_dict(), "rows": [row], "intervals_95": intervals, "per_image": scores.per_image}
     console = Console()
     if args.out:
-        write_json(args.out, content)
+        with writing(args.out):
+            write_json(args.out, content)
     console.print(ScoreTable([row], caption=protocol.summary()))
     if args.out:
         console.print(f"scores: {args.out}", highlight=False, markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +21,7 @@ from rich.console import Console
 
 from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import MetricError
-from minigpt4.common.files import write_json
+from minigpt4.common.files import write_json, writing
 from minigpt4.evaluation.predictions import load_predictions
 
 Box = tuple[float, float, float, float]
@@ -192,6 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--preds", required=True, help="predictions file of eval_scripts/eval_flickr30k.py")
     parser.add_argument("--out", help="JSON file of the scores (default: they are only printed)")
     args = parser.parse_args(arguments)
+    if args.out and os.path.realpath(args.out) == os.path.realpath(args.preds):
+        raise MetricError(f"--out: {args.out} is the predictions file, which would be lost; name another file")
     answers = []
     for item in load_predictions(args.preds).predictions:
         if len(item.references) != 1:
@@ -201,7 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         answers.append((item.caption, item.references[0]))
     scores = SCORERS[args.kind](answers)
     if args.out:
-        write_json(args.out, scores)
+        with writing(args.out):
+            write_json(args.out, scores)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(", ".join(f"{name} {value:.3f}".removesuffix(".000") for name, value in scores.items()))
 

@@ -119,6 +119,10 @@ def test_the_command_scores_a_predictions_file(tmp_path: Path, capsys: pytest.Ca
     main(["boxes", "--preds", str(tmp_path / "p.json"), "--out", str(tmp_path / "s.json")])
     assert "f1 1" in capsys.readouterr().out
     assert json.loads((tmp_path / "s.json").read_text())["mean_iou"] == pytest.approx(1)
+    for out, message in (("p.json", "is the predictions file"), ("s.json/t.json", "cannot be written")):
+        with pytest.raises(SystemExit):
+            main(["boxes", "--preds", str(tmp_path / "p.json"), "--out", str(tmp_path / out)])
+        assert message in capsys.readouterr().err
     rows[0]["references"] = []
     (tmp_path / "p.json").write_text(json.dumps({"protocol": {}, "predictions": rows}))
     with pytest.raises(SystemExit):
