@@ -84,7 +84,8 @@ def _answer(chat: Chat, question: str, images: Sequence[Any]) -> None:
     except KeyboardInterrupt:
         sys.stdout.write("\n")
     if chat.dropped:
-        sys.stderr.write(f"(the {chat.dropped} oldest turns no longer fit and were left out)\n")
+        turns = "oldest turn was" if chat.dropped == 1 else f"{chat.dropped} oldest turns were"
+        sys.stderr.write(f"(the {turns} left out of the prompt, which would not fit the model's context)\n")
 
 
 def _typed_lines() -> Iterator[str]:

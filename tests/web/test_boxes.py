@@ -66,8 +66,11 @@ def test_boxes_are_drawn_and_a_drawn_box_is_asked_about(
     page.until(lambda: image.size["height"] > 20)
     width, height = image.size["width"], image.size["height"]
     start = (round(-0.25 * width), round(-0.25 * height))
+    windows = len(page.window.window_handles)
     drag = ActionChains(page.window).move_to_element_with_offset(image, *start).click_and_hold()
     drag.move_by_offset(round(0.25 * width), round(0.5 * height)).release().perform()
+    ActionChains(page.window).context_click(image).perform()
+    assert len(page.window.window_handles) == windows, "the right button opened the image"
     typed = page.all("#box textarea")[0].get_attribute("value")
     assert typed.startswith("[identify] what is this {<")
     sides = [int(side) for side in typed.partition("{<")[2].rstrip(">}").split("><")]

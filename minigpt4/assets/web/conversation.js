@@ -85,6 +85,7 @@ function makeCanvas(parent, url, alt) {
       label: "",
     });
     canvas.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return; // the right button opens the browser's menu
       start = place(event);
       canvas.setPointerCapture(event.pointerId);
       event.preventDefault();
@@ -95,6 +96,7 @@ function makeCanvas(parent, url, alt) {
       drawn = makeBox(canvas, box(place(event)));
     });
     canvas.addEventListener("pointerup", (event) => {
+      if (!start) return;
       const { left, top, right, bottom } = box(place(event));
       start = null;
       const sides = [left, top, right, bottom].map((side) => Math.round(100 * side));
@@ -108,7 +110,10 @@ function makeCanvas(parent, url, alt) {
         window.open(url, "_blank");
       }
     });
-    canvas.addEventListener("pointercancel", () => (start = null));
+    canvas.addEventListener("pointercancel", () => {
+      start = null;
+      drawn?.remove();
+    });
   }
   return canvas;
 }
