@@ -211,8 +211,13 @@ def trainable_parameters(model: nn.Module, declared: Iterable[str]) -> dict[str,
             "the trainable set is not what the model declares: "
             f"unexpected {unexpected or 'nothing'}, frozen by mistake {frozen or 'nothing'}"
         )
+    # Adapters of 32 blocks are many lines, which tell nothing that one of them does not.
+    alike: dict[tuple[str, torch.Size], list[nn.Parameter]] = {}
     for name, parameter in found.items():
-        logger.info("trainable: %s %s = %s", name, list(parameter.shape), f"{parameter.numel():,}")
+        alike.setdefault((re.sub(r"\.\d+\.", ".*.", name), parameter.shape), []).append(parameter)
+    for (name, shape), group in alike.items():
+        times = f" x {len(group)}" if len(group) > 1 else ""
+        logger.info("trainable: %s %s%s = %s", name, list(shape), times, f"{sum(p.numel() for p in group):,}")
     total, everything = (sum(p.numel() for p in group) for group in (found.values(), model.parameters()))
     logger.info("trainable parameters: %s of %s", f"{total:,}", f"{everything:,}")
     return found

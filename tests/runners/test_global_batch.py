@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from minigpt4.common.checkpoint import read_checkpoint
 from tests.runners.project import Project, assert_same_run, untimed_epochs
 
 OPTIONS = (
@@ -59,3 +61,13 @@ def test_a_run_continues_within_an_epoch_on_two_processes(project: Project, alon
     assert "resumed from continued/checkpoint_last.pth: epoch 1, step 1 of it" in log
     assert "difference" not in log
     assert_same_files(folder, alone, "checkpoint_1.pth", "checkpoint_best.pth")
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_adapters_stay_whole_beside_a_sharded_language_model(project: Project, alone: Path) -> None:
+    folder = share(project, "sharded_with_adapters", 2, "run.shard_llm=all")
+    assert "each process holds 1/2 of the language model's weights" in (folder / "train.log").read_text()
+    ours, theirs = (read_checkpoint(path / "checkpoint_1.pth")["model"] for path in (folder, alone))
+    assert len([name for name in ours if ".lora_" in name]) == 12
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)  # each moved by some 1e-3

@@ -24,6 +24,8 @@ def whole(train_here: Train) -> Path:
 def test_adapters_are_trained_saved_and_resumed_bit_for_bit(train_here: Train, whole: Path) -> None:
     log = (whole / "train.log").read_text()
     assert "holds a projection only: the adapters (model.lora) begin without effect" in log
+    adapters = "llama_model.model.layers.*.self_attn.q_proj.lora_A.default.weight"
+    assert f"trainable: {adapters} [2, 64] x 3 = 384" in log and log.count("trainable: ") == 4 + 2
     saved = read_checkpoint(whole / "checkpoint_1.pth")
     adapters = {name: tensor for name, tensor in saved["model"].items() if ".lora_" in name}
     assert len(adapters) == 2 * 2 * 3 and all(tensor.abs().sum() > 0 for tensor in adapters.values())
