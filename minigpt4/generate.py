@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from minigpt4.common.cli import (
 from minigpt4.common.errors import ConfigError, DataError, shown
 from minigpt4.common.files import (
     IMAGE_SUFFIXES,
+    hold,
     parse_json,
     read_appended,
     read_lines,
@@ -96,20 +98,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     processes = start_processes(cfg.run.device)
     set_up_logging(processes.rank)
     file = AnswerFile(args.out, questions)
-    processes.run_on_main(lambda: file.check_settings(settings))
-    before = processes.run_on_main(lambda: file.merge_parts(keep_errors=not args.retry_errors))
-    rest = [question for question in questions if question.id not in before]
-    batches = [rest[start : start + args.batch_size] for start in range(0, len(rest), args.batch_size)]
-    mine = batches[processes.rank :: processes.world_size]
-    if mine:
-        model = from_config(cfg, args.ckpt, device=str(processes.device))
-        torch.manual_seed(cfg.evaluation.seed + processes.rank)
-        with Progress("answers", sum(map(len, mine)), "questions") as progress:
-            for batch in mine:
-                file.append(processes.rank, answer_batch(model, batch))
-                progress.advance(len(batch))
-    processes.gather(None)  # all parts are complete
-    outcomes = processes.run_on_main(file.merge_parts)
+    with ExitStack() as held:
+        processes.run_on_main(lambda: file.begin(settings, held))
+        before = processes.run_on_main(lambda: file.merge_parts(keep_errors=not args.retry_errors))
+        rest = [question for question in questions if question.id not in before]
+        batches = [rest[start : start + args.batch_size] for start in range(0, len(rest), args.batch_size)]
+        mine = batches[processes.rank :: processes.world_size]
+        if mine:
+            model = from_config(cfg, args.ckpt, device=str(processes.device))
+            torch.manual_seed(cfg.evaluation.seed + processes.rank)
+            with Progress("answers", sum(map(len, mine)), "questions") as progress:
+                for batch in mine:
+                    file.append(processes.rank, answer_batch(model, batch))
+                    progress.advance(len(batch))
+        processes.gather(None)  # all parts are complete
+        outcomes = processes.run_on_main(file.merge_parts)
     processes.shutdown()
     errors = [error for error in outcomes.values() if error is not None]
     if processes.is_main:
@@ -229,17 +232,26 @@ class AnswerFile:
         self.path = Path(path)
         self.questions = questions
 
-    def check_settings(self, settings: Mapping[str, Any]) -> None:
+    def begin(self, settings: Mapping[str, Any], held: ExitStack) -> None:
         """Keep the settings beside the file, or compare them with those that its first answers were made with.
 
+        Args:
+            settings: what the answers depend on besides the questions.
+            held: keeps the file for this command until it is closed.
+
         Raises:
-            DataError: The file was begun with another model or other settings, or cannot be written.
+            DataError: The file was begun with another model or other settings, cannot be written, or is being written
+                by another command.
         """
         kept = self.path.with_name(f"{self.path.name}.settings.json")
         text = json.dumps(settings, indent=1) + "\n"
         with writing(self.path):
             if self.path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "it is a folder; name a file")
+            try:
+                held.enter_context(hold(self.path.with_name(f"{self.path.name}.lock"), self.path))
+            except DataError as error:
+                raise DataError(f"{error}; wait for its end, or choose another --out") from error
             remove_temporary_files(self.path.parent, f"{glob.escape(self.path.name)}*")
             begun = self.path.is_file() or self._parts()
             if begun and kept.is_file() and read_text(kept) != text:

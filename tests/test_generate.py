@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -237,6 +239,15 @@ class TestWhereNothingCanBeWritten:
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith(f"error: {tmp_path / out} cannot be written: ")
 
+    def test_a_file_that_another_command_writes_is_left_alone(self, tmp_path: Path) -> None:
+        with ExitStack() as first, ExitStack() as second:
+            AnswerFile(tmp_path / "out.jsonl", []).begin({}, first)
+            with pytest.raises(DataError, match=rf"process {os.getpid()} on .* is writing to .*out\.jsonl; wait for"):
+                AnswerFile(tmp_path / "out.jsonl", []).begin({}, second)
+        with ExitStack() as held:
+            AnswerFile(tmp_path / "out.jsonl", []).begin({}, held)
+        assert not (tmp_path / "out.jsonl.lock").exists()
+
     def test_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(path: Path, text: str) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -244,7 +255,7 @@ class TestWhereNothingCanBeWritten:
         monkeypatch.setattr("minigpt4.generate.write_text", full)
         file = AnswerFile(tmp_path / "out.jsonl", [])
         with pytest.raises(DataError, match=r"out\.jsonl cannot be written: No space left"):
-            file.check_settings({})
+            file.begin({}, ExitStack())
         with pytest.raises(DataError, match=r"nowhere/out\.jsonl\.part0 cannot be written"):
             AnswerFile(tmp_path / "nowhere" / "out.jsonl", []).append(0, [{"id": "a"}])
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -185,6 +186,42 @@ def lock(file: int) -> bool:
     except (ImportError, OSError):  # a system or a disk without locks
         pass
     return True
+
+
+@contextmanager
+def hold(file: Path, output: Path) -> Iterator[None]:
+    """Keep other processes from writing to the same place; the folder is created if missing.
+
+    The system frees the lock where this process is killed. Its file says which process holds it.
+
+    Args:
+        file: lock file.
+        output: file or folder that is written, for messages.
+
+    Raises:
+        DataError: Another process holds it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        stream = file.open("a+", encoding="utf-8", errors="replace")
+        if not lock(stream.fileno()):
+            stream.seek(0)
+            holder = stream.read()
+            stream.close()
+            raise DataError(f"another command{holder and f' ({holder})'} is writing to {output}")
+        # The one before may have deleted the file that was opened here, and another one made a new one.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
+                break
+        stream.close()
+    try:
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        stream.close()
 
 
 @contextmanager

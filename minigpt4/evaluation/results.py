@@ -5,17 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
-import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from minigpt4.common.errors import MetricError, MiniGPT4Error, first_few
-from minigpt4.common.files import lock, read_json, remove_temporary_files, write_json, write_text, writing
+from minigpt4.common.files import hold, read_json, remove_temporary_files, write_json, write_text, writing
 from minigpt4.evaluation.caption import CaptionScores
 from minigpt4.evaluation.predictions import Prediction, load_predictions, predictions_file
 from minigpt4.evaluation.protocol import Protocol, references_sha256
@@ -89,7 +87,7 @@ def choose_folder(
         candidate = folder if number == 1 else base.with_name(f"{base.name}-{number}")
         with writing(candidate), ExitStack() as attempt:
             try:
-                attempt.enter_context(folder_lock(candidate))
+                attempt.enter_context(hold(candidate / LOCK, candidate))
                 found = read_folder(candidate, protocol, checkpoints)
             except MiniGPT4Error as error:
                 number, reason = number + 1, reason or error
@@ -102,42 +100,6 @@ def choose_folder(
             logger.info("%s: its table keeps the rows %s", candidate, ", ".join(row.checkpoint for row in found.rows))
         remove_temporary_files(candidate, "*")
         return found
-
-
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Keep other evaluations out of a folder, which is created if missing.
-
-    The system frees the lock where this process is killed. Its file says who holds it.
-
-    Args:
-        folder: folder of results.
-
-    Raises:
-        MetricError: Another process holds it.
-    """
-    path = folder / LOCK
-    folder.mkdir(parents=True, exist_ok=True)
-    while True:
-        file = path.open("a+", encoding="utf-8", errors="replace")
-        if not lock(file.fileno()):
-            file.seek(0)
-            holder = file.read()
-            file.close()
-            raise MetricError(f"another evaluation{holder and f' ({holder})'} is writing to {folder}")
-        # The one before may have deleted the file that was opened here, and another one made a new one.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break
-        file.close()
-    try:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
 
 
 def read_folder(folder: Path, protocol: Protocol, checkpoints: Mapping[str, str]) -> ResultsFolder:

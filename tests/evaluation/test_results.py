@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from minigpt4.common.errors import DataError, MetricError
+from minigpt4.common.files import hold
 from minigpt4.evaluation.predictions import save_predictions
 from minigpt4.evaluation.protocol import Protocol
-from minigpt4.evaluation.results import LOCK, choose_folder, folder_lock, leak_lines, write_results
+from minigpt4.evaluation.results import LOCK, choose_folder, leak_lines, write_results
 from tests.evaluation.conftest import make_protocol, make_results
 
 LABELS = ("stage 1", "epoch 0")
@@ -202,8 +203,8 @@ def test_an_evaluation_keeps_others_out_of_its_folder(tmp_path: Path, caplog: py
         one = choose_folder(tmp_path / "out", make_protocol(), {"epoch 0": "/w/epoch 0"}, first)
         two = choose_folder(tmp_path / "out", make_protocol(), {"epoch 1": "/w/epoch 1"}, second)
         assert (one.path, two.path) == (tmp_path / "out", tmp_path / "out-2")
-        assert f"another evaluation (process {os.getpid()} on " in caplog.text
-        with pytest.raises(MetricError, match="is writing to"), folder_lock(tmp_path / "out-2"):
+        assert f"another command (process {os.getpid()} on " in caplog.text
+        with pytest.raises(DataError, match="is writing to"), hold(tmp_path / "out-2" / LOCK, tmp_path / "out-2"):
             pass
     assert list(one.path.iterdir()) == list(two.path.iterdir()) == []
     assert choose_folder(tmp_path / "out", make_protocol(), {"epoch 1": "/w/epoch 1"}).path == one.path
@@ -227,14 +228,14 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         choose_folder(tmp_path / "file" / "out", make_protocol(), {"epoch 0": "/w/epoch 0"})
 
 
-def test_the_lock_of_a_killed_evaluation_holds_nobody_up(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_evaluation_holds_no_command_up(tmp_path: Path) -> None:
     pid = os.fork()
     if pid == 0:
-        with folder_lock(tmp_path):
+        with hold(tmp_path / LOCK, tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
     assert (tmp_path / LOCK).read_text().startswith(f"process {pid} on ")
-    with folder_lock(tmp_path):
+    with hold(tmp_path / LOCK, tmp_path):
         assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
     assert not (tmp_path / LOCK).exists()
 

@@ -7,7 +7,7 @@ import shutil
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -279,15 +279,17 @@ QUESTIONS = [Question(f"{n}", f"{n}.png", "What is it?") for n in range(4)]
 
 def _write_answers(folder: Path) -> None:
     file = AnswerFile(folder / "answers.jsonl", QUESTIONS)
-    file.check_settings({"model": "tiny"})
+    with ExitStack() as held:
+        file.begin({"model": "tiny"}, held)
     file.append(0, [row_of(question, answer=CAPTIONS[0]) for question in QUESTIONS[:3]])
     file.merge_parts()
 
 
 def _read_answers(folder: Path) -> Any:
     file = AnswerFile(folder / "answers.jsonl", QUESTIONS)
-    file.check_settings({"model": "tiny"})
-    return file.merge_parts()
+    with ExitStack() as held:
+        file.begin({"model": "tiny"}, held)
+        return file.merge_parts()
 
 
 def _write_ledger(folder: Path) -> None:
