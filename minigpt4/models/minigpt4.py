@@ -222,6 +222,8 @@ class MiniGPT4(nn.Module):
             CheckpointError: Missing or unexpected tensors, those of another language model, or numbers that are not
                 finite.
         """
+        # Checkpoints of forks with a newer peft name the adapter, of which there is one.
+        state = {name.replace(".default.", "."): tensor for name, tensor in state.items()}
         names = self.trainable_names()
         alone = self.adapters is not None and not any(".lora_" in name for name in state)
         if alone:

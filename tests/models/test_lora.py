@@ -53,6 +53,17 @@ def test_published_names_survive_the_round_trip_bit_for_bit(parity_v: Case, tmp_
     assert all(torch.equal(tensor, published[name]) for name, tensor in again.trainable_state().items())
 
 
+def test_names_of_a_newer_peft(parity_v: Case, model: MiniGPT4, other: Path, tmp_path: Path) -> None:
+    state = model_state(read_checkpoint(other))
+    named = {
+        name.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default."): t for name, t in state.items()
+    }
+    assert len(set(named) - set(state)) == 12
+    write_checkpoint(tmp_path / "named.pth", {"model": named})
+    load_projection(model, tmp_path / "named.pth")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.trainable_state().items())
+
+
 def test_adapters_and_projection_are_all_that_trains(parity_v: Case, model: MiniGPT4) -> None:
     assert type(model.llama_model) is LlamaForCausalLM
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
