@@ -32,7 +32,6 @@ REMOVED_KEYS = {
     "datasets.*.data_type": "delete the line",
     "run.name": "write run.job_name",
     "run.save_path": "write evaluation.output_dir",
-    "run.runner": "delete the line, unless you have registered one",
     "model.lora_r": "write model.lora.r",
     "model.lora_alpha": "write model.lora.alpha",
     "model.lora_dropout": "write model.lora.dropout",

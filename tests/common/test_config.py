@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError
@@ -204,6 +205,12 @@ class TestShippedFiles:
         # A chat needs no dataset.
         assert config.datasets or path.name in ("minigpt4_eval.yaml", "minigptv2_eval.yaml")
         assert config.model.llama_model
+
+    @pytest.mark.parametrize("name", ["train_configs/quickstart.yaml", "eval_configs/minigptv2_eval.yaml"])
+    def test_what_a_run_writes_loads_again(self, run_yaml, name: str) -> None:
+        loaded = load_config(PROJECT / name)
+        written = run_yaml(yaml.safe_dump(loaded.resolved))
+        assert load_config(written).config == loaded.config
 
     @pytest.mark.parametrize("path", sorted(CONFIGS.glob("models/*.yaml")), ids=lambda path: path.stem)
     def test_model_cards_load(self, run_yaml, path: Path) -> None:
