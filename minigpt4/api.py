@@ -22,7 +22,7 @@ from minigpt4.common.schema import DESCRIBE, Config, GenerationConfig, Precision
 from minigpt4.conversation.dialogue import Dialogue, DialoguePrompt, Turn
 from minigpt4.conversation.template import check_placeholders, with_image_tag
 from minigpt4.models.generation import Answer
-from minigpt4.models.loading import build_model, evaluation_dtype, with_projection
+from minigpt4.models.loading import build_model, choose_precision, with_projection
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.toy import NOTE, UNKNOWN_IMAGE, is_toy, looks_drawn
 from minigpt4.processors.image import stack_images
@@ -53,8 +53,7 @@ def load(
         cfg_path: a YAML file as for evaluation; None: the tiny model that ships with the package.
         ckpt: checkpoint with the projection; None: the configuration's `model.ckpt`.
         device: auto, cpu, cuda, or cuda:1 and so on; auto: `run.device`.
-        precision: number format of the frozen weights: auto, float32, bfloat16 or float16; auto:
-            `evaluation.precision`.
+        precision: number format of the frozen weights: auto, float32, bfloat16 or float16; auto: `model.precision`.
         options: `a.b=c` strings over the configuration, for example `model.low_resource=4bit`.
 
     Raises:
@@ -64,22 +63,24 @@ def load(
 
 
 def from_config(
-    cfg: Config, ckpt: str | Path | None = None, *, device: str = "auto", precision: str = "auto"
+    cfg: Config, ckpt: str | Path | None = None, *, device: str = "auto", precision: str | torch.dtype = "auto"
 ) -> LoadedModel:
-    """As `load`, from a configuration that has been read."""
+    """As `load`, from a configuration that has been read; ranks share a format that one of them chose, as a dtype."""
     if ckpt is not None:
         cfg = replace(cfg, model=replace(cfg.model, ckpt=str(ckpt)))
     if cfg.model.ckpt is None:
         raise ConfigError("no checkpoint: an untrained projection says nothing; give ckpt (--ckpt FILE) or model.ckpt")
     formats = [known.value for known in Precision]
-    if precision not in formats:
+    if isinstance(precision, str) and precision not in formats:
         raise ConfigError(f"precision: '{precision}' should be one of {', '.join(formats)}")
-    chosen = cfg.evaluation.precision if precision == "auto" else Precision(precision)
     place = _device(cfg.run.device if device == "auto" else device)
     if place.type == "cpu":
         use_onednn_if_exact()
+    if isinstance(precision, str):
+        model = cfg.model if precision == "auto" else replace(cfg.model, precision=Precision(precision))
+        precision = choose_precision(model, place).frozen
     return LoadedModel(
-        build_model(cfg.model, place, evaluation_dtype(chosen, cfg.model, place)),
+        build_model(cfg.model, place, precision),
         processors.get(IMAGE_PROCESSOR)(image_size=cfg.model.image_size),
         cfg.evaluation.generation,
         cfg.evaluation.prompt or DESCRIBE,

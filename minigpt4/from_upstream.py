@@ -288,8 +288,10 @@ def _convert_run(old: Mapping[str, Any], new: Converted) -> None:
     splits = list(old.get("valid_splits") or [])
     new.set("run.valid_splits", splits, "" if "valid_splits" in old else "the original's default")
     new.set("run.max_grad_norm", None, "the original does not clip gradients")
-    if "amp" in old:
-        new.set("run.amp", old["amp"])
+    if old.get("amp"):
+        new.left_out["run.amp"] = "the device decides, or model.precision"
+    elif "amp" in old:
+        new.set("model.precision", "float32", "was amp: false")
     if old.get("wandb_log"):
         new.set("run.trackers", ["wandb"], "was wandb_log: true")
     elif "wandb_log" in old:

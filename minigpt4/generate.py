@@ -90,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from minigpt4.api import from_config
     from minigpt4.common.distributed import start_processes
     from minigpt4.common.logging import Progress, set_up_logging
+    from minigpt4.models.loading import choose_precision
 
     settings = {
         "model": loaded.resolved["model"] | ({"ckpt": args.ckpt} if args.ckpt else {}),
@@ -104,8 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rest = [question for question in questions if question.id not in before]
         batches = [rest[start : start + args.batch_size] for start in range(0, len(rest), args.batch_size)]
         mine = batches[processes.rank :: processes.world_size]
+        if rest:
+            precision = processes.run_on_main(lambda: choose_precision(cfg.model, processes.device))
         if mine:
-            model = from_config(cfg, args.ckpt, device=str(processes.device))
+            model = from_config(cfg, args.ckpt, device=str(processes.device), precision=precision.frozen)
             torch.manual_seed(cfg.evaluation.seed + processes.rank)
             with Progress("answers", sum(map(len, mine)), "questions") as progress:
                 for batch in mine:

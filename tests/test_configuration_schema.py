@@ -27,14 +27,19 @@ MISTAKES = [
     "run.max_epoch=five",
     "run.max_epoch=1.5",
     "run.init_lr=-1",
-    "run.amp=fast",
+    "model.precision=fast",
     "run.trackers=tensorboard",
     "model.image_size=null",
     "evaluation.fraction=1.5",
     "evaluation.generation.top_p=0",
     "curation.filter.min_words=many",
 ]
-FINE = ["run.amp=true", "run.iters_per_epoch=null", "run.batch_size='${evaluation.batch_size}'", "run.init_lr=1"]
+FINE = [
+    "model.low_resource=true",
+    "run.iters_per_epoch=null",
+    "run.batch_size='${evaluation.batch_size}'",
+    "run.init_lr=1",
+]
 
 
 def problems(values: Any, pointer: str = "") -> list[str]:

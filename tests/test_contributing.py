@@ -14,7 +14,7 @@ import yaml
 
 import minigpt4
 from minigpt4.__main__ import COMMANDS
-from minigpt4.common.config import REMOVED_KEYS
+from minigpt4.common.config import OLD_PRECISIONS, REMOVED_KEYS
 from minigpt4.common.schema import Config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,7 +109,16 @@ def test_every_setting_exists() -> None:
     settings = [(page, name) for page, name in found_in_code(SETTING) if name not in PYTHON]
     assert len(settings) > 40
     known = REFERENCE["json_schema"]()
-    assert named([item for item in settings if item[1] not in REMOVED_KEYS and not is_known(item[1], known)]) == []
+    assert (
+        named(
+            [
+                item
+                for item in settings
+                if item[1] not in {*REMOVED_KEYS, *OLD_PRECISIONS} and not is_known(item[1], known)
+            ]
+        )
+        == []
+    )
 
 
 def is_known(key: str, known: dict) -> bool:

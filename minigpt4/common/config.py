@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from minigpt4.common.errors import ConfigError, did_you_mean
 from minigpt4.common.files import CONFIGS, PROJECT, asset, near_path, project_file
-from minigpt4.common.schema import MAX_BITS, Config, check_values
+from minigpt4.common.schema import MAX_BITS, Config, Precision, check_values
 
 REMOVED_KEYS = {
     "evaluation_datasets": "write datasets and evaluation",
@@ -71,10 +71,14 @@ CONVERTER = "minigpt4 from-upstream"
 SHARED_SETTINGS = ("batch_size", "eval_batch_size")
 """Settings of `run` that older files have in each of `datasets`, where they must all say the same."""
 SWITCHES = {
-    "run.amp": {True: "auto", False: "off"},
     "run.shard_llm": {True: "node", False: "off"},
     "model.low_resource": {True: "8bit", False: "off"},
 }
+OLD_PRECISIONS: dict[str, dict[Any, str]] = {
+    "run.amp": {True: "auto", False: "float32", "off": "float32", "bf16": "bfloat16", "fp16": "float16"},
+    "evaluation.precision": {},
+}
+"""Older places of `model.precision`, with the words for its values that only they had."""
 OPTION_KEY = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[[^.\[\]=\s]+\])*")
 """A dotted key, as OmegaConf splits it."""
 DATASET_NAME = re.compile(r"[^.\[\]=\s]+")
@@ -132,7 +136,7 @@ def load_config(path: str | Path | None, options: Sequence[str] = ()) -> LoadedC
         peek = _merged_for_cards(user, overrides)
         default = Layer("configs/default.yaml", _read_yaml(CONFIGS / "default.yaml"))
         layers = [default, *map(_checked, [_model_card(peek), *_dataset_cards(peek)]), user, overrides]
-        return _merge(_with_shared_settings([_normalised(layer) for layer in layers]))
+        return _merge(_with_one_precision(_with_shared_settings([_normalised(layer) for layer in layers])))
     except RecursionError:
         raise ConfigError(f"{path or '--options'}: values are nested too deeply, or refer to each other") from None
 
@@ -376,6 +380,31 @@ def _with_shared_settings(layers: Sequence[Layer]) -> Sequence[Layer]:
         if found and run_key not in found:
             value, layer = list(found.values())[-1]
             OmegaConf.update(layer.values, run_key, value)
+    return layers
+
+
+def _with_one_precision(layers: Sequence[Layer]) -> Sequence[Layer]:
+    """The layers without `OLD_PRECISIONS`, which may say no more than `model.precision` does.
+
+    Raises:
+        ConfigError: One of them says something else; the message says what to write.
+    """
+    known = [item.value for item in Precision]
+    chosen = next((value for layer in reversed(layers) if (value := _own(layer.values, "model.precision"))), "auto")
+    for layer in layers:
+        for key, words in OLD_PRECISIONS.items():
+            section, _, name = key.partition(".")
+            values = _own(layer.values, section)
+            if not isinstance(values, DictConfig) or name not in values:
+                continue
+            value = OmegaConf.to_container(values, resolve=False)[name]  # type: ignore[call-overload, index]
+            del values[name]
+            meant = words.get(value, value) if isinstance(value, str | bool) else None
+            if meant not in (chosen, "auto"):
+                raise ConfigError(
+                    f"{layer.name}: {key} is gone; model.precision, {chosen} here, decides for training, evaluation "
+                    f"and chat: write model.precision: {meant if meant in known else ' or '.join(known)}"
+                )
     return layers
 
 

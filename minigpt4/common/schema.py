@@ -89,9 +89,9 @@ def check_values(section: Any, prefix: str = "") -> None:
 
 
 class Precision(str, Enum):
-    """Number format of the frozen weights."""
+    """Number format of the frozen weights, and so of what is computed with them."""
 
-    auto = "auto"  # bfloat16 or float16 on a GPU, whichever it computes natively, and float32 on a CPU
+    auto = "auto"  # bfloat16 or float16 on a GPU, as is native, float32 on a CPU, and bfloat16 where that does not fit
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
@@ -103,15 +103,6 @@ class LowResource(str, Enum):
     off = "off"
     int8 = "8bit"
     nf4 = "4bit"
-
-
-class Amp(str, Enum):
-    """Mixed precision of the training step."""
-
-    auto = "auto"  # bf16 or fp16 on a GPU, whichever it computes natively, and off on a CPU
-    bf16 = "bf16"
-    fp16 = "fp16"
-    off = "off"
 
 
 class LlmSharding(str, Enum):
@@ -227,7 +218,8 @@ class ModelConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters in the language model."""
     precision: Precision = Precision.auto
-    """Number format of the frozen weights in training: auto, float32, bfloat16 or float16; auto follows run.amp."""
+    """Number format of the frozen weights and of the computation with them, in training, evaluation and chat: auto,
+    float32, bfloat16 or float16. Training in float16 scales the loss; what trains is always float32."""
     compile: bool = False
     """Compile the blocks of the frozen parts by torch.compile on first use (minutes for a large model)."""
     recompute_llm: bool = False
@@ -403,8 +395,6 @@ class RunConfig:
     shard_llm: LlmSharding = LlmSharding.off
     """Shard the frozen language model among ranks, where it does not fit on one GPU: off, node or all. Its blocks
     are gathered when they compute, which costs time."""
-    amp: Amp = Amp.auto
-    """Mixed precision: auto, bf16, fp16 or off."""
     lr_sched: str = "linear_warmup_cosine_lr"
     """Registered name of the learning-rate schedule."""
     init_lr: float = number(3e-5, at_least=0)
@@ -496,8 +486,6 @@ class EvaluationConfig:
     output_dir: str | None = None
     """Folder of predictions and results; null: a new one in `paths.output_root`/evaluation. Results that it holds stay:
     rows of the same protocol in the new table, others in their folder, while the new ones go to one beside it."""
-    precision: Precision = Precision.auto
-    """Number format of the frozen weights in evaluation and chat: auto, float32, bfloat16 or float16."""
     fluency: bool = False
     """Add the shares of answers with repetitions and with sentence fragments."""
     compare_images: bool = True

@@ -59,14 +59,7 @@ def run(step: str, cfg: Config, accept_all: bool = False, given: Sequence[str] =
         elif step == "refine":
             from minigpt4.curate.refine import bill, refine
 
-            usage = refine(
-                curation.refine,
-                ledger,
-                model=cfg.model,
-                seed=curation.seed,
-                device=cfg.run.device,
-                precision=cfg.evaluation.precision,
-            )
+            usage = refine(curation.refine, ledger, model=cfg.model, seed=curation.seed, device=cfg.run.device)
             costs = bill(usage, curation.refine.price_in, curation.refine.price_out)
             lines.append("this run: " + ", ".join(f"{key} {value:,}" for key, value in costs.items()))
         elif step == "filter":

@@ -27,7 +27,7 @@ from minigpt4.curate.ledger import Event, Ledger, SampleState
 from minigpt4.datasets.builders import build_datasets, prepare_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.shards.dataset import ShardDataset
-from minigpt4.models.loading import build_model, build_prompt_encoder, evaluation_dtype
+from minigpt4.models.loading import build_model, build_prompt_encoder, choose_precision
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.toy import NOTE, is_toy
 from minigpt4.processors.image import open_image, stack_images
@@ -68,7 +68,7 @@ def describe(cfg: Config, ledger: Ledger, images: Path) -> None:
         logger.info("every sample has its description")
         return
     device = start_processes(cfg.run.device).device
-    model = build_model(cfg.model, device, evaluation_dtype(cfg.evaluation.precision, cfg.model, device))
+    model = build_model(cfg.model, device, choose_precision(cfg.model, device).frozen)
     if is_toy(model.base):
         logger.warning(NOTE)
     describer = Describer(settings, model, image_size=cfg.model.image_size, seed=curation.seed)

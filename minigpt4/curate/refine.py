@@ -11,16 +11,14 @@ from itertools import islice
 from minigpt4.common.errors import DataError
 from minigpt4.common.logging import Progress
 from minigpt4.common.registry import refiners
-from minigpt4.common.schema import ModelConfig, Precision, RefineConfig
+from minigpt4.common.schema import ModelConfig, RefineConfig
 from minigpt4.curate.ledger import Event, Ledger, SampleState
 from minigpt4.curate.refiners.base import RefineError, Refiner
 
 logger = logging.getLogger(__name__)
 
 
-def refine(
-    settings: RefineConfig, ledger: Ledger, *, model: ModelConfig, seed: int, device: str, precision: Precision
-) -> Counter[str]:
+def refine(settings: RefineConfig, ledger: Ledger, *, model: ModelConfig, seed: int, device: str) -> Counter[str]:
     """Correct every description that has no correction yet.
 
     A description that cannot be corrected now stays pending with the reason, and the next run tries it again.
@@ -31,7 +29,6 @@ def refine(
         model: alignment model, whose language model a refiner may use.
         seed: part of the names of all random generators.
         device: auto, cpu or cuda.
-        precision: number format of a language model's weights.
 
     Returns:
         Tokens that this run took, by `prompt_tokens` and `completion_tokens`.
@@ -46,7 +43,7 @@ def refine(
         logger.info("no description waits for a correction")
         return usage
     build = refiners.get(settings.refiner)
-    refiner: Refiner = build(settings, model=model, seed=seed, device=device, precision=precision)
+    refiner: Refiner = build(settings, model=model, seed=seed, device=device)
     waiting = iter(states)
     running: set[Future[tuple[Event, bool]]] = set()
     failed: list[Event] = []

@@ -19,7 +19,7 @@ from minigpt4.common.errors import CheckpointError, ConfigError, DataError
 from minigpt4.common.files import language_model_folder, read_json, require_path
 from minigpt4.common.logging import duration
 from minigpt4.common.registry import models
-from minigpt4.common.schema import Amp, LowResource, ModelConfig, Precision
+from minigpt4.common.schema import LowResource, ModelConfig, Precision
 from minigpt4.conversation.encoding import PromptEncoder
 from minigpt4.conversation.template import STAGE1_PATTERN, configured_template
 from minigpt4.conversation.tokenizer import check_vocabulary, load_tokenizer
@@ -34,14 +34,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DTYPES = {
-    Amp.bf16: torch.bfloat16,
-    Amp.fp16: torch.float16,
-    Amp.off: torch.float32,
     Precision.float32: torch.float32,
     Precision.bfloat16: torch.bfloat16,
     Precision.float16: torch.float16,
 }
-"""Number formats of the frozen weights by `run.amp` and `model.precision`."""
 QUANTISED = (LowResource.int8, LowResource.nf4)
 BASE_FILES = ("vit_weights", "q_former_model", "llama_model")
 """Frozen parts that a checkpoint knows by fingerprint; what else it records of them are sizes."""
@@ -229,72 +225,61 @@ def _check_metadata(model: MiniGPT4, metadata: dict[str, str], source: str) -> N
 
 
 @dataclass(frozen=True, slots=True)
-class TrainPrecision:
-    """Number formats of a run; the projection and its optimizer always compute in float32.
+class ChosenPrecision:
+    """Number formats of a model; the projection and its optimizer always compute in float32.
 
     Attributes:
         frozen: format of the frozen weights, and so of everything computed with them.
-        scale_loss: whether gradients need a loss scale, because they pass through float16.
-        reason: settings that led to it, for the log.
+        reason: what led to it, for the log.
     """
 
     frozen: torch.dtype
-    scale_loss: bool
     reason: str
 
+    @property
+    def scale_loss(self) -> bool:
+        """Whether gradients need a loss scale, because they pass through float16."""
+        return self.frozen is torch.float16
+
     def __str__(self) -> str:
-        frozen = _name(self.frozen)
-        scaled = "with a loss scale" if self.scale_loss else "no loss scale"
-        return f"frozen weights in {frozen}, projection in float32, {scaled} ({self.reason})"
+        scaled = ", with a loss scale in training" if self.scale_loss else ""
+        return f"frozen weights in {_name(self.frozen)}, projection in float32{scaled} (model.precision: {self.reason})"
 
 
-def train_precision(amp: Amp, cfg: ModelConfig, device: torch.device) -> TrainPrecision:
-    """Number formats from `run.amp` and `model.precision`.
+def choose_precision(cfg: ModelConfig, device: torch.device, processes: int | None = None) -> ChosenPrecision:
+    """Number formats by `model.precision`, said in the log; `auto` follows the device, the files and the free memory.
 
-    Autocast is not needed: the frozen weights are stored in the format they compute in, and the projection, the only
-    module in float32, converts its output to the language model's format.
-
-    Args:
-        amp: `auto` follows the device, and the memory that is free on a CPU.
-        cfg: section `model`; its precision `auto` follows amp, anything else overrides it for the frozen weights.
-        device: device of this rank.
-    """
-    if cfg.precision is not Precision.auto:
-        frozen, reason = DTYPES[cfg.precision], f"run.amp: {amp.value}, model.precision: {cfg.precision.value}"
-    elif amp is not Amp.auto:
-        frozen, reason = DTYPES[amp], f"run.amp: {amp.value}"
-    else:
-        frozen, why = automatic_dtype(cfg, device)
-        reason = f"run.amp: auto, {why}"
-    return TrainPrecision(frozen, scale_loss=frozen is torch.float16, reason=reason)
-
-
-def evaluation_dtype(precision: Precision, cfg: ModelConfig, device: torch.device) -> torch.dtype:
-    """Number format of the frozen weights in evaluation and chat; `auto` is said in the log."""
-    if precision is not Precision.auto:
-        return DTYPES[precision]
-    dtype, reason = automatic_dtype(cfg, device)
-    logger.info("precision: %s (%s)", _name(dtype), reason)
-    return dtype
-
-
-def automatic_dtype(cfg: ModelConfig, device: torch.device) -> tuple[torch.dtype, str]:
-    """The format that the device computes natively and fastest, and why; on a CPU bfloat16 where float32 does not fit.
+    It is what the device computes natively and fastest, and on a CPU bfloat16 where float32 does not fit. Autocast is
+    not needed: the frozen weights are stored in the format they compute in, and the projection, the only module in
+    float32, converts its output to the language model's format.
 
     Several ranks have to take the answer of one of them, before any of them loads weights.
 
     Args:
         cfg: section `model`.
         device: device of the model.
+        processes: processes of this machine that each load the weights; None: as many as torchrun started.
     """
-    native = native_amp(device)
-    if native is not Amp.off:
-        return DTYPES[native], f"{native.value} on {device.type}"
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    needed, free = processes * weight_bytes(cfg, torch.float32), free_memory(device)
+    chosen = _automatic(cfg, device, processes) if cfg.precision is Precision.auto else _as_set(cfg.precision)
+    logger.info("precision: %s", chosen)
+    return chosen
+
+
+def _as_set(precision: Precision) -> ChosenPrecision:
+    return ChosenPrecision(DTYPES[precision], precision.value)
+
+
+def _automatic(cfg: ModelConfig, device: torch.device, processes: int | None) -> ChosenPrecision:
+    if device.type == "cuda":
+        native = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        return ChosenPrecision(native, f"auto, {_name(native)} is native on {device.type}")
+    copies = processes or int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    needed, free = copies * weight_bytes(cfg, torch.float32), free_memory(device)
     if needed <= free:
-        return torch.float32, f"off on {device.type}"
-    return torch.bfloat16, f"float32 would take {_gib(needed)} of the {_gib(free)} that are free on {device.type}"
+        return ChosenPrecision(torch.float32, f"auto, float32 is fastest on {device.type} and fits in its memory")
+    return ChosenPrecision(
+        torch.bfloat16, f"auto, float32 would take {_gib(needed)} of the {_gib(free)} that are free on {device.type}"
+    )
 
 
 def weight_bytes(cfg: ModelConfig, dtype: torch.dtype, *, with_encoders: bool = True) -> int:
@@ -387,10 +372,3 @@ def _gib(size: float) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def native_amp(device: torch.device) -> Amp:
-    """The fastest number format that the device computes natively."""
-    if device.type != "cuda":
-        return Amp.off
-    return Amp.bf16 if torch.cuda.get_device_capability(device) >= (8, 0) else Amp.fp16

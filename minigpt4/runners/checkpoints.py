@@ -14,6 +14,7 @@ import yaml
 from safetensors import SafetensorError
 
 from minigpt4.common.checkpoint import read_checkpoint, write_checkpoint, write_safetensors
+from minigpt4.common.config import OLD_PRECISIONS
 from minigpt4.common.distributed import restarts_allowed
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.files import new_folder, remove_temporary_files, write_text
@@ -69,7 +70,6 @@ WARN_KEYS = (
     "run.max_epoch",  # stretches the cosine
     "run.batch_size",  # the same samples in each step, but sums are rounded in another order
     "run.valid_splits",
-    "run.amp",
     "model.precision",
     "model.vit_weights",  # files may have moved; their content is compared by fingerprint
     "model.q_former_model",
@@ -196,7 +196,7 @@ def check_same_run(content: Mapping[str, Any], identity: Mapping[str, Any], path
     saved, ours = content["run"], identity["run"]
     refused: list[str] = []
     warned: list[str] = []
-    for key, old, new in _differences(content["config"], identity["config"]):
+    for key, old, new in _differences(_with_one_precision(content["config"]), identity["config"]):
         if not any(fnmatch(key, pattern) for pattern in IGNORED_KEYS):
             tolerated = any(fnmatch(key, pattern) for pattern in WARN_KEYS)
             (warned if tolerated else refused).append(f"{key}: was {old!r}, is {new!r}")
@@ -381,6 +381,17 @@ def _report_failed_write(path: Path) -> Iterator[None]:
             f"{path} cannot be written ({reason}); free space on the disk or make the folder "
             "writable, then resume with run.resume_ckpt_path"
         ) from error
+
+
+def _with_one_precision(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's configuration, with the `run.amp` of older ones as the `model.precision` that it meant."""
+    if "amp" not in config.get("run", {}):
+        return dict(config)
+    run, model = dict(config["run"]), dict(config["model"])
+    amp = run.pop("amp")
+    if model["precision"] == "auto":
+        model["precision"] = OLD_PRECISIONS["run.amp"].get(amp, amp)
+    return {**config, "run": run, "model": model}
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

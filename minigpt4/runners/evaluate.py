@@ -36,7 +36,7 @@ from minigpt4.evaluation.results import (
     write_results,
 )
 from minigpt4.evaluation.statistics import swap_images
-from minigpt4.models.loading import build_model, build_prompt_encoder, evaluation_dtype, load_projection
+from minigpt4.models.loading import build_model, build_prompt_encoder, choose_precision, load_projection
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image import open_image
 from minigpt4.scenes.truth import Scene, all_objects_accuracy, load_scenes, object_accuracy
@@ -80,8 +80,8 @@ def evaluate(cfg: Config, checkpoints: Sequence[str]) -> WrittenResults | None:
     selection = select_images(dataset.records, settings.limit, settings.fraction, settings.seed)
     check_image_ids(dataset.records[index] for index in selection)
     check_references({dataset.records[index].image_id: dataset.records[index].answers for index in selection})
-    dtype = processes.run_on_main(lambda: evaluation_dtype(settings.precision, cfg.model, processes.device))
-    model, trained_on = _load_model(cfg.model, dtype, files, processes.device)
+    precision = processes.run_on_main(lambda: choose_precision(cfg.model, processes.device))
+    model, trained_on = _load_model(cfg.model, precision.frozen, files, processes.device)
     captioning = Captioning(model, dataset, selection, settings, processes.rank, processes.world_size)
     out_dir = processes.run_on_main(lambda: _output_folder(settings.output_dir, cfg.paths.output_root))
 

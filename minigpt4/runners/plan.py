@@ -13,13 +13,13 @@ from torch import nn
 from minigpt4.common.cli import console
 from minigpt4.common.errors import DataError
 from minigpt4.common.logging import duration
-from minigpt4.common.schema import Config, LowResource
+from minigpt4.common.schema import Config, LowResource, ModelConfig, Precision
 from minigpt4.datasets.builders import build_datasets, prepare_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.loaders import steps_per_epoch
 from minigpt4.datasets.shards.dataset import ShardDataset
 from minigpt4.models.flops import HALF_FLOPS, WorkMeter, forward_flops
-from minigpt4.models.loading import build_prompt_encoder
+from minigpt4.models.loading import build_prompt_encoder, choose_precision
 from minigpt4.models.memory import (
     TrainingMemory,
     empty_model,
@@ -206,6 +206,19 @@ def run_table(
     return table
 
 
+def planned_format(cfg: ModelConfig, on_gpu: bool, world_size: int) -> torch.dtype:
+    """Number format that a run will choose by `model.precision`; bfloat16 on a GPU that is not here.
+
+    Args:
+        cfg: section `model`.
+        on_gpu: whether the run is planned for a GPU.
+        world_size: number of processes, which on a CPU share its memory.
+    """
+    if on_gpu and cfg.precision is Precision.auto and not torch.cuda.is_available():
+        return torch.bfloat16
+    return choose_precision(cfg, torch.device("cuda" if on_gpu else "cpu"), world_size).frozen
+
+
 def print_plan(cfg: Config, world_size: int, mfu: float) -> None:
     """Print what a training run needs.
 
@@ -227,21 +240,25 @@ def print_plan(cfg: Config, world_size: int, mfu: float) -> None:
     plan = make_plan(run, steps_per_epoch(run, train_data, world_size), world_size)
     lengths = text_lengths(train_data, run.batch_size)
     on_gpu = run.device != "cpu" and (run.device != "auto" or torch.cuda.is_available())
-    model, half = (empty_model(cfg.model, encoder, dtype) for dtype in (torch.float32, torch.bfloat16))
+    dtype = planned_format(cfg.model, on_gpu, world_size)
+    full, half = (empty_model(cfg.model, encoder, each) for each in (torch.float32, torch.bfloat16))
     longest, targets = zip(*lengths.longest, strict=True)
     in_float32, in_half = (
-        training_memory(m, longest, targets, on_gpu=True, world_size=world_size) for m in (model, half)
+        training_memory(m, longest, targets, on_gpu=True, world_size=world_size) for m in (full, half)
     )
+    model = full if dtype is torch.float32 else half
     if on_gpu:
-        memory = with_quantised_llm(in_half, half.llama_model, cfg.model.low_resource)
+        memory = in_float32 if model is full else in_half
+        memory = with_quantised_llm(memory, model.llama_model, cfg.model.low_resource)
     else:
         memory = training_memory(model, longest, targets, world_size=world_size)
     if all(dataset.feature_cache for dataset in cfg.datasets.values()):
         memory = replace(memory, vision=0)
     images = sum(len(dataset) for data in (train_data, valid_data) for dataset in data.values())
     out = console()
-    place = "16 bit on a GPU, without CUDA" if on_gpu else "float32 on a CPU, without Python and its libraries"
-    out.print(f"A process with the {run.batch_size} longest samples as its batch; {place}:")
+    place = "on a GPU, without CUDA" if on_gpu else "on a CPU, without Python and its libraries"
+    number_format = str(dtype).removeprefix("torch.")
+    out.print(f"A process with the {run.batch_size} longest samples as its batch; {number_format} {place}:")
     out.print(memory_table(memory))
     out.print(card_table(in_float32, in_half, half.llama_model))
     out.print(run_table(cfg, plan, model, lengths, images, mfu))

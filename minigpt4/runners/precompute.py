@@ -26,7 +26,7 @@ from minigpt4.common.schema import DatasetConfig, ModelConfig, RunConfig
 from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.feature_cache import FeatureCache, cache_identity, check_identity, write_shard
 from minigpt4.datasets.instruction import InstructionDataset
-from minigpt4.models.loading import build_image_encoders, build_prompt_encoder, train_precision
+from minigpt4.models.loading import build_image_encoders, build_prompt_encoder, choose_precision
 from minigpt4.processors.image import normalize, stack_images
 
 logger = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         build_datasets(cfg.datasets, cfg.model, encoder, splits, seed=cfg.run.seed, train=train)
         for splits, train in ((cfg.run.train_splits, True), (cfg.run.valid_splits, False))
     ]
-    precision = processes.run_on_main(lambda: train_precision(cfg.run.amp, cfg.model, processes.device))
+    precision = processes.run_on_main(lambda: choose_precision(cfg.model, processes.device))
     attach_feature_caches(groups, cfg.datasets, cfg.model, cfg.run, precision.frozen, processes)
     processes.shutdown()
 

@@ -26,7 +26,7 @@ from minigpt4.datasets.leaks import training_metadata
 from minigpt4.datasets.loaders import steps_per_epoch, train_loader, valid_loader
 from minigpt4.datasets.shards.dataset import ShardDataset
 from minigpt4.models.llm import shard_llm, shards_llm
-from minigpt4.models.loading import build_model, build_prompt_encoder, load_projection, train_precision
+from minigpt4.models.loading import build_model, build_prompt_encoder, choose_precision, load_projection
 from minigpt4.runners.checkpoints import (
     BEST,
     CONFIG,
@@ -90,8 +90,7 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     # The plan: how many steps, at which learning rate, in which number formats, from which checkpoint on.
     plan = make_plan(run, steps_per_epoch(run, train_data, processes.world_size), processes.world_size)
     schedule = partial(lr_schedule, settings=LrSettings.of(run, plan.steps_per_epoch))
-    precision = processes.run_on_main(lambda: train_precision(run.amp, cfg.model, processes.device))
-    logger.info("precision: %s", precision)
+    precision = processes.run_on_main(lambda: choose_precision(cfg.model, processes.device))
     identity = run_identity(loaded.resolved, plan, train_data)
     start_from, all_cached = None, False
     if not dry_run:

@@ -455,8 +455,8 @@ class FiniteGuard:
             )
             if self.in_a_row >= limit:
                 raise TrainingError(
-                    f"{message} This is the {self.in_a_row}th step in a row; lower run.init_lr, set run.amp=off or "
-                    "bf16, or check these samples, then resume with run.resume_ckpt_path"
+                    f"{message} This is the {self.in_a_row}th step in a row; lower run.init_lr, set "
+                    "model.precision=float32 or bfloat16, or check these samples, then resume with run.resume_ckpt_path"
                 )
             if processes.is_main:
                 logger.warning("%s", message)

@@ -8,7 +8,7 @@ import yaml
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.files import CONFIGS, PROJECT, require_path
-from minigpt4.common.schema import Amp, LowResource, Target
+from minigpt4.common.schema import LowResource, Precision, Target
 
 RUN_CONFIGS = sorted([*PROJECT.glob("train_configs/*.yaml"), *PROJECT.glob("eval_configs/*.yaml")])
 
@@ -47,7 +47,7 @@ class TestLayers:
         rows = {key: (value, layer) for key, value, layer in load_config(run_yaml("run: {seed: 1}")).rows()}
         assert rows["run.seed"][0] == 1
         assert rows["run.weight_decay"] == (0.05, "schema default")
-        assert rows["run.amp"] == ("auto", "schema default")
+        assert rows["model.precision"] == ("auto", "schema default")
 
     def test_an_option_selects_the_model_card(self, run_yaml) -> None:
         loaded = load_config(run_yaml("run: {seed: 1}"), ["model.model_type=vicuna0_13b"])
@@ -69,9 +69,40 @@ class TestLayers:
         cfg = load_config(run_yaml("datasets: {flickr30k: {}}"), ["paths.data_root=x"]).config
         assert cfg.datasets["flickr30k"].images == "x/flickr30k/images"
 
-    @pytest.mark.parametrize(("written", "meant"), [("true", Amp.auto), ("false", Amp.off), ("fp16", Amp.fp16)])
-    def test_switches_of_published_files(self, run_yaml, written: str, meant: Amp) -> None:
-        assert load_config(run_yaml(f"run: {{amp: {written}}}")).config.run.amp is meant
+    @pytest.mark.parametrize(
+        ("old", "precision"),
+        [
+            ("run: {amp: true}", "auto"),
+            ("run: {amp: auto}", "bfloat16"),
+            ("run: {amp: bf16}", "bfloat16"),
+            ("run: {amp: off}", "float32"),
+            ("{run: {amp: fp16}, evaluation: {precision: float16}}", "float16"),
+            ("evaluation: {precision: auto}", "float32"),
+        ],
+    )
+    def test_older_places_of_the_number_format_may_say_the_same(self, run_yaml, old: str, precision: str) -> None:
+        loaded = load_config(run_yaml(old), [f"model.precision={precision}"])
+        assert loaded.config.model.precision is Precision(precision)
+        assert "amp" not in loaded.resolved["run"] and "precision" not in loaded.resolved["evaluation"]
+
+    @pytest.mark.parametrize(
+        ("old", "key", "advice"),
+        [
+            ("run: {amp: false}", "run.amp", "float32"),
+            ("run: {amp: fp16}", "run.amp", "float16"),
+            ("run: {amp: half}", "run.amp", "auto or float32 or bfloat16 or float16"),
+            ("run: {amp: null}", "run.amp", "auto or float32"),
+            ("{run: {amp: true}, evaluation: {precision: bfloat16}}", "evaluation.precision", "bfloat16"),
+        ],
+    )
+    def test_older_places_of_the_number_format_that_disagree(self, run_yaml, old: str, key: str, advice: str) -> None:
+        path = run_yaml(old)
+        message = message_of(path)
+        assert message.startswith(f"{path}: {key} is gone; model.precision, auto here, decides")
+        assert f"write model.precision: {advice}" in message
+        assert message_of(run_yaml("run: {seed: 1}"), "run.amp=fp16", "model.precision=bfloat16").startswith(
+            "--options: run.amp is gone; model.precision, bfloat16 here, decides"
+        )
 
     def test_low_resource_is_a_switch_too(self, run_yaml) -> None:
         assert load_config(run_yaml("model: {low_resource: true}")).config.model.low_resource is LowResource.int8
@@ -103,7 +134,7 @@ class TestErrors:
         assert str(path) in message and "run.max_epoch" in message and "many" in message
 
     def test_wrong_enum_value(self, run_yaml) -> None:
-        assert "run.amp" in message_of(run_yaml("run: {amp: half}"))
+        assert "model.precision" in message_of(run_yaml("model: {precision: half}"))
 
     def test_unknown_cards(self, run_yaml) -> None:
         path = run_yaml("run: {seed: 1}")

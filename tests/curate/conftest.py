@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from minigpt4.common.schema import ModelConfig, Precision, RefineConfig
+from minigpt4.common.schema import ModelConfig, RefineConfig
 from minigpt4.curate.ledger import Event, Ledger
 from minigpt4.curate.refine import refine
 
@@ -167,7 +167,7 @@ def endpoint_settings(url: str = "http://127.0.0.1:1/v1", **changes: Any) -> Ref
 
 
 def refine_all(settings: RefineConfig, ledger: Ledger) -> Counter[str]:
-    return refine(settings, ledger, model=ModelConfig(), seed=42, device="cpu", precision=Precision.auto)
+    return refine(settings, ledger, model=ModelConfig(), seed=42, device="cpu")
 
 
 def steps_of(events: Sequence[Event], step: str) -> list[Event]:

@@ -50,9 +50,7 @@ def refine(folder: Path, *more: str, **settings: object) -> str:
 
 
 def build_refiner(cfg: Config) -> LanguageModelRefiner:
-    return LanguageModelRefiner(
-        cfg.curation.refine, model=cfg.model, seed=42, device="cpu", precision=cfg.evaluation.precision
-    )
+    return LanguageModelRefiner(cfg.curation.refine, model=cfg.model, seed=42, device="cpu")
 
 
 def states(folder: Path) -> dict[str, SampleState]:

@@ -16,15 +16,14 @@ from torch import Tensor
 
 from minigpt4.common.checkpoint import write_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError, MiniGPT4Error
-from minigpt4.common.schema import Amp, LowResource, ModelConfig, Precision
+from minigpt4.common.schema import LowResource, ModelConfig, Precision
 from minigpt4.datasets.feature_cache import cache_identity
 from minigpt4.models import loading
 from minigpt4.models.loading import (
     build_model,
-    evaluation_dtype,
+    choose_precision,
     free_memory,
     load_projection,
-    train_precision,
     weight_bytes,
     with_projection,
 )
@@ -276,29 +275,32 @@ def assert_description_refused(parity_a: Case, tmp_path: Path, content: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("amp", "precision", "frozen", "reason"),
+    ("precision", "frozen", "reason"),
     [
-        (Amp.auto, Precision.auto, torch.float32, "run.amp: auto, off on cpu"),
-        (Amp.bf16, Precision.auto, torch.bfloat16, "run.amp: bf16"),
-        (Amp.fp16, Precision.auto, torch.float16, "run.amp: fp16"),
-        (Amp.bf16, Precision.float16, torch.float16, "run.amp: bf16, model.precision: float16"),
+        (Precision.auto, torch.float32, "auto, float32 is fastest on cpu and fits in its memory"),
+        (Precision.float32, torch.float32, "float32"),
+        (Precision.bfloat16, torch.bfloat16, "bfloat16"),
+        (Precision.float16, torch.float16, "float16"),
     ],
 )
-def test_number_formats_of_training(amp: Amp, precision: Precision, frozen: torch.dtype, reason: str) -> None:
-    chosen = train_precision(amp, ModelConfig(precision=precision), CPU)
+def test_number_formats(
+    precision: Precision, frozen: torch.dtype, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="minigpt4"):
+        chosen = choose_precision(ModelConfig(precision=precision), CPU)
     assert (chosen.frozen, chosen.reason) == (frozen, reason)
-    assert chosen.scale_loss == (frozen is torch.float16)
-    assert ("with a loss scale" in str(chosen)) == chosen.scale_loss
+    assert caplog.messages == [f"precision: {chosen}"]
+    assert chosen.scale_loss == (frozen is torch.float16) == ("with a loss scale" in str(chosen))
 
 
 @pytest.mark.parametrize(("capability", "native"), [((8, 0), torch.bfloat16), ((7, 5), torch.float16)])
-def test_number_format_of_evaluation_follows_the_device(
+def test_the_number_format_follows_the_device(
     capability: tuple[int, int], native: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert evaluation_dtype(Precision.auto, ModelConfig(), torch.device("cuda")) == native
-    assert evaluation_dtype(Precision.float32, ModelConfig(), torch.device("cuda")) == torch.float32
-    assert evaluation_dtype(Precision.auto, ModelConfig(), CPU) == torch.float32
+    gpu = torch.device("cuda")
+    assert choose_precision(ModelConfig(), gpu).frozen == native
+    assert choose_precision(ModelConfig(precision=Precision.float32), gpu).frozen == torch.float32
 
 
 class TestMemory:
@@ -333,11 +335,12 @@ class TestMemory:
     def test_auto_takes_the_format_that_fits(self, cfg: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         needed = weight_bytes(cfg, torch.float32)
         monkeypatch.setattr(loading, "free_memory", lambda device: needed)
-        assert evaluation_dtype(Precision.auto, cfg, CPU) == torch.float32
+        assert choose_precision(cfg, CPU).frozen == torch.float32
+        assert choose_precision(cfg, CPU, processes=2).frozen == torch.bfloat16
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-        chosen = train_precision(Amp.auto, cfg, CPU)
+        chosen = choose_precision(cfg, CPU)
         assert chosen.frozen == torch.bfloat16 and "float32 would take 0.0 GiB of the 0.0 GiB" in chosen.reason
-        assert train_precision(Amp.off, cfg, CPU).frozen == torch.float32
+        assert choose_precision(replace(cfg, precision=Precision.float32), CPU).frozen == torch.float32
 
     def test_a_load_that_does_not_fit_is_refused(self, cfg: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         half = weight_bytes(cfg, torch.bfloat16)

@@ -36,7 +36,7 @@ from tests.runners.project import (
 )
 
 Train = Callable[..., Path]
-SHORT = ("run.iters_per_epoch=5", "run.save_freq=4", "run.amp=off")
+SHORT = ("run.iters_per_epoch=5", "run.save_freq=4", "model.precision=float32")
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,20 @@ def test_batch_sizes_where_older_checkpoints_have_them(caplog: pytest.LogCapture
     now = identity(run={"seed": 1, "batch_size": 4}, datasets={"birds": {"reader": None}}, curation={"images": 5000})
     check_same_run(saved, now, Path("c.pth"))
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("amp", "precision", "now"),
+    [("auto", "auto", "auto"), ("bf16", "auto", "bfloat16"), ("bf16", "float16", "float16")],
+)
+def test_number_formats_where_older_checkpoints_have_them(
+    amp: str, precision: str, now: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = identity(run={"amp": amp}, model={"precision": precision}, evaluation={"precision": "float32"})
+    check_same_run(saved, identity(run={}, model={"precision": now}, evaluation={}), Path("c.pth"))
+    assert not caplog.records
+    check_same_run(saved, identity(run={}, model={"precision": "float32"}, evaluation={}), Path("c.pth"))
+    assert f"model.precision: was '{now}', is 'float32'" in caplog.text
 
 
 def test_weights_alone_and_auto_without_a_folder_are_refused(tmp_path: Path) -> None:

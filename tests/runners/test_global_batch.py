@@ -18,7 +18,7 @@ OPTIONS = (
     "run.batch_size=1",
     "run.iters_per_epoch=3",
     "run.save_freq=2",
-    "run.amp=off",
+    "model.precision=float32",
     "run.log_freq=100",
 )
 

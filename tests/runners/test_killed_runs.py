@@ -26,7 +26,7 @@ from minigpt4.runners.checkpoints import (
 from tests.runners.project import Project, assert_same, assert_same_run, untimed_epochs
 
 Train = Callable[..., Path]
-SHORT = ("run.iters_per_epoch=3", "run.save_freq=2", "run.amp=off")
+SHORT = ("run.iters_per_epoch=3", "run.save_freq=2", "model.precision=float32")
 AUTO = "run.resume_ckpt_path=auto"
 
 

@@ -12,7 +12,13 @@ from minigpt4.common.checkpoint import read_checkpoint
 from tests.runners.project import assert_same_run
 
 Train = Callable[..., Path]
-OPTIONS = ("model.lora.r=2", "model.lora.dropout=0.3", "run.iters_per_epoch=3", "run.save_freq=2", "run.amp=off")
+OPTIONS = (
+    "model.lora.r=2",
+    "model.lora.dropout=0.3",
+    "run.iters_per_epoch=3",
+    "run.save_freq=2",
+    "model.precision=float32",
+)
 
 
 @pytest.fixture

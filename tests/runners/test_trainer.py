@@ -23,11 +23,16 @@ WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "uni
 
 
 def test_float16_trains_with_a_loss_scale_that_is_saved_and_resumed(train_here: Train) -> None:
-    folder = train_here("run.run_dir=fp16", "run.amp=fp16", "run.iters_per_epoch=3")
+    folder = train_here("run.run_dir=fp16", "model.precision=float16", "run.iters_per_epoch=3")
     scaler = read_checkpoint(folder / "checkpoint_0.pth")["scaler"]
     assert scaler["scale"] > 1
     assert "frozen weights in float16, projection in float32, with a loss scale" in (folder / "train.log").read_text()
-    train_here("run.amp=fp16", "run.iters_per_epoch=3", "run.max_epoch=3", "run.resume_ckpt_path=fp16/checkpoint_1.pth")
+    train_here(
+        "model.precision=float16",
+        "run.iters_per_epoch=3",
+        "run.max_epoch=3",
+        "run.resume_ckpt_path=fp16/checkpoint_1.pth",
+    )
     last = read_checkpoint(folder / "checkpoint_2.pth")
     assert last["step"] == 9
     assert last["scaler"]["_growth_tracker"] == 9  # continued from the checkpoint's 6
@@ -36,7 +41,7 @@ def test_float16_trains_with_a_loss_scale_that_is_saved_and_resumed(train_here: 
 
 
 def test_bfloat16_needs_no_scale(train_here: Train) -> None:
-    folder = train_here("run.run_dir=bf16", "run.amp=bf16", "run.iters_per_epoch=3", "run.max_epoch=1")
+    folder = train_here("run.run_dir=bf16", "model.precision=bfloat16", "run.iters_per_epoch=3", "run.max_epoch=1")
     content = read_checkpoint(folder / "checkpoint_0.pth")
     assert content["scaler"] is None
     assert content["model"]["llama_proj.weight"].dtype is torch.float32

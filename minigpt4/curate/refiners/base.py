@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.files import read_text, require_path
-from minigpt4.common.schema import ModelConfig, Precision, RefineConfig
+from minigpt4.common.schema import ModelConfig, RefineConfig
 from minigpt4.evaluation.fluency import words
 
 
@@ -59,7 +59,6 @@ class Refiner(ABC):
         model: alignment model, whose language model a refiner may use.
         seed: part of the names of all random generators.
         device: auto, cpu or cuda.
-        precision: number format of a language model's weights.
 
     Raises:
         MiniGPT4Error: A setting cannot be used.
@@ -69,9 +68,7 @@ class Refiner(ABC):
     """Descriptions corrected at the same time, by as many threads."""
 
     @abstractmethod
-    def __init__(
-        self, settings: RefineConfig, *, model: ModelConfig, seed: int, device: str, precision: Precision
-    ) -> None: ...
+    def __init__(self, settings: RefineConfig, *, model: ModelConfig, seed: int, device: str) -> None: ...
 
     @abstractmethod
     def refine(self, sample: str, texts: Sequence[str]) -> Correction:

@@ -11,12 +11,12 @@ import torch
 from minigpt4.common.distributed import start_processes
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import language_model_folder
-from minigpt4.common.schema import GenerationConfig, ModelConfig, Precision, RefineConfig
+from minigpt4.common.schema import GenerationConfig, ModelConfig, RefineConfig
 from minigpt4.conversation.tokenizer import check_vocabulary
 from minigpt4.curate.refiners.base import Correction, RefineError, Refiner, read_request, validate_correction
 from minigpt4.models.generation import Generator
 from minigpt4.models.llm import build_llm
-from minigpt4.models.loading import build_prompt_encoder, evaluation_dtype
+from minigpt4.models.loading import build_prompt_encoder, choose_precision
 
 
 class LanguageModelRefiner(Refiner):
@@ -24,18 +24,16 @@ class LanguageModelRefiner(Refiner):
 
     Args:
         settings: request, limits, and `llm_model`, the language model's folder.
-        model: alignment model; gives the template, and the language model where `llm_model` is null.
+        model: alignment model; gives the template and the number format, and the language model where `llm_model` is
+            null.
         seed: part of the names of all random generators.
         device: auto, cpu or cuda.
-        precision: number format of the weights.
 
     Raises:
         MiniGPT4Error: The folder holds no language model, or the prompt file is missing.
     """
 
-    def __init__(
-        self, settings: RefineConfig, *, model: ModelConfig, seed: int, device: str, precision: Precision
-    ) -> None:
+    def __init__(self, settings: RefineConfig, *, model: ModelConfig, seed: int, device: str) -> None:
         self.settings = settings
         self.seed = seed
         self.request = read_request(settings.prompt_path)
@@ -43,7 +41,7 @@ class LanguageModelRefiner(Refiner):
         folder = language_model_folder(model.llama_model, "curation.refine.llm_model")
         place = start_processes(device).device
         self.encoder = build_prompt_encoder(model)
-        self.llm = build_llm(folder, model.low_resource, evaluation_dtype(precision, model, place), place)
+        self.llm = build_llm(folder, model.low_resource, choose_precision(model, place).frozen, place)
         embedding = self.llm.get_input_embeddings()  # type: ignore[operator]
         check_vocabulary(self.encoder.tokenizer, embedding.weight.shape[0], folder)
         self.context = getattr(self.llm.config, "max_position_embeddings", None) or model.max_context_len
