@@ -8,16 +8,20 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from minigpt4 import api
 from minigpt4.api import LoadedModel
+from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import PROJECT
 from minigpt4.generate import AnswerFile, Question, main, questions_of_files, questions_of_jsonl, row_of
+from minigpt4.models.loading import ChosenPrecision
 from tests.drawn import drawn_scenes
 from tests.launch import launch
 
@@ -207,6 +211,21 @@ def _file(folder: Path, content: str | bytes) -> Path:
     path = folder / "in.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
+
+
+def test_a_process_takes_the_number_format_that_the_first_chose(
+    folder: Path, tmp_path: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_on_main, given = Processes.run_on_main, []
+
+    def answer_of_first(processes: Processes, make: Callable[[], Any]) -> Any:
+        answer = run_on_main(processes, make)
+        return replace(answer, frozen=torch.bfloat16) if isinstance(answer, ChosenPrecision) else answer
+
+    monkeypatch.setattr(Processes, "run_on_main", answer_of_first)
+    monkeypatch.setattr(api, "from_config", lambda *_, precision, **__: given.append(precision) or tiny)
+    generate(tmp_path / "out.jsonl", "--images", str(folder / "0.png"))
+    assert given == [torch.bfloat16]
 
 
 @pytest.mark.slow
