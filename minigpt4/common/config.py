@@ -64,6 +64,7 @@ RENAMED = {
         "pretrain_llama2": "llama2_7b_no_qformer",
         "pretrain": "llama2_7b",
     },
+    "run.runner": {"runner_base": "epochs"},
 }
 """Names of the original's configuration files -> names here."""
 CONVERTER = "minigpt4 from-upstream"
