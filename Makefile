@@ -10,6 +10,12 @@ CURATE = $(BIN)/python -m minigpt4.curate
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart stages demo test coverage torture check lint type format docs bench clean
 
+ifeq ($(origin PYTHON)$(if $(wildcard $(BIN)/python),, absent),command line)
+ifneq ($(shell $(PYTHON) -V 2>&1),$(shell $(BIN)/python -V))
+$(error $(VENV) was made with $(shell $(BIN)/python -V), and PYTHON is $(shell $(PYTHON) -V 2>&1): rm -rf $(VENV), and the same command again)
+endif
+endif
+
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 

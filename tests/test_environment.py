@@ -32,10 +32,13 @@ def test_conda_environment_names_the_same_dependencies() -> None:
 
 def test_every_dependency_has_one_tested_version() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[^\s/@]+", line) for line in lines), "only NAME==VERSION belongs there"
-    pinned = {package_name(line) for line in lines}
+    pattern = r"[A-Za-z0-9._-]+==[^\s/@;]+(; python_version (<|>=) '3\.11')?"
+    assert all(re.fullmatch(pattern, line) for line in lines), "only NAME==VERSION, of each Python, belongs there"
     needed = {package_name(item) for item in required((*IN_CONDA, "dev")) if not item.startswith(f"{PROJECT['name']}[")}
-    assert needed - pinned == set()
+    for other in (">=", "<"):
+        pinned = [package_name(line) for line in lines if f" {other} " not in line]
+        assert needed - set(pinned) == set()
+        assert len(pinned) == len(set(pinned)), "a package has two versions"
 
 
 def test_a_trainer_needs_no_web_package() -> None:
