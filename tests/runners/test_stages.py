@@ -139,7 +139,7 @@ def test_a_stage_2_projection_is_refused_in_stage_1(complete: Path, tmp_path: Pa
 
 def test_stage_2_without_a_checkpoint_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"model\.ckpt: file weights/minigpt4_stage1\.pth .*--options model\.ckpt="):
+    with pytest.raises(ConfigError, match=r"model\.ckpt: weights/minigpt4_stage1\.pth .*--options model\.ckpt="):
         stage2(write_stage2(tmp_path), dry_run=True)
 
 
