@@ -15,7 +15,7 @@ from torch import nn
 from benchmarks.presets import VOCABULARY
 from benchmarks.samples import AFTER, ANSWER, BEFORE
 from minigpt4.common.types import IMAGE_POSITION
-from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.conversation.template import PromptEncoder
 
 EOS = 2
 FIRST_TOKEN = 10

@@ -17,8 +17,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.conversation.template import Template
+from minigpt4.conversation.template import PromptEncoder, Template
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.qformer import QFormer
 from minigpt4.models.vision import VisionEncoder

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.presets import IMAGE_SIZE, IMAGE_TOKEN_ID
 from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, IMAGE_TOKEN, Batch, Sample
-from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.conversation.template import PromptEncoder
 from minigpt4.datasets.loaders import collate
 
 BEFORE, AFTER = 7, 18

@@ -15,8 +15,7 @@ from PIL import Image
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import LowResource
-from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.conversation.template import configured_template
+from minigpt4.conversation.template import PromptEncoder, configured_template
 from minigpt4.datasets.builders import build_datasets
 from minigpt4.from_upstream import convert, main
 from tests.ascii_tokenizer import AsciiTokenizer

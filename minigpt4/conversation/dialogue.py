@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.conversation.template import IMAGE_TAG, Piece, Template, check_placeholders, with_image_tag
+from minigpt4.conversation.template import IMAGE_TAG, Piece, PromptEncoder, Template, check_placeholders, with_image_tag
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from minigpt4.conversation.template import read_prompts
 from minigpt4.datasets.readers.rows import Reader, RowProblem
 
 if TYPE_CHECKING:
-    from minigpt4.conversation.encoding import PromptEncoder
+    from minigpt4.conversation.template import PromptEncoder
     from minigpt4.datasets.instruction import InstructionDataset
     from minigpt4.datasets.shards.dataset import ShardDataset
     from minigpt4.datasets.shards.index import ShardIndex

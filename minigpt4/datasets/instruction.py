@@ -14,8 +14,7 @@ from minigpt4.common.errors import DataError
 from minigpt4.common.files import DATA_VARIABLE
 from minigpt4.common.schema import Target
 from minigpt4.common.types import Encoded, Record, Sample
-from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.conversation.template import place_images
+from minigpt4.conversation.template import PromptEncoder, place_images
 from minigpt4.datasets.feature_cache import FeatureCache
 from minigpt4.datasets.sampler import FullShuffle, Order
 

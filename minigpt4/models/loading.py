@@ -20,8 +20,7 @@ from minigpt4.common.files import language_model_folder, read_json, require_path
 from minigpt4.common.logging import duration
 from minigpt4.common.registry import models
 from minigpt4.common.schema import LowResource, ModelConfig, Precision
-from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.conversation.template import STAGE1_PATTERN, configured_template
+from minigpt4.conversation.template import STAGE1_PATTERN, PromptEncoder, configured_template
 from minigpt4.conversation.tokenizer import check_vocabulary, load_tokenizer
 from minigpt4.models.llm import build_llm, compile_blocks, recompute_blocks
 from minigpt4.models.minigpt4 import MiniGPT4

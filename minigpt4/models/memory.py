@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from minigpt4.common.errors import ConfigError, one_line
 from minigpt4.common.schema import LowResource, ModelConfig
 from minigpt4.common.types import Batch
-from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.conversation.template import PromptEncoder
 from minigpt4.models.attention import attention_of_gpus
 from minigpt4.models.llm import recompute_blocks
 from minigpt4.models.minigpt4 import MiniGPT4

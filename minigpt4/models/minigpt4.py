@@ -20,7 +20,7 @@ from minigpt4.common.errors import CheckpointError, first_few
 from minigpt4.common.registry import models
 from minigpt4.common.schema import GenerationConfig
 from minigpt4.common.types import CACHED_NDIM, IGNORED_LABEL, IMAGE_POSITION, Batch
-from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.conversation.template import PromptEncoder
 from minigpt4.models.attention import Packed, packable, packed_attention
 from minigpt4.models.flops import WorkMeter, forward_flops
 from minigpt4.models.generation import Answer, Generator

@@ -19,7 +19,7 @@ from minigpt4.common.distributed import GradientSum, start_processes
 from minigpt4.common.logging import duration, log_to_file, set_up_logging
 from minigpt4.common.registry import runners, schedules, tasks
 from minigpt4.common.types import Sample
-from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.conversation.template import PromptEncoder
 from minigpt4.datasets.builders import build_datasets, prepare_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.leaks import training_metadata

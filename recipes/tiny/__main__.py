@@ -14,7 +14,7 @@ from rich.table import Table
 
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.schema import ModelConfig
-from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.conversation.template import PromptEncoder
 from minigpt4.conversation.tokenizer import SentencePieceTokenizer
 from minigpt4.models.loading import build_model
 from minigpt4.models.minigpt4 import MiniGPT4

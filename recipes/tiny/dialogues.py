@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt4.common.types import IGNORED_LABEL, Encoded
-from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.conversation.template import Template, read_prompts, with_image_tag
+from minigpt4.conversation.template import PromptEncoder, Template, read_prompts, with_image_tag
 from minigpt4.scenes.captions import captions_of, with_article
 from minigpt4.scenes.sampling import sample_scene, split_of
 from minigpt4.scenes.truth import BACKGROUNDS, Scene

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.common.types import IGNORED_LABEL, Batch, Sample
-from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.conversation.template import PromptEncoder
 from minigpt4.conversation.tokenizer import SentencePieceTokenizer
 from minigpt4.datasets.loaders import collate
 from minigpt4.models.minigpt4 import splice_images

@@ -6,8 +6,7 @@ import pytest
 
 from minigpt4.common.errors import DataError
 from minigpt4.conversation.dialogue import Dialogue, Turn
-from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.conversation.template import IMAGE_TAG, Template
+from minigpt4.conversation.template import IMAGE_TAG, PromptEncoder, Template
 from tests.ascii_tokenizer import AsciiTokenizer
 
 VICUNA = Template("###Human: {} ###Assistant: ", "###")

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig, RunConfig
-from minigpt4.conversation.encoding import PromptEncoder
-from minigpt4.conversation.template import IMAGE_TAG, Template
+from minigpt4.conversation.template import IMAGE_TAG, PromptEncoder, Template
 from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.shards.index import ShardIndex

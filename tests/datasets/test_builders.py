@@ -9,7 +9,7 @@ import pytest
 
 from minigpt4.common.errors import ConfigError, DataError, MissingSplitError
 from minigpt4.common.schema import Config, DatasetConfig, ProcessorConfig, SplitProcessors
-from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.conversation.template import PromptEncoder
 from minigpt4.datasets.builders import images_folder, load_records, select_splits
 from tests.datasets.conftest import build, write_jsonl
 

@@ -9,7 +9,7 @@ import torch
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import Config, Target
-from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.conversation.template import PromptEncoder
 from minigpt4.datasets.instruction import MAX_SUBSTITUTES, InstructionDataset
 from minigpt4.datasets.loaders import collate
 from minigpt4.processors.image import open_image

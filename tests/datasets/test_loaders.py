@@ -10,7 +10,7 @@ import torch
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import Config
 from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, Batch, Encoded, Sample
-from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.conversation.template import PromptEncoder
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.loaders import collate, steps_per_epoch, train_loader, valid_loader
 from minigpt4.processors.image import normalize

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.conversation.template import PromptEncoder
 from minigpt4.conversation.tokenizer import SentencePieceTokenizer
 from minigpt4.processors.image import normalize
 from minigpt4.scenes.captions import captions_of

@@ -16,7 +16,7 @@ from PIL import Image
 
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.schema import BadShards, Config
-from minigpt4.conversation.encoding import PromptEncoder
+from minigpt4.conversation.template import PromptEncoder
 from minigpt4.datasets.builders import prepare_datasets
 from minigpt4.datasets.loaders import train_loader
 from minigpt4.datasets.shards import dataset as dataset_module
