@@ -42,6 +42,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     (project.folder / "rows.yaml").write_text("reader: jsonl\nannotations: rows.jsonl\nimages: .\n")
     (project.folder / "rows.jsonl").write_text('{"image": "image_0.png", "answer": "a"}\n{"img": "image_1.png"}\n')
     (project.folder / "broken.yaml").write_text("run:\n  seed: 1\n   max_epoch: 2\n")
+    (project.folder / "tab.yaml").write_text("run:\n\tseed: 1\n")
     (project.folder / "flickr.yaml").write_text(
         "model: {model_type: card.yaml}\ndatasets: {flickr30k: {images: .}}\nrun: {device: cpu}\n"
     )
@@ -99,7 +100,7 @@ MISTAKES: list[tuple[int, list[str], Make | None, list[str]]] = [
     (1, [*TRAIN, "--options", "runn.seed=3"], None, ["runn: unknown key; did you mean 'run'?"]),
     (2, ["train", "--cfg-path", "confg.yaml"], None, ["confg.yaml does not exist", "did you mean 'config.yaml'?"]),
     (2, ["demo", "--cfg-path", "minigpt4_evl.yaml"], None, ["did you mean '", "eval_configs/minigpt4_eval.yaml'?"]),
-    (3, [*TRAIN, "--options", "run.max_epoch=five"], None, ["run.max_epoch", "'five'", "Integer"]),
+    (3, [*TRAIN, "--options", "run.max_epoch=five"], None, ["run.max_epoch", "'five': a whole number is expected"]),
     (4, ["train", "--cfg-path", "flickr.yaml"], None, ["datasets.flickr30k.annotations", "minigpt4 prepare"]),
     (
         4,
@@ -147,6 +148,7 @@ MISTAKES: list[tuple[int, list[str], Make | None, list[str]]] = [
     ),
     (18, [*TRAIN, "--options", "run.max_epoch", "3"], None, ["'run.max_epoch' has no '='; write KEY=VALUE"]),
     (19, ["train", "--cfg-path", "broken.yaml"], None, ["broken.yaml: not readable as YAML", "line 3"]),
+    (19, ["train", "--cfg-path", "tab.yaml"], None, ["tab.yaml: not readable as YAML: line 2 begins with a tab"]),
     (20, [*TRAIN, "--options", "run.valid_splits=[tst]"], None, ["there is no split 'tst'", "train (24)", "val (7)"]),
     (22, [*TRAIN, "--options", "run.resume_ckpt_path=no.pth"], None, ["run.resume_ckpt_path: no.pth does not exist"]),
     (22, [*TRAIN, "--options", "run.resume_ckpt_path="], truncated, ["truncated.pth is truncated"]),

@@ -80,6 +80,8 @@ OLD_PRECISIONS: dict[str, dict[Any, str]] = {
     "evaluation.precision": {},
 }
 """Older places of `model.precision`, with the words for its values that only they had."""
+EXPECTED = {"Integer": "a whole number is expected", "Float": "a number is expected"}
+"""OmegaConf's types -> what to write."""
 OPTION_KEY = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[[^.\[\]=\s]+\])*")
 """A dotted key, as OmegaConf splits it."""
 DATASET_NAME = re.compile(r"[^.\[\]=\s]+")
@@ -155,10 +157,20 @@ def _read_yaml(path: Path) -> DictConfig:
     try:
         values = OmegaConf.load(path)
     except UNREADABLE as error:
-        raise ConfigError(f"{path}: not readable as YAML: {_one_line(error)}") from error
+        raise ConfigError(f"{path}: not readable as YAML: {_tab(path) or _one_line(error)}") from error
     if isinstance(values, ListConfig):
         raise ConfigError(f"{path}: a mapping of keys to values is expected at the top, not a list")
     return values
+
+
+def _tab(path: Path) -> str:
+    """The first line of a YAML file that is indented by a tab, for a message; nothing: there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError):
+        return ""
+    tabs = (number for number, line in enumerate(lines, 1) if re.match(r" *\t\s*\S", line))
+    return next((f"line {number} begins with a tab; use spaces" for number in tabs), "")
 
 
 def _read_options(options: Sequence[str]) -> DictConfig:
@@ -420,7 +432,8 @@ def _explained(error: Exception, layer: str, values: DictConfig | None) -> Confi
         fields = getattr(owner, "__dataclass_fields__", {})
         reason = f"unknown key; {did_you_mean(key.rpartition('.')[2], fields)}"
     elif values is not None and key and _own(values, key) is not None:
-        reason = f"wrong value {_own(values, key)!r}: {reason}"
+        expected = next((words for kind, words in EXPECTED.items() if reason.endswith(f"converted to {kind}")), reason)
+        reason = f"wrong value {_own(values, key)!r}: {expected}"
     return ConfigError(_one_line(f"{layer}: {key}: {reason}" if key else f"{layer}: {reason}"))
 
 

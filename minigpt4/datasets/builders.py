@@ -217,10 +217,10 @@ def select_splits(name: str, records: Sequence[Record], splits: Sequence[str]) -
     for split in splits:
         if not counts[split]:
             known = ", ".join(f"{known} ({count:,})" for known, count in counts.items())
-            hint = f", or set datasets.{name}.val_fraction" if split == "val" else ""
+            hint = f", or set or raise datasets.{name}.val_fraction" if split == "val" else ""
             raise MissingSplitError(
                 f"datasets.{name}: there is no split '{split}'; the annotations have {known}: name one of these in "
-                f"run.train_splits, run.valid_splits or evaluation.split{hint}"
+                f"run.train_splits, run.valid_splits or evaluation.split (--split){hint}"
             )
     return [record for record in records if record.split in splits]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import tempfile
@@ -27,7 +28,7 @@ from minigpt4.common.schema import Config, DatasetConfig, ModelConfig
 from minigpt4.common.types import Record
 from minigpt4.datasets.builders import SHARDS, dataset_prompts, images_folder, read_rows
 from minigpt4.datasets.leaks import THREADS, Fingerprint, fingerprints, warnings_of_splits
-from minigpt4.datasets.readers.rows import RowProblem
+from minigpt4.datasets.readers.rows import RowProblem, repeated_ids
 from minigpt4.processors.image import decode_pixels, jpeg_decoder
 
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ class Report:
         self.example = self.example or record
 
 
-def check_dataset(name: str, cfg: DatasetConfig, model: ModelConfig, with_images: bool = True) -> Report:
+def check_dataset(
+    name: str, cfg: DatasetConfig, model: ModelConfig, with_images: bool = True, evaluated: str | None = None
+) -> Report:
     """Read every row of a dataset, and open every image; of shards, every sample.
 
     Args:
@@ -80,6 +83,7 @@ def check_dataset(name: str, cfg: DatasetConfig, model: ModelConfig, with_images
         cfg: its configuration.
         model: the model's configuration, for its prompts.
         with_images: open the images; otherwise only the rows are read, or the index of the shards.
+        evaluated: split that will be evaluated, whose image ids may not repeat.
 
     Raises:
         ConfigError: A path is missing, or patterns match nothing.
@@ -100,6 +104,7 @@ def check_dataset(name: str, cfg: DatasetConfig, model: ModelConfig, with_images
             report.add_texts(row)
     if any(record.question is None for record in records):
         dataset_prompts(name, cfg, model)
+    _check_splits(report, records, cfg.val_fraction, evaluated)
     splits: dict[str, set[str | None]] = defaultdict(set)
     for record in records:
         for image in record.images:
@@ -113,6 +118,24 @@ def check_dataset(name: str, cfg: DatasetConfig, model: ModelConfig, with_images
                 prints[image] = found
     report.warnings += warnings_of_splits(splits, prints)
     return report
+
+
+def _check_splits(report: Report, records: Sequence[Record], val_fraction: float, evaluated: str | None) -> None:
+    """Report a validation without a record, and records that an evaluation of their split would refuse."""
+    if val_fraction and records and "val" not in report.splits:
+        report.warnings.append(
+            f"val_fraction {val_fraction:g} of {len(records):,} rows gives no split 'val': raise it, or name a "
+            "split in each row"
+        )
+    for split in report.splits:
+        problems = list(repeated_ids(record for record in records if record.split == split))
+        if split == evaluated:
+            report.problems += problems
+        elif problems:
+            report.warnings.append(
+                f"{len(problems):,} of the rows of {split} repeat an image id, the first in {problems[0].source}: good "
+                "for training, but an evaluation needs an 'id' in each row"
+            )
 
 
 def _open_images(name: str, records: Sequence[Record], folder: Path) -> Iterator[tuple[str, Fingerprint | RowProblem]]:
@@ -219,11 +242,19 @@ def load_card(card: str, options: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: There is no such card, or it is wrong.
     """
+    if os.path.exists(card) and not card.endswith((".yaml", ".yml")):
+        raise ConfigError(
+            f"{card}: a card is a YAML file; if these are annotations, write `annotations: {card}` and their `reader` "
+            "into one, or name the run's YAML by --cfg-path"
+        )
     name = re.sub(r"[.\[\]=\s]", "_", Path(card).stem)  # what a key of the configuration cannot have
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "check.yaml"
         run.write_text(yaml.safe_dump({"datasets": {name: {"card": card}}}), encoding="utf-8")
-        return load_config(run, options).config
+        try:
+            return load_config(run, options).config
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(f"{run}: ", "")) from error
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -253,7 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     good = True
     for name, dataset in cfg.datasets.items():
-        report = check_dataset(name, dataset, cfg.model, with_images=not arguments.no_images)
+        split = cfg.evaluation.split if cfg.evaluation.dataset in (None, name) else None
+        report = check_dataset(name, dataset, cfg.model, not arguments.no_images, split)
         show(console, name, report, None if arguments.all else SHOWN)
         good = good and report.good
     return 0 if good else 1

@@ -107,11 +107,11 @@ class Protocol:
     def summary(self) -> str:
         """One line for a table's caption."""
         low, high = self.references_per_image
-        per_image = str(low) if low == high else f"{low} to {high}"
+        per_image = (str(low) if low == high else f"{low} to {high}") + (" references" if high > 1 else " reference")
         where = f"{self.dataset}, split {self.split}" if self.split else self.dataset
         part = ", ".join(f"{key} {value}" for key, value in self.selection.items())
         return (
-            f"{where}{f' ({part})' if part else ''}: {self.images:,} images, {per_image} references each, "
+            f"{where}{f' ({part})' if part else ''}: {self.images:,} images, {per_image} each, "
             f"references {self.references_sha256[:12]}"
         )
 

@@ -338,7 +338,7 @@ def _leak_text(found: Mapping[str, Any] | None, images: int) -> str:
     if found["not_opened"]:
         text += f"; {found['not_opened']:,} of those trained on were compared by id and path only"
     if not found["complete"]:
-        text += "; what the checkpoint before was trained on is not recorded"
+        text += "; what its starting checkpoint was trained on is not recorded"
     if found["validated_and_trained"]:
         text += (
             f"; LEAK: the validation used {found['validated_and_trained']:,} images that were trained on, so its "

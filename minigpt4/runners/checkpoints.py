@@ -354,8 +354,8 @@ def _check_folder(run: RunConfig, resumed: Path | None) -> None:
         )
     if resumed is None and any(folder.glob("checkpoint_*.pth")):
         raise ConfigError(
-            f"run.run_dir: {folder} holds the checkpoints of another run; resume it by "
-            f"--options run.resume_ckpt_path={AUTO}, or choose another folder"
+            f"run.run_dir: {folder} holds the checkpoints of an earlier run; continue it, also where it was "
+            f"interrupted, by adding --options run.resume_ckpt_path={AUTO}, or choose another folder"
         )
 
 

@@ -116,10 +116,12 @@ def make_plan(run: RunConfig, steps_per_epoch: int, world_size: int) -> Plan:
     logger.info("global batch: %d (%s)", plan.global_batch, plan.factors)
     if run.warmup_steps >= plan.total_steps:
         logger.warning(
-            "the run has %d steps, all of them warm-up (run.warmup_steps: %d): the learning rate never reaches %g",
+            "the run has %d steps, all of them warm-up (run.warmup_steps: %d): the learning rate never reaches %g; "
+            "shorten it, for example by --options run.warmup_steps=%d",
             plan.total_steps,
             run.warmup_steps,
             run.init_lr,
+            plan.total_steps // 10,
         )
     return plan
 

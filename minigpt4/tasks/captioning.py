@@ -19,6 +19,7 @@ from minigpt4.common.schema import EvaluationConfig
 from minigpt4.common.types import Record
 from minigpt4.conversation.template import check_placeholders, place_images
 from minigpt4.datasets.instruction import InstructionDataset
+from minigpt4.datasets.readers.rows import repeated_ids
 from minigpt4.evaluation.predictions import Prediction
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image import stack_images
@@ -56,16 +57,8 @@ def check_image_ids(records: Iterable[Record]) -> None:
     Raises:
         DataError: two records have the same; the message names both.
     """
-    found: dict[str, Record] = {}
-    for record in records:
-        first = found.get(record.image_id)
-        if first is not None:
-            raise DataError(
-                f"{record.source}: the image id '{record.image_id}' is also that of {first.source}, and predictions "
-                "are kept by image id; give each row an id of its own, also where two rows ask about one image ('id' "
-                "in JSONL and CSV; in a folder, the image's name without its suffix)"
-            )
-        found[record.image_id] = record
+    for problem in repeated_ids(records):
+        raise DataError(str(problem))
 
 
 @dataclass(frozen=True, slots=True)

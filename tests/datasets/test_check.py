@@ -94,6 +94,34 @@ def test_a_card_may_have_any_name(card: Path, capsys: pytest.CaptureFixture[str]
     assert "my_birds_v2__a_b_: 30 well-formed rows" in capsys.readouterr().out
 
 
+def test_an_image_id_comes_once_in_the_split_that_is_evaluated(
+    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"image": "0.png", "answer": "x", "split": split} for split in ("train", "train", "test", "test")]
+    write_jsonl(tmp_path / "mine.jsonl", rows)
+    assert main([str(card)]) == 1
+    out = capsys.readouterr().out
+    assert "1 of the rows of train repeat an image id, the first in" in out
+    assert "bad rows: 1" in out and "mine.jsonl, line 4: the image id '0' is also that of" in out
+
+
+def test_a_validation_without_a_row_is_warned_of(
+    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "mine.jsonl", [{"image": "0.png", "answer": "x"}])
+    assert main([str(card), "--options", "datasets.mine.val_fraction=0.001"]) == 0
+    assert "val_fraction 0.001 of 1 rows gives no split 'val'" in capsys.readouterr().out
+
+
+def test_annotations_are_no_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_jsonl(tmp_path / "mine.jsonl", [{"image": "0.png", "answer": "x"}])
+    for argument, message in ((str(path), "a card is a YAML file"), ("mine", "no card 'mine'")):
+        with pytest.raises(SystemExit):
+            main([argument])
+        err = capsys.readouterr().err
+        assert message in err and "check.yaml" not in err
+
+
 def test_odd_paths_and_texts_are_named_and_printed(
     tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

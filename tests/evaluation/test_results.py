@@ -265,7 +265,9 @@ def test_leaks_in_words() -> None:
     ]
     (line,) = leak_lines({"a": {**LEAKS, "not_opened": 5, "complete": False, "validated_and_trained": 7}}, 1)
     assert "5 of those trained on were compared by id and path only" in line
-    assert "the checkpoint before" in line and "the validation used 7 images" in line
+    assert (
+        "what its starting checkpoint was trained on is not recorded" in line and "the validation used 7 images" in line
+    )
 
 
 def test_leaks_are_in_metrics_table_and_report_and_stay_with_their_row(tmp_path: Path) -> None:

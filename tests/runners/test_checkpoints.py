@@ -168,7 +168,7 @@ def test_weights_alone_and_auto_without_a_folder_are_refused(tmp_path: Path) -> 
 
 def test_a_folder_that_would_mix_two_runs_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "checkpoint_0.pth", dict.fromkeys(RESUME_KEYS, 0) | identity())
-    with pytest.raises(ConfigError, match=r"holds the checkpoints of another run.*resume_ckpt_path=auto"):
+    with pytest.raises(ConfigError, match=r"checkpoints of an earlier run.*interrupted.*resume_ckpt_path=auto"):
         find_resume_point(RunConfig(run_dir=str(tmp_path)), identity())
     named = RunConfig(run_dir=str(tmp_path / "other"), resume_ckpt_path=str(tmp_path / "checkpoint_0.pth"))
     with pytest.raises(ConfigError, match=r"leave run\.run_dir out"):

@@ -79,7 +79,7 @@ def test_a_run_that_is_all_warmup_is_warned_of(
     with caplog.at_level("WARNING"):
         plan = make_plan(RunConfig(max_epoch=2, batch_size=3, accum_grad_iters=4, warmup_steps=warmup_steps), 10, 2)
     assert (plan.total_steps, plan.global_batch) == (20, 24)
-    assert ("never reaches 3e-05" in caplog.text) == warned
+    assert ("never reaches 3e-05; shorten it, for example by --options run.warmup_steps=2" in caplog.text) == warned
 
 
 @pytest.mark.parametrize(

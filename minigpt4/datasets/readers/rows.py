@@ -152,6 +152,21 @@ def _turns(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(turns)
 
 
+def repeated_ids(records: Iterable[Record]) -> Iterator[RowProblem]:
+    """Each record whose image id an earlier one has: an evaluation keeps predictions by it."""
+    firsts: dict[str, str] = {}
+    for record in records:
+        if record.image_id not in firsts:
+            firsts[record.image_id] = record.source
+        else:
+            yield RowProblem(
+                record.source,
+                f"the image id '{record.image_id}' is also that of {firsts[record.image_id]}, and predictions are "
+                "kept by image id; give each row an id of its own, also where two rows ask about one image ('id' in "
+                "JSONL and CSV; in a folder, the image's name without its suffix)",
+            )
+
+
 def require_object(row: Any) -> None:
     """Refuse a row that is not a JSON object.
 
@@ -225,8 +240,9 @@ def _filled_column(row: Mapping[str, Any], columns: tuple[str, ...]) -> str | No
 
 
 def _missing(column: str, row: Mapping[str, Any]) -> str:
-    if column in row or (column == "answer" and any(name in row for name in ANSWER_COLUMNS)):
-        return f"'{column}' is empty"
+    empty = [name for name in (ANSWER_COLUMNS if column == "answer" else [column]) if name in row]
+    if empty:
+        return f"'{empty[0]}' is empty"
     unknown = [name for name in row if isinstance(name, str) and name not in COLUMNS]
     hints = [f"'{name}': {hint}" for name in unknown if "mean" in (hint := did_you_mean(name, COLUMNS))]
     found = ", ".join(str(name)[:SHOWN] for name in row) or "nothing"

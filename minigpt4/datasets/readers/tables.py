@@ -25,6 +25,8 @@ class JsonlReader(Reader):
 
     def read(self, path: Path) -> Iterator[Record | RowProblem]:
         """Every row of `path`, usable or not; errors as for `Reader.read`."""
+        if path.suffix.lower() == ".csv":
+            raise DataError(f"{path}: the reader jsonl reads JSON lines; for CSV set reader: csv")
         if path.suffix == ".json":
             return convert_rows(_record_of_object, read_json_list(path))
         return convert_rows(_record_of_line, ((f"{path}, line {number}", line) for number, line in read_lines(path)))

@@ -65,6 +65,7 @@ class TestJsonl:
             ({"image": "a.jpg", "anwser": "x"}, "'anwser': did you mean 'answer'?"),
             ({"image": "a.jpg", "answer": "  "}, "'answer' is empty"),
             ({"image": "a.jpg", "answer": None}, "'answer' is empty"),
+            ({"image": "a.jpg", "caption": ""}, "'caption' is empty"),
             ({"image": "a.jpg", "answer": ["x"]}, "'answer' should be a text"),
             ({"image": "a.jpg", "captions": "x"}, "'captions' should be a list of texts"),
             ({"image": "a.jpg", "captions": []}, "at least one text"),
@@ -79,6 +80,12 @@ class TestJsonl:
     )
     def test_a_bad_row_says_what_was_expected(self, tmp_path: Path, row: Any, message: str) -> None:
         assert message in problem_of(tmp_path, row)
+
+    def test_csv_wants_the_other_reader(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text("image,answer\na.jpg,x\n")
+        with pytest.raises(DataError, match=r"a\.csv: .*set reader: csv"):
+            read("jsonl", path)
 
     def test_broken_json_names_line_and_column(self, tmp_path: Path) -> None:
         path = tmp_path / "a.jsonl"
