@@ -19,6 +19,7 @@ from minigpt4.common.cli import (
     run_files,
 )
 from minigpt4.common.logging import set_up_logging
+from minigpt4.evaluation.caption import parse_metrics
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -50,6 +51,7 @@ def main() -> None:
     cfg = loaded.config
     name = cfg.evaluation.dataset
     evaluated = {name: cfg.datasets[name]} if name in cfg.datasets else cfg.datasets
+    parse_metrics(cfg.evaluation.metrics)
     require_files(run_files(cfg.model, evaluated, args.ckpt))
     set_up_logging()
     logging.getLogger("minigpt4").info("importing torch and transformers")

@@ -8,10 +8,15 @@ Needs the annotations and the language model's folder, of which only `config.jso
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.files import missing_file
+
+READ = "--include config.json --include 'tokenizer*'"
+"""Arguments of `hf download` for the files that a plan reads."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,6 +30,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _require_tokenizer(llm: str | None) -> None:
+    """Refuse a known language model that is missing, with the command that brings no more of it than a plan reads."""
+    from minigpt4.common.sources import REHEARSAL, source_of
+
+    source = source_of(llm or "")
+    if llm and source and not os.path.exists(llm):
+        small = source.get.format(path=llm).replace("--local-dir", f"{READ} --local-dir")
+        raise ConfigError(
+            f"{missing_file(llm, 'model.llama_model')}. To get what a plan reads of it, a few MB: {small}\n{REHEARSAL}"
+        )
+
+
 @exit_on_error()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print what a training run needs."""
@@ -34,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ConfigError(f"--processes: {args.processes} should be at least 1")
     if not 0 < args.mfu <= 1:
         raise ConfigError(f"--mfu: {args.mfu} should be above 0 and at most 1")
+    _require_tokenizer(cfg.model.llama_model)
     from minigpt4.runners.plan import print_plan
 
     print_plan(cfg, args.processes, args.mfu)

@@ -119,6 +119,15 @@ MISTAKES: list[tuple[int, list[str], Make | None, list[str]]] = [
             "[37 MB]",
             "minigpt4 prepare",
             "MINIGPT4_WEIGHTS",
+            "A rehearsal without the weights: --options model.arch=minigpt4 model.model_type=tiny",
+        ],
+    ),
+    (
+        5,
+        ["plan", "--cfg-path", FLICKR],
+        None,
+        [
+            "hf download Vision-CAIR/vicuna-7b --include config.json --include 'tokenizer*' --local-dir weights/",
         ],
     ),
     (5, [*TRAIN, "--options", "model.llama_model=nowhere"], None, ["model.llama_model: nowhere", "MINIGPT4_WEIGHTS"]),

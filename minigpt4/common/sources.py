@@ -21,6 +21,8 @@ UNUSED = ["*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.tflite", "onnx/*",
 """Files of a model on the hub in formats that are not read here."""
 PICKLES = ["*.bin", "*.pth", "*.pt"]
 """Files of weights that are not needed where there are safetensors."""
+REHEARSAL = "A rehearsal without the weights: --options model.arch=minigpt4 model.model_type=tiny"
+"""Last line where weights are missing."""
 PATIENCE = 10
 """Seconds that the hub may take to answer."""
 
@@ -79,10 +81,12 @@ def refuse_missing(missing: Sequence[tuple[str, str]]) -> None:
     if local:
         how = "name them by these arguments" if local[0][0].startswith("-") else "set --options KEY=PATH"
         listed = "\n".join(f"  {_line(key, path)}" for key, path in local)
+        weights = any(key == "model.llama_model" and source_of(path) for key, path in local)
         raise ConfigError(
             f"{len(local)} files and folders are missing (the current folder is {Path.cwd()}):\n{listed}\n"
             f"Where they are elsewhere, {how}, or set the environment variables {WEIGHTS_VARIABLE}, "
             f"{DATA_VARIABLE} and {OUTPUT_VARIABLE} to the folders that hold them."
+            + (f"\n{REHEARSAL}" if weights else "")
         )
     for key, path in missing:
         from_hub(path, key)
