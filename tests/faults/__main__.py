@@ -7,6 +7,7 @@ seed injects the same faults.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 import time
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from tests.faults.outcomes import Outcome, table
 
+    logging.disable(logging.WARNING)  # of files that are damaged on purpose
     started = time.monotonic()
     tallies = []
     for tally in _tallies(given):
