@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config, require_files, run_files
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.logging import announce_imports
 from minigpt4.common.schema import Config
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(args.ckpt) > 2:
         raise ConfigError(f"--ckpt: {len(args.ckpt)} checkpoints; give one, or two to compare")
     require_files(run_files(loaded.config.model, checkpoints=args.ckpt))
+    announce_imports()
     from minigpt4.web.page import build_page
     from minigpt4.web.server import check_address, password_for, serve
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # so that a clone works without being installed
 
 from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config, require_files, run_files
-from minigpt4.common.logging import set_up_logging
+from minigpt4.common.logging import announce_imports
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,8 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     resume = cfg.run.resume_ckpt_path
     more = [("run.resume_ckpt_path", resume)] if resume and resume != "auto" else []
     require_files([*run_files(cfg.model, cfg.datasets), *more])
-    set_up_logging()
-    logging.getLogger("minigpt4").info("importing torch and transformers")
+    announce_imports()
     from minigpt4.runners.train import train  # imports torch and transformers, which --help need not wait for
 
     train(loaded, dry_run=args.dry_run)

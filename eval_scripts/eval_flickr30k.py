@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from minigpt4.common.cli import (
     require_files,
     run_files,
 )
-from minigpt4.common.logging import set_up_logging
+from minigpt4.common.logging import announce_imports
 from minigpt4.evaluation.caption import parse_metrics
 
 
@@ -53,8 +52,7 @@ def main() -> None:
     evaluated = {name: cfg.datasets[name]} if name in cfg.datasets else cfg.datasets
     parse_metrics(cfg.evaluation.metrics)
     require_files(run_files(cfg.model, evaluated, args.ckpt))
-    set_up_logging()
-    logging.getLogger("minigpt4").info("importing torch and transformers")
+    announce_imports()
     from minigpt4.runners.evaluate import evaluate
 
     results = evaluate(loaded.config, args.ckpt)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.files import missing_file
+from minigpt4.common.logging import announce_imports
 
 READ = "--include config.json --include 'tokenizer*'"
 """Arguments of `hf download` for the files that a plan reads."""
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not 0 < args.mfu <= 1:
         raise ConfigError(f"--mfu: {args.mfu} should be above 0 and at most 1")
     _require_tokenizer(cfg.model.llama_model)
+    announce_imports()
     from minigpt4.runners.plan import print_plan
 
     print_plan(cfg, args.processes, args.mfu)

@@ -61,6 +61,18 @@ def first_few(names: Iterable[object], shown: int = 5) -> str:
     return ", ".join(listed[:shown]) + more
 
 
+def counted(number: int, plural: str) -> str:
+    """A number of things in words: "1 image", "1,000 batches".
+
+    Args:
+        number: how many there are.
+        plural: their name in the plural.
+    """
+    if number != 1:
+        return f"{number:,} {plural}"
+    return f"1 {plural[:-2] if plural.endswith(('ches', 'sses')) else plural.removesuffix('s')}"
+
+
 def shown(value: Any) -> str:
     """A value as messages show it: the first characters of its JSON."""
     try:

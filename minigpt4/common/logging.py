@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, counted
 from minigpt4.common.files import read_appended, write_text
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ LATER_LINES = 4.0
 TENTHS = 10
 """Parts of a step that end in a line each, if there is a total."""
 SHORTEST_GAP = 2.0
-"""Seconds between two lines; a step that is shorter ends without any."""
+"""Seconds between two lines; a step that is shorter usually ends without any."""
 REFRESH = 0.1
 """Seconds between two drawings of a bar."""
 RECENT = 64
@@ -87,6 +87,12 @@ def set_up_logging(rank: int | None = None) -> None:
     logging.captureWarnings(True)
 
 
+def announce_imports() -> None:
+    """Send the package's messages to stderr, and say first what a command then waits for, silently and for seconds."""
+    set_up_logging()
+    logger.info("importing torch and transformers")
+
+
 def log_to_file(file: Path) -> None:
     """Append all messages since `set_up_logging`, and all later ones, to `file` as well.
 
@@ -119,14 +125,25 @@ class Progress:
         unit: name of the items, in the plural.
         done: items done earlier.
         lines: leave lines where there is no terminal, and when it ends; otherwise the caller says as much.
+        shortest: seconds below which it ends without a line.
     """
 
-    def __init__(self, title: str, total: float | None, unit: str, *, done: float = 0, lines: bool = True) -> None:
+    def __init__(
+        self,
+        title: str,
+        total: float | None,
+        unit: str,
+        *,
+        done: float = 0,
+        lines: bool = True,
+        shortest: float = SHORTEST_GAP,
+    ) -> None:
         self.title = title
         self.total = total
         self.unit = unit
         self.done = done
         self.lines = lines
+        self.shortest = shortest
         self._before = done
         self._bar: Any = None
 
@@ -147,7 +164,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         seconds = time.monotonic() - self._began
-        if self.lines and kind is None and seconds >= SHORTEST_GAP:
+        if self.lines and kind is None and seconds >= self.shortest:
             done = self.done - self._before
             logger.info("%s: %s in %s (%s)", self.title, self._counted(done), duration(seconds), self._rate(seconds))
 
@@ -193,7 +210,7 @@ class Progress:
         return int(TENTHS * self.done / self.total) if self.total else 0
 
     def _counted(self, done: float) -> str:
-        return f"{done:,.0f} {self.unit}"
+        return counted(round(done), self.unit)
 
     def _position(self) -> str:
         if not self.total:
@@ -276,7 +293,8 @@ def train_line(
         lr: learning rate of this step.
         samples_per_second: samples of all ranks in a second, since the last line.
         eta: seconds left in the run, with its validations; None: not known yet.
-        data_share: share of the time that was spent waiting for data; shown where it is worth a thought.
+        data_share: share of the time that was spent waiting for data; shown where it is worth a thought, and not in
+            the first line of a run.
     """
     parts = [
         f"epoch {epoch} ({epoch + 1}/{epochs})",
@@ -286,7 +304,7 @@ def train_line(
         f"{samples_per_second:.3g} samples/s",
         f"eta {'?' if eta is None else timedelta(seconds=round(eta))}",
     ]
-    if data_share > WAITING_SHARE:
+    if eta is not None and data_share > WAITING_SHARE:  # the first step always waits, for workers that start
         parts.append(f"waiting for data {data_share:.0%} (raise run.num_workers)")
     return "  ".join(parts)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from minigpt4.common.cli import exit_on_error, require_files
-from minigpt4.common.errors import DataError, first_few
+from minigpt4.common.errors import DataError, counted, first_few
 from minigpt4.common.files import DATA_VARIABLE, remove_temporary_files, write_text, writing
 from minigpt4.common.logging import set_up_logging, track
 
@@ -187,11 +187,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     splits = ", ".join(f"{split} {count:,}" for split, count in summary.counts.items())
     low, high = summary.captions
-    each = f"{low}" if low == high else f"{low} to {high}"
-    console.print(f"wrote {arguments.out}: {sum(summary.counts.values()):,} images ({splits}), {each} captions each")
+    each = counted(low, "captions") if low == high else f"{low} to {high} captions"
+    console.print(f"wrote {arguments.out}: {counted(sum(summary.counts.values()), 'images')} ({splits}), {each} each")
     if summary.missing:
-        console.print(f"left out, not in {images}: {len(summary.missing):,} images ({first_few(summary.missing)})")
+        console.print(
+            f"left out, not in {images}: {counted(len(summary.missing), 'images')} ({first_few(summary.missing)})"
+        )
     options = f"datasets.flickr30k.annotations={arguments.out} datasets.flickr30k.images={arguments.images}"
     more = "" if arguments.is_default else f" --options {options}"
-    console.print(f"next, check them:    python -m minigpt4.datasets.check flickr30k{more}")
-    console.print(f"or train on them:    python train.py --cfg-path train_configs/minigpt4_flickr_finetune.yaml{more}")
+    console.print(f"to check them:           python -m minigpt4.datasets.check flickr30k{more}")
+    if arguments.is_default:
+        console.print("to train on them:        python train.py --cfg-path train_configs/minigpt4_flickr_finetune.yaml")
+    else:
+        console.print(f"to use them in any run: {more}")

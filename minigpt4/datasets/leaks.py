@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from minigpt4.common.errors import DataError
+from minigpt4.common.errors import DataError, counted
 from minigpt4.common.schema import DatasetConfig
 from minigpt4.datasets.builders import SHARDS, annotations_path
 from minigpt4.processors.image import decode_pixels, image_bytes
@@ -362,16 +362,17 @@ def warnings_of_splits(splits: Splits, prints: Mapping[str, Fingerprint]) -> Ite
     """
     several = [name for name, found in splits.items() if len(found) > 1]
     if several:
-        yield f"{len(several):,} images are in more than one split, such as {several[0]}"
+        yield f"in more than one split: {counted(len(several), 'images')}, such as {several[0]}"
     copies = list(_pairs(splits, prints, _copies))
     if copies:
-        yield f"{len(copies):,} images are copies of files of another split under other names, such as {copies[0]}"
+        images = counted(len(copies), "images")
+        yield f"copies of files of another split under other names: {images}, such as {copies[0]}"
     same = list(_pairs(splits, prints, _same_pixels))
     if same:
-        yield f"{len(same):,} images have the pixels of other files of another split, such as {same[0]}"
+        yield f"with the pixels of other files of another split: {counted(len(same), 'images')}, such as {same[0]}"
     near = list(_pairs(splits, prints, _near_copies))
     if near:
-        yield f"{len(near):,} images look like images of another split, such as {near[0]}; compare them"
+        yield f"resembling images of another split: {counted(len(near), 'images')}, such as {near[0]}; compare them"
 
 
 Find = Callable[[list[str], list[str], Mapping[str, Fingerprint]], Iterable[tuple[str, str]]]

@@ -21,7 +21,14 @@ from minigpt4.common.errors import DataError, MetricError, did_you_mean, first_f
 from minigpt4.common.files import read_json, write_json, writing
 from minigpt4.evaluation.java import check_tokenizer, tokenize
 from minigpt4.evaluation.meteor_spice import SCORERS, check_java_scorer, score_with_java
-from minigpt4.evaluation.predictions import ReferenceFile, by_id, read_predictions, read_references, references_of
+from minigpt4.evaluation.predictions import (
+    PREFIX,
+    ReferenceFile,
+    by_id,
+    read_predictions,
+    read_references,
+    references_of,
+)
 from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.statistics import NOTE, bootstrap_intervals, swap_images
 from minigpt4.evaluation.table import ScoreTable
@@ -294,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         selection={"only_predicted": True} if args.only_predicted else made.get("selection"),
         notes={"predictions": str(args.preds), "intervals_95": NOTE},
     )
-    row = {"checkpoint": args.label or Path(args.preds).stem, **scores.corpus, **scores.controls}
+    row = {"checkpoint": args.label or Path(args.preds).stem.removeprefix(PREFIX), **scores.corpus, **scores.controls}
     intervals = {row["checkpoint"]: bootstrap_intervals(scores.per_image)}
     content = {"protocol": protocol.to_dict(), "rows": [row], "intervals_95": intervals, "per_image": scores.per_image}
     console = Console()
@@ -344,7 +351,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="score only the images that have a prediction, instead of refusing where some have none",
     )
-    parser.add_argument("--label", help="name of the row (default: file name of the predictions)")
+    parser.add_argument("--label", help="name of the row (default: file name of the predictions, without predictions_)")
     parser.add_argument("--out", metavar="FILE", help="JSON file of the scores (default: they are only printed)")
     return parser.parse_args(arguments)
 

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from minigpt4.common.errors import DataError, MetricError, did_you_mean, first_few
 from minigpt4.common.files import read_json, write_json
 
+PREFIX = "predictions_"
+"""In front of a checkpoint's label in the name of its predictions file."""
 _MAX_NAME_BYTES = 180
 """Longest name of a predictions file; file systems allow 255 bytes, and temporary names are longer."""
 
@@ -51,10 +53,10 @@ def predictions_file(label: str, taken: Collection[str]) -> str:
         taken: names of other files in the folder. Names that differ in case only are one name, as on macOS and Windows.
     """
     stem = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", label))
-    name = f"predictions_{stem}.json"
+    name = f"{PREFIX}{stem}.json"
     if len(name.encode()) <= _MAX_NAME_BYTES and _folded(name) not in map(_folded, taken):
         return name
-    return f"predictions_{stem[:40]}-{hashlib.sha256(label.encode()).hexdigest()[:12]}.json"
+    return f"{PREFIX}{stem[:40]}-{hashlib.sha256(label.encode()).hexdigest()[:12]}.json"
 
 
 def _forms(path: str) -> list[str]:

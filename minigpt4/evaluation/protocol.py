@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from minigpt4.common.errors import counted
 from minigpt4.evaluation.java import TOKENIZER
 
 
@@ -104,14 +105,18 @@ class Protocol:
             if now.get(key) != before.get(key)
         ]
 
+    @property
+    def references_each(self) -> str:
+        """How many references an image has, in words."""
+        low, high = self.references_per_image
+        return f"{counted(low, 'references') if low == high else f'{low} to {high} references'} each"
+
     def summary(self) -> str:
         """One line for a table's caption."""
-        low, high = self.references_per_image
-        per_image = (str(low) if low == high else f"{low} to {high}") + (" references" if high > 1 else " reference")
         where = f"{self.dataset}, split {self.split}" if self.split else self.dataset
         part = ", ".join(f"{key} {value}" for key, value in self.selection.items())
         return (
-            f"{where}{f' ({part})' if part else ''}: {self.images:,} images, {per_image} each, "
+            f"{where}{f' ({part})' if part else ''}: {counted(self.images, 'images')}, {self.references_each}, "
             f"references {self.references_sha256[:12]}"
         )
 

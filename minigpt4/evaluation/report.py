@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from minigpt4.common.errors import DataError
+from minigpt4.common.errors import DataError, counted
 from minigpt4.common.files import write_text
 from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.statistics import Comparisons, Intervals
@@ -211,13 +211,16 @@ def _table(rows: Sequence[Row]) -> str:
 
 def _comparisons(comparisons: Comparisons) -> str:
     """Differences to the first checkpoint as a table of their own."""
-    found = {(item.checkpoint, item.metric): item.text() for item in comparisons.differences}
-    labels, metrics = (list(dict.fromkeys(key[place] for key in found)) for place in range(2))
-    metrics.sort(key=lambda metric: SHOWN.index(metric) if metric in SHOWN else len(SHOWN))
-    head = "".join(f'<th scope="col">{escape(column(metric).label)}</th>' for metric in metrics)
+    cells: dict[str, dict[str, str]] = {}
+    for item in comparisons.differences:
+        difference, *more = map(escape, item.parts())
+        small = "".join(f"<small>{text}</small>" for text in more)
+        cells.setdefault(item.checkpoint, {})[item.metric] = f"<td>{difference}{small}</td>"
+    columns = columns_of(cells.values())
+    head = "".join(f'<th scope="col">{escape(item.label)}</th>' for item in columns)
     body = "\n".join(
-        f"<tr><td>{escape(label)}</td>{''.join(f'<td>{escape(found[label, metric])}</td>' for metric in metrics)}</tr>"
-        for label in labels
+        f"<tr><td>{escape(label)}</td>{''.join(found[item.key] for item in columns)}</tr>"
+        for label, found in cells.items()
     )
     return (
         f"<h3>Compared with {escape(comparisons.baseline)}</h3>\n"
@@ -259,11 +262,9 @@ def _trends(panels: Sequence[str]) -> str:
 
 def _summary(protocol: Protocol, checkpoints: int) -> str:
     """What is under the heading: counts only, since the rest stands below the scores."""
-    low, high = protocol.references_per_image
     part = "".join(f", {key} {value}" for key, value in protocol.selection.items())
-    references = f"{low} reference{'s' if low != 1 else ''}" if low == high else f"{low} to {high} references"
-    several = f"{checkpoints} checkpoint{'s' if checkpoints != 1 else ''}"
-    return f"{protocol.images:,} images{part}, {references} each, {several}"
+    images, several = counted(protocol.images, "images"), counted(checkpoints, "checkpoints")
+    return f"{images}{part}, {protocol.references_each}, {several}"
 
 
 def _sample(images: Sequence[ImageResult], labels: Sequence[str], metric: str, open_image: OpenImage | None) -> str:

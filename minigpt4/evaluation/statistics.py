@@ -115,10 +115,10 @@ class Difference:
     p: float
     p_holm: float
 
-    def text(self) -> str:
-        """As shown to people: +0.123 (0.045 to 0.201), p 0.003."""
+    def parts(self) -> tuple[str, str, str]:
+        """As shown to people: difference, interval and p after Holm's correction; +0.123, 0.045 to 0.201, p 0.003."""
         p = f"p {self.p_holm:.3f}" if self.p_holm >= 0.001 else "p < 0.001"
-        return f"{self.difference:+.3f} ({self.low:.3f} to {self.high:.3f}), {p}"
+        return f"{self.difference:+.3f}", f"{self.low:.3f} to {self.high:.3f}", p
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ class Comparisons:
         """A line for each checkpoint with its difference in the first metric of `SHOWN`."""
         metrics = {item.metric for item in self.differences}
         shown = next((name for name in SHOWN if name in metrics), next(iter(metrics)))
-        lines = [f"{item.checkpoint}: {item.text()}" for item in self.differences if item.metric == shown]
+        chosen = [(item.checkpoint, *item.parts()) for item in self.differences if item.metric == shown]
+        lines = [f"{label}: {difference} ({interval}), {p}" for label, difference, interval, p in chosen]
         head = f"{column(shown).label} minus that of {self.baseline} (95 % interval, p after Holm's correction):"
         return "\n".join([head, *lines])
 
@@ -304,6 +305,7 @@ def _note(count: int, left_out: Sequence[str]) -> str:
     )
     return (
         f"checkpoint minus first checkpoint; 95 % percentile bootstrap over the images, paired ({DRAWS:,} draws); "
-        f"p by approximate randomisation ({RANDOMISATIONS:,} exchanges), two-sided; p_holm is Holm-corrected over all "
-        f"{count} comparisons; CIDEr's word weights are kept fixed" + (f"; {missing}" if missing else "")
+        f"p by approximate randomisation ({RANDOMISATIONS:,} exchanges), two-sided, shown after Holm's correction over "
+        f"all {count} comparisons (p_holm in metrics.json); CIDEr's word weights are kept fixed"
+        + (f"; {missing}" if missing else "")
     )

@@ -120,11 +120,9 @@ class ScoreTable:
             if number == 0 and self.title:
                 table.title = Text(self.title)
             yield table
-        lines = [self.caption] if self.caption else []
         hidden = [item.label for item in columns_of(self.rows) if not any(item in part for part in parts)]
-        if hidden:
-            lines.append(f"{', '.join(hidden)}: no room here; see the file of the scores")
-        if lines:
+        missing = f"{', '.join(hidden)}: no room here; see the file of the scores" if hidden else ""
+        if lines := [line for line in (missing, self.caption) if line]:
             yield Text("\n".join(lines), style="dim italic")
 
     def parts(self, width: int) -> list[list[Column]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +27,8 @@ from minigpt4.models.attention import attention_in_recomputation
 from minigpt4.models.minigpt4 import MiniGPT4
 
 logger = logging.getLogger(__name__)
+# bitsandbytes warns of an optional package whenever it is imported, also by what needs no 4-bit weights.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def build_llm(folder: Path, low_resource: LowResource, dtype: torch.dtype | None, device: torch.device) -> nn.Module:
@@ -51,7 +52,7 @@ def build_llm(folder: Path, low_resource: LowResource, dtype: torch.dtype | None
         config = AutoConfig.from_pretrained(folder)
         if dtype is None:
             config.dtype = None  # the configuration's format may differ from that of the files
-        with _bars_on_terminals_only():
+        with _no_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, output_loading_info=True, **options
             )
@@ -75,9 +76,9 @@ def build_llm(folder: Path, low_resource: LowResource, dtype: torch.dtype | None
 
 
 @contextmanager
-def _bars_on_terminals_only() -> Iterator[None]:
-    """Keep transformers' bars out of logs and pipes, which get control characters of them."""
-    if sys.stderr.isatty() or not transformers_logging.is_progress_bar_enabled():
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' bars from between the lines of a log."""
+    if not transformers_logging.is_progress_bar_enabled():
         yield
         return
     transformers_logging.disable_progress_bar()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigpt4.common.errors import CheckpointError, ConfigError
+from minigpt4.common.errors import CheckpointError, ConfigError, counted
 from minigpt4.common.registry import schedules
 from minigpt4.common.schema import RunConfig
 
@@ -56,7 +56,8 @@ class Plan:
     @property
     def factors(self) -> str:
         """How the global batch is made up, for tables and logs."""
-        return f"{self.batch_size} per micro-batch x {self.accumulation} accumulated x {self.world_size} processes"
+        processes = counted(self.world_size, "processes")
+        return f"{self.batch_size} per micro-batch x {self.accumulation} accumulated x {processes}"
 
 
 def share_global_batch(run: RunConfig, world_size: int) -> RunConfig:

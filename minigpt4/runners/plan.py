@@ -196,7 +196,8 @@ def run_table(
     table.add_row("FLOP", f"{flops * plan.total_steps:.3g}; {encoders / flops:.0%} are saved by a feature cache")
     for gpu in TIMED_GPUS:
         seconds = flops * plan.total_steps / (HALF_FLOPS[gpu] * mfu * plan.world_size)
-        table.add_row(f"time on {plan.world_size} x {gpu}", f"{duration(seconds)} at an assumed MFU of {mfu:g} (--mfu)")
+        time = "under 1 s" if seconds < 1 else duration(seconds)
+        table.add_row(f"time on {plan.world_size} x {gpu}", f"{time} at an assumed MFU of {mfu:g} (--mfu)")
     checkpoints = (plan.max_epoch + 2) * 4 * trained  # best and last; weights, two moments, and the weights alone
     table.add_row("disk: checkpoints", f"{checkpoints / 2**20:,.0f} MiB")
     cache = num_images * model.encoder.num_image_tokens * model.query_width * torch.float16.itemsize

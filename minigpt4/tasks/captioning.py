@@ -151,7 +151,8 @@ class Captioning:
         """
         predictions = []
         total = sum(len(group.indices) for group in self.encoded)
-        with Progress(f"captions of {label}", total, "images") as progress:
+        # A line even for one that is quick: "(2 of 6)" is never the first to be seen.
+        with Progress(f"captions of {label}", total, "images", shortest=0) as progress:
             for group in self.encoded:
                 records = [self.dataset.records[index] for index in group.indices]
                 prompts = [self._prompt_ids(record) for record in records]

@@ -18,6 +18,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from minigpt4.common.cli import console
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.files import PACKAGE
 
@@ -70,6 +71,9 @@ def serve(
             await asyncio.sleep(WRONG_PASSWORD_SECONDS)
         return right
 
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    # Gradio's own greys are too pale to read on white.
+    theme.set(input_placeholder_color="*neutral_500", block_info_text_color="*neutral_600")
     try:
         _, url, _ = page.launch(
             server_name=f"[{host}]" if ":" in host else host,
@@ -77,18 +81,21 @@ def serve(
             share=share,
             auth=allowed if password else None,  # type: ignore[arg-type]
             auth_message=f"The user is <b>{USER}</b>, the password that of {PASSWORD_VARIABLE} at the start.",
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            theme=theme,
             css_paths=CSS,
             footer_links=["api"],
             max_file_size=MAX_UPLOAD,
             allowed_paths=[str(EXAMPLES)],
             app_kwargs={} if share else {"lifespan": _guard(host)},
-            prevent_thread_lock=not block,
-            quiet=not block,
+            prevent_thread_lock=True,
+            quiet=True,
             ssr_mode=False,
         )
     except (OSError, OverflowError) as error:
         raise ConfigError(f"--port: {port or '7860 and the next hundred'} cannot be used; choose another") from error
+    if block:
+        console().print(f"The page is at {url} (Ctrl-C ends it)", markup=False, soft_wrap=True)
+        page.block_thread()
     return url
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from minigpt4.common.errors import did_you_mean, first_few, one_line, shown
+from minigpt4.common.errors import counted, did_you_mean, first_few, one_line, shown
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,11 @@ from minigpt4.common.errors import did_you_mean, first_few, one_line, shown
 )
 def test_the_first_names_and_how_many_follow(names: list[object], expected: str) -> None:
     assert first_few(names, shown=3) == expected
+
+
+def test_one_thing_is_counted_in_the_singular() -> None:
+    shown = [counted(number, name) for name in ("images", "batches", "processes") for number in (1, 2000)]
+    assert shown == ["1 image", "2,000 images", "1 batch", "2,000 batches", "1 process", "2,000 processes"]
 
 
 def test_a_hint_names_the_nearest_or_all() -> None:

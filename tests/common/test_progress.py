@@ -100,6 +100,14 @@ def test_a_step_that_fails_or_is_quiet_claims_no_end(clock: Clock, log: pytest.L
     assert [message for message in log.messages if "10%" not in message] == []
 
 
+def test_a_short_step_ends_with_a_line_where_that_is_wished(clock: Clock, log: pytest.LogCaptureFixture) -> None:
+    for shortest in (0.0, 2.0):
+        with Progress("captions of a (1 of 6)", 1, "batches", shortest=shortest) as step:
+            clock.now += 1.0
+            step.advance()
+    assert log.messages == ["captions of a (1 of 6): 1 batch in 1.0 s (1.0/s)"]
+
+
 @pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
 def test_a_terminal_shows_a_bar_on_the_rank_that_logs(
     clock: Clock,

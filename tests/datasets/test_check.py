@@ -40,7 +40,7 @@ def test_a_good_data_set(card: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "answers: 30, 2 to 2 words long" in out
     assert "example: 0.png | answers: image 0" in out
     assert "bad rows: none" in out
-    assert "warning: 1 images are in more than one split, such as 3.png" in out
+    assert "warning: in more than one split: 1 image, such as 3.png" in out
 
 
 def test_two_spellings_of_one_file_are_seen_in_both_splits(
@@ -50,7 +50,7 @@ def test_two_spellings_of_one_file_are_seen_in_both_splits(
     write_jsonl(tmp_path / "mine.jsonl", rows)
     assert main([str(card)]) == 0
     out = capsys.readouterr().out
-    assert "1 images are copies of files of another split" in out and "./0.png (val)" in out
+    assert "copies of files of another split under other names: 1 image" in out and "./0.png (val)" in out
 
 
 def test_bad_rows_and_images_are_named(

@@ -65,7 +65,7 @@ def test_a_copy_under_another_name(warnings: Report, folder: Path) -> None:
     shutil.copy(folder / "3.png", folder / "deeper" / "z.png")
     shutil.copy(folder / "4.png", folder / "y.png")
     assert warnings({**numbered(8, 0), "deeper/z.png": "val", "y.png": "test"}) == [
-        "2 images are copies of files of another split under other names, such as deeper/z.png (val) and 3.png (train)"
+        "copies of files of another split under other names: 2 images, such as deeper/z.png (val) and 3.png (train)"
     ]
 
 
@@ -84,7 +84,7 @@ def test_a_near_copy(warnings: Report, folder: Path, change: str) -> None:
     else:
         photo(3).save(folder / "near.jpg", "WEBP", quality=60)
     assert warnings({**numbered(12, 4), "near.jpg": "val"}) == [
-        "1 images look like images of another split, such as near.jpg (val) and 3.png (train); compare them"
+        "resembling images of another split: 1 image, such as near.jpg (val) and 3.png (train); compare them"
     ]
 
 
@@ -94,7 +94,7 @@ def test_one_name_in_two_splits_is_said_once(warnings: Report, tmp_path: Path, f
     (tmp_path / "twice.yaml").write_text(f"reader: jsonl\nannotations: {annotations}\nimages: {folder}\n")
     cfg = check.load_card(str(tmp_path / "twice.yaml"))
     report = check.check_dataset("twice", cfg.datasets["twice"], cfg.model)
-    assert report.warnings == ["1 images are in more than one split, such as 1.png"]
+    assert report.warnings == ["in more than one split: 1 image, such as 1.png"]
 
 
 def test_drawings_on_an_empty_ground_are_told_apart(warnings: Report, folder: Path) -> None:
@@ -125,7 +125,7 @@ def test_each_image_is_opened_once(warnings: Report, monkeypatch: pytest.MonkeyP
 def test_pixels_in_another_file_are_no_near_copy(warnings: Report, folder: Path) -> None:
     photo(3).save(folder / "same.bmp")
     assert warnings({**numbered(12, 4), "same.bmp": "val"}) == [
-        "1 images have the pixels of other files of another split, such as same.bmp (val) and 3.png (train)"
+        "with the pixels of other files of another split: 1 image, such as same.bmp (val) and 3.png (train)"
     ]
 
 

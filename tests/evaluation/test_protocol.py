@@ -34,6 +34,7 @@ def test_protocol_in_words() -> None:
         {"1": ["a", "b"], "2": ["c"]}, ["bleu"], dataset="flickr30k", split="test", selection={"limit": 2}
     )
     assert protocol.summary().startswith("flickr30k, split test (limit 2): 2 images, 1 to 2 references each")
+    assert Protocol.of({"1": ["a"]}, [], dataset="x").summary().startswith("x: 1 image, 1 reference each, ")
     plain = protocol.to_dict()
     assert plain["references"] == 3 and plain["scorer"].startswith("pycocoevalcap")
     assert "prompt" not in plain and "generation" not in plain

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 
 from minigpt4.evaluation.report import ImageResult, _marked, select_images, write_report
 from minigpt4.evaluation.results import write_results
+from minigpt4.evaluation.statistics import Comparisons, Difference
 from minigpt4.processors.image import open_image
 from tests.evaluation.conftest import HOSTILE, make_protocol, make_results
 
@@ -78,7 +80,19 @@ def test_the_page_loads_nothing_and_runs_no_foreign_script(
     assert [option["value"] for option in page.all("option")][:2] == ["0", "1"]
     assert len(page.all("td", "best")) == 2
     assert len(page.all("table", "scores")) == 2
-    assert "Compared with stage 1" in page.text and "+1.000 (1.000 to 1.000), p 0.0" in page.text
+    assert "Compared with stage 1" in page.text and "+1.0001.000 to 1.000p 0.0" in page.text
+
+
+def test_differences_stand_in_the_order_of_the_scores(tmp_path: Path) -> None:
+    metrics = ("CIDEr", "ROUGE_L", "Bleu_4")
+    differences = [Difference("b", name, 0.5, 0.25, 0.75, 0.0001, 0.0002) for name in metrics]
+    rows = [{"checkpoint": label} | dict.fromkeys(metrics, 0.5) for label in "ab"]
+    comparisons = Comparisons("a", differences, "the note")
+    write_report(tmp_path / "report.html", make_protocol(), rows, [], comparisons=comparisons)
+    _, scores, compared = (tmp_path / "report.html").read_text().split("<thead>")
+    for text in (scores, compared):
+        assert re.findall(r'<th scope="col">(.*?)</th>', text) == ["Checkpoint", "BLEU-4", "ROUGE-L", "CIDEr"]
+    assert compared.count("<td>+0.500<small>0.250 to 0.750</small><small>p &lt; 0.001</small></td>") == 3
 
 
 def test_thumbnails_show_the_pixels_that_the_model_saw(tmp_path: Path, image_folder: Path) -> None:

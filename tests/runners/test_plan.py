@@ -24,7 +24,8 @@ def test_a_plan_needs_no_weights_and_counts_what_a_run_does(
     monkeypatch.chdir(project.folder)
     options = ["model.vit_weights=missing.pth", "model.ckpt=null", "run.accum_grad_iters=2", "run.max_epoch=3"]
     main(["--cfg-path", "config.yaml", "--options", *options])
-    printed = capsys.readouterr().out
+    printed, messages = capsys.readouterr()
+    assert "importing torch" in messages and "under 1 s at an assumed MFU" in printed
     rows = dict(re.findall(r"^[│┃] (.+?) +[│┃] +(.+?) +[│┃]", printed, flags=re.MULTILINE))
     assert rows["steps"] == "9 of 8 samples"
     tokens, each, longest = re.fullmatch(r"([\d,]+), (\d+) a sample, at most (\d+)", rows["tokens"]).groups()  # type: ignore[union-attr]

@@ -109,5 +109,5 @@ def test_dry_run_shows_everything_and_writes_nothing(
     assert "llama_proj" in shown and "3,136" in shown and "524,901" in shown
     assert "###Human: <Img><ImageHere>*8</Img>" in shown
     assert "[[" in shown and "###]]" in shown
-    assert "8 (4 per micro-batch x 2 accumulated x 1 processes)" in shown
+    assert "8 (4 per micro-batch x 2 accumulated x 1 process)" in shown
     assert "1e-06 at step 0" in shown
