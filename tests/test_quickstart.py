@@ -15,7 +15,7 @@ STAGE1 = "minigpt4/assets/tiny/stage1.pth"
 
 
 def run(output: Path, *command: str) -> str:
-    done = launch(*command, cwd=PROJECT, environment={"MINIGPT4_OUTPUT": str(output), "OMP_NUM_THREADS": "2"})
+    done = launch(*command, cwd=PROJECT, environment={"MINIGPT4_OUTPUT": str(output), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
