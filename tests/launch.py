@@ -178,7 +178,11 @@ def _run_worker(command: tuple[str, ...]) -> None:
 
 
 def _enter(cwd: str, variables: dict[str, str], descriptors: Sequence[int]) -> None:
-    """Take over working folder, environment variables and the descriptors for stdout and stderr."""
+    """Take over working folder, environment variables and the descriptors for stdout and stderr.
+
+    The script's own processes are forks, as where it is not itself one: the server's way would import everything anew.
+    """
+    multiprocessing.set_start_method("fork", force=True)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(variables)
