@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from minigpt4.common.boxes import Box
+
 IMAGE_TOKEN = "<ImageHere>"
 """Placeholder of an image in an instruction."""
 IMAGE_POSITION = -1
@@ -24,13 +26,17 @@ class Record:
     """One annotated image; or several, or none, with a conversation.
 
     Attributes:
-        image_id: name of the record in predictions and references, mostly that of its image.
+        image_id: name of the record in predictions and references: that of its image, or of its question where an image
+            has several.
         images: paths of the images; a relative one starts at the dataset's image folder.
-        answers: texts to train on or to compare with, complete.
+        answers: texts to train on or to compare with, complete; an answer that several people gave comes several times.
         question: the instruction; None: one of the dataset's prompts, chosen at random.
         earlier: question and answer of each turn before `question`, trained on as well.
         split: train, val or test; None: not annotated.
         source: file and row, for messages ("captions.jsonl, line 12").
+        kind: kind of question, by which accuracy is told ("yes/no", "colour"); empty: not annotated.
+        boxes: the annotated boxes, unrounded; none: not annotated.
+        choices: answers to choose from, each of `answers` among them; none: any answer may be given.
     """
 
     image_id: str
@@ -40,6 +46,9 @@ class Record:
     earlier: tuple[tuple[str, str], ...] = ()
     split: str | None = None
     source: str = ""
+    kind: str = ""
+    boxes: tuple[Box, ...] = ()
+    choices: tuple[str, ...] = ()
 
     @property
     def image(self) -> str:

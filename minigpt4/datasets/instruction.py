@@ -137,7 +137,7 @@ class InstructionDataset(Dataset[Sample]):
         return FullShuffle(f"{self.seed}-{self.name}", len(self))
 
     def identity(self) -> str:
-        """The number of records and a digest of records and prompts, images and paths excluded."""
+        """The number of records and a digest of prompts and of what is trained on in the records, images excluded."""
         digest = hashlib.sha256(repr(list(self.prompts)).encode())
         for record in self.records:
             digest.update(repr((record.image_id, record.question, record.answers)).encode())

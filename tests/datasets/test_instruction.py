@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigpt4.common.boxes import Box
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import Config, Target
 from minigpt4.conversation.template import PromptEncoder
@@ -144,6 +145,10 @@ def test_conversations_about_any_number_of_images(
 def test_a_dataset_of_old_keeps_its_identity_and_turns_are_part_of_it(dataset: InstructionDataset) -> None:
     before = dataset.identity()
     assert before == "16 records, b05e4f174beb896c"
+    original = dataset.records
     for change in ({"earlier": (("a", "b"),)}, {"images": ("0.png", "1.png")}):
-        dataset.records = [replace(record, **change) for record in dataset.records]
+        dataset.records = [replace(record, **change) for record in original]
         assert dataset.identity() != before
+    only_evaluated = {"kind": "colour", "boxes": (Box(0, 0, 1, 1),), "choices": ("a", "b")}
+    dataset.records = [replace(record, **only_evaluated) for record in original]
+    assert dataset.identity() == before

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from minigpt4.common.errors import SHOWN, DataError, did_you_mean, shown
 from minigpt4.common.files import read_json, replace_lone_surrogates
 from minigpt4.common.types import Record
 from minigpt4.conversation.template import place_images
 
+if TYPE_CHECKING:
+    from minigpt4.common.boxes import Box
+
 ANSWER_COLUMNS = ("answer", "answers", "caption", "captions")
 QUESTION_COLUMNS = ("question", "instruction")
-COLUMNS = ("image", "images", *ANSWER_COLUMNS, *QUESTION_COLUMNS, "conversation", "split", "id")
+GROUNDING_COLUMNS = ("kind", "boxes", "choices")
+COLUMNS = ("image", "images", *ANSWER_COLUMNS, *QUESTION_COLUMNS, "conversation", "split", "id", *GROUNDING_COLUMNS)
 CONVERSATION = '[{"question": "...", "answer": "..."}]'
 
 
@@ -82,7 +86,7 @@ def read_json_list(path: Path) -> Iterator[tuple[str, Any]]:
 
 def record_of(row: Mapping[str, Any], source: str) -> Record:
     """The record of the columns image (or images), answer (or answers, caption, captions) and optionally question (or
-    instruction), split and id; conversation takes the place of question and answer.
+    instruction), split, id, kind, boxes and choices; conversation takes the place of question and answer.
 
     Raises:
         DataError: A column is missing, or has a wrong value.
@@ -114,6 +118,9 @@ def record_of(row: Mapping[str, Any], source: str) -> Record:
         earlier=turns[:-1],
         split=text_of(row, "split"),
         source=source,
+        kind=text_of(row, "kind") or "",
+        boxes=_boxes(row),
+        choices=_choices(row, answers),
     )
 
 
@@ -150,6 +157,48 @@ def _turns(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
             )
         turns.append((question, answer))
     return tuple(turns)
+
+
+def _boxes(row: Mapping[str, Any]) -> tuple[Box, ...]:
+    """The boxes in 'boxes': [left, top, right, bottom] each, or an object with such a 'box' and its 'label'."""
+    listed = row.get("boxes")
+    if listed in (None, ""):
+        return ()
+    if not isinstance(listed, list):
+        raise DataError(f"'boxes' should be a list of [left, top, right, bottom], found {shown(listed)}")
+    return tuple(_box(entry, f"box {number} of 'boxes'") for number, entry in enumerate(listed, 1))
+
+
+def _box(entry: Any, name: str) -> Box:
+    from minigpt4.common.boxes import Box  # most annotations have none
+
+    sides, label = entry, None
+    if isinstance(entry, dict):
+        if not entry.keys() <= {"box", "label"}:
+            raise DataError(f"{name} should have a 'box' and perhaps a 'label' and nothing else, found {shown(entry)}")
+        sides, label = entry.get("box"), text_of(entry, "label")
+    if not (isinstance(sides, list) and len(sides) == 4 and all(type(side) in (int, float) for side in sides)):
+        raise DataError(f"{name} should be [left, top, right, bottom], found {shown(sides)}")
+    left, top, right, bottom = sides
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):  # false for NaN, too
+        raise DataError(
+            f"{name} should have 0 <= left < right <= 1 and 0 <= top < bottom <= 1, found {shown(sides)}; divide "
+            "pixels by the image's width and height"
+        )
+    return Box(float(left), float(top), float(right), float(bottom), label or "")
+
+
+def _choices(row: Mapping[str, Any], answers: Sequence[str]) -> tuple[str, ...]:
+    """The different answers in 'choices', among which each right one must be."""
+    if row.get("choices") in (None, ""):
+        return ()
+    choices = texts_of(row["choices"], "choices")
+    if len(set(choices)) < max(2, len(choices)):
+        raise DataError(f"'choices' should be at least two different texts, found {shown(choices)}")
+    wrong = [answer for answer in answers if answer not in choices]
+    if wrong:
+        raise DataError(f"the answer {shown(wrong[0])} is not among 'choices', {shown(choices)}")
+    return choices
 
 
 def repeated_ids(records: Iterable[Record]) -> Iterator[RowProblem]:

@@ -14,7 +14,7 @@ from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
 from minigpt4.datasets.readers.rows import Reader, RowProblem, convert_rows, read_json_list, record_of
 
-LIST_COLUMNS = ("answers", "captions", "images", "conversation")
+LIST_COLUMNS = ("answers", "captions", "images", "conversation", "boxes", "choices")
 """Columns of a CSV whose cells hold a JSON list."""
 EXPECTED = '{"image": "a.jpg", "answer": "..."}'
 

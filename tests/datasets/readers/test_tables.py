@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from minigpt4.common.boxes import Box
 from minigpt4.common.errors import DataError
 from minigpt4.common.types import Record
 from minigpt4.datasets.readers.rows import RowProblem
@@ -251,3 +252,46 @@ class TestConversations:
     )
     def test_rows_that_cannot_be_used(self, tmp_path: Path, row: Any, message: str) -> None:
         assert message in problem_of(tmp_path, row)
+
+
+class TestGrounding:
+    def test_kind_boxes_and_choices(self, tmp_path: Path) -> None:
+        row = {"image": "a.jpg", "id": "q1", "question": "Where is the dog?", "answer": "left"}
+        boxes = [[0, 0.1, 0.25, 1], {"box": [0.5, 0.5, 1, 0.75], "label": "dog"}, {"box": [0.5, 0.5, 1, 0.75]}]
+        rows = [row, row | {"kind": "place", "boxes": boxes, "choices": ["left", "right"]}]
+        plain, full = records_of(read("jsonl", write_jsonl(tmp_path / "a.jsonl", rows)))
+        assert (plain.kind, plain.boxes, plain.choices) == ("", (), ())
+        assert full.boxes == (Box(0, 0.1, 0.25, 1), Box(0.5, 0.5, 1, 0.75, "dog"), Box(0.5, 0.5, 1, 0.75))
+        assert (full.kind, full.choices) == ("place", ("left", "right"))
+
+    def test_in_cells_of_a_csv(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text(
+            'image,answer,kind,boxes,choices\na.jpg,x,k,"[[0, 0, 1, 0.5]]","[""x"", ""y""]"\nb.jpg,x,,,\n'
+        )
+        full, plain = records_of(read("csv", tmp_path / "a.csv"))
+        assert (full.kind, full.boxes, full.choices) == ("k", (Box(0, 0, 1, 0.5),), ("x", "y"))
+        assert (plain.kind, plain.boxes, plain.choices) == ("", (), ())
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ({"kind": 1.5}, "'kind' should be a text"),
+            ({"boxes": "0 0 1 1"}, "'boxes' should be a list of [left, top, right, bottom]"),
+            ({"boxes": [0, 0, 1, 1]}, "box 1 of 'boxes' should be [left, top, right, bottom], found 0"),
+            ({"boxes": [[0, 0, 1, 1], [0, 0, 1]]}, "box 2 of 'boxes' should be"),
+            ({"boxes": [[0, 0, True, 1]]}, "box 1 of 'boxes' should be"),
+            ({"boxes": [[0, 0, 64, 48]]}, "divide pixels by the image's width and height"),
+            ({"boxes": [[0.5, 0, 0.5, 1]]}, "should have 0 <= left < right <= 1"),
+            ({"boxes": [[0, 0.9, 1, 0.1]]}, "should have 0 <= left < right <= 1"),
+            ({"boxes": [[-0.1, 0, 1, 1]]}, "should have 0 <= left < right <= 1"),
+            ({"boxes": [[0, 0, float("nan"), 1]]}, "should have 0 <= left < right <= 1"),
+            ({"boxes": [{"box": [0, 0, 1, 1], "name": "dog"}]}, "should have a 'box' and perhaps a 'label'"),
+            ({"boxes": [{"box": [0, 0, 1, 1], "label": ["dog"]}]}, "'label' should be a text"),
+            ({"choices": "x"}, "'choices' should be a list of texts"),
+            ({"choices": ["x"]}, "'choices' should be at least two different texts"),
+            ({"choices": ["x", "x", "y"]}, "'choices' should be at least two different texts"),
+            ({"choices": ["y", "z"]}, "the answer \"x\" is not among 'choices'"),
+        ],
+    )
+    def test_what_is_no_box_or_choice(self, tmp_path: Path, row: Any, message: str) -> None:
+        assert message in problem_of(tmp_path, {"image": "a.jpg", "answer": "x", **row})
