@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.scenes.files import ANNOTATIONS_NAME, SCENES_NAME, write_scenes
+from minigpt4.scenes.files import ANNOTATIONS_NAME, QUESTIONS_FOLDER, SCENES_NAME, write_scenes
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -21,6 +21,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--test", type=int, default=200, help="number of test scenes (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="names the collection (default: 0)")
     parser.add_argument("--size", type=int, default=64, help="side of the images in pixels (default: 64)")
+    parser.add_argument(
+        "--questions", action="store_true", help=f"also write questions of MiniGPT-v2's tasks into {QUESTIONS_FOLDER}/"
+    )
     return parser.parse_args(argv)
 
 
@@ -29,11 +32,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     counts = {"train": args.train, "val": args.val, "test": args.test}
     try:
-        total = write_scenes(args.out, counts, args.seed, args.size)
+        total = write_scenes(args.out, counts, args.seed, args.size, args.questions)
     except MiniGPT4Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{total} scenes in {args.out}: images/, {ANNOTATIONS_NAME}, {SCENES_NAME}")
+    print(
+        f"{total} scenes in {args.out}: images/, {ANNOTATIONS_NAME}, {SCENES_NAME}"
+        + (f", {QUESTIONS_FOLDER}/" if args.questions else "")
+    )
     return 0
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 from PIL import Image, ImageChops, ImageDraw
 
+from minigpt4.common.boxes import Box
 from minigpt4.scenes.sampling import REFERENCE_SIZE, PlacedScene, Placement
+from minigpt4.scenes.truth import Scene
 
 RGB = tuple[int, int, int]
 
@@ -49,6 +52,28 @@ def draw_scene(placed: PlacedScene, size: int = REFERENCE_SIZE) -> Image.Image:
     for o, placement in zip(placed.scene.objects, placed.placements, strict=True):
         _paste_shape(image, o.shape, _vary(PALETTE[o.colour], rng, 12), placement, scale)
     return image
+
+
+def with_boxes(placed: PlacedScene) -> Scene:
+    """The scene with the box of each object; the size of the image does not matter."""
+    pairs = zip(placed.scene.objects, placed.placements, strict=True)
+    return replace(placed.scene, objects=tuple(replace(o, box=_box_around(o.shape, spot)) for o, spot in pairs))
+
+
+def _box_around(shape: str, spot: Placement) -> Box:
+    """The box of what is drawn of a shape, to a quarter of a pixel of the reference."""
+    mask = object_mask(shape, spot)
+    bounds = mask.getbbox()
+    assert bounds is not None, "every shape has an area"
+    left, top, right, bottom = (bound / mask.width for bound in bounds)
+    return Box(left, top, right, bottom)
+
+
+def object_mask(shape: str, spot: Placement) -> Image.Image:
+    """Where an object is in the reference, white on black, magnified as in drawing."""
+    side = REFERENCE_SIZE * _OVERSAMPLING
+    place = (spot.x * _OVERSAMPLING, spot.y * _OVERSAMPLING, spot.radius * _OVERSAMPLING)
+    return shape_mask(shape, side, *place, spot.angle)
 
 
 def draw_background(name: str, size: int, rng: random.Random) -> Image.Image:

@@ -14,11 +14,15 @@ import webdataset
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import write_text
 from minigpt4.scenes.captions import CAPTIONS_PER_SCENE, caption_in, captions_of
-from minigpt4.scenes.drawing import draw_scene
+from minigpt4.scenes.drawing import draw_scene, with_boxes
+from minigpt4.scenes.questions import TASKS, Question, questions_of
 from minigpt4.scenes.sampling import SPLITS, PlacedScene, sample_split
+from minigpt4.scenes.truth import box_sides
 
 ANNOTATIONS_NAME = "flickr_annotations_30k.csv"
 SCENES_NAME = "scenes.json"
+QUESTIONS_FOLDER = "questions"
+"""Folder of the questions, one file for each task."""
 COLUMNS = ("raw", "sentids", "split", "filename", "img_id")
 MIN_SIZE = 16
 """Smallest side of an image in pixels."""
@@ -28,7 +32,7 @@ RATIO = {"laion": 115, "cc_sbu": 14}
 """Millions of images in the real sources."""
 
 
-def write_scenes(out: Path, counts: Mapping[str, int], seed: int, size: int = 64) -> int:
+def write_scenes(out: Path, counts: Mapping[str, int], seed: int, size: int = 64, questions: bool = False) -> int:
     """Draw and describe scenes: `images/*.png`, the annotation CSV and the ground truth `scenes.json`.
 
     Args:
@@ -36,6 +40,7 @@ def write_scenes(out: Path, counts: Mapping[str, int], seed: int, size: int = 64
         counts: number of scenes by split.
         seed: names the collection; equal arguments give equal files.
         size: side of the images in pixels.
+        questions: also write the questions of MiniGPT-v2's tasks, a file `questions/TASK.jsonl` each.
 
     Returns:
         The number of scenes written.
@@ -48,6 +53,7 @@ def write_scenes(out: Path, counts: Mapping[str, int], seed: int, size: int = 64
     if min(counts.values()) < 0:
         raise DataError(f"a split cannot have a negative number of scenes: {dict(counts)}")
     truth: dict[str, object] = {}
+    asked: dict[str, list[str]] = {task: [] for task in TASKS} if questions else {}
     try:
         (out / "images").mkdir(parents=True, exist_ok=True)
         with (out / ANNOTATIONS_NAME).open("w", newline="", encoding="utf-8") as file:
@@ -57,8 +63,15 @@ def write_scenes(out: Path, counts: Mapping[str, int], seed: int, size: int = 64
                 name = f"scene_{number:06d}.png"
                 draw_scene(placed, size).save(out / "images" / name, compress_level=1)
                 rows.writerow(_row(placed, split, name, number))
-                truth[name] = placed.scene.to_json()
+                scene = with_boxes(placed)
+                truth[name] = scene.to_json()
+                for task, lines in asked.items():
+                    found = questions_of(scene, task, random.Random(f"{task}-{placed.style_seed}"))
+                    lines += [_question_line(question, split, name, at) for at, question in enumerate(found)]
         write_text(out / SCENES_NAME, json.dumps(truth, indent=0))
+        for task, lines in asked.items():
+            (out / QUESTIONS_FOLDER).mkdir(exist_ok=True)
+            write_text(out / QUESTIONS_FOLDER / f"{task}.jsonl", "".join(lines))
     except OSError as error:
         raise DataError(f"cannot write the scenes into {out}: {error.strerror or error}") from error
     return len(truth)
@@ -71,6 +84,22 @@ def _all_scenes(counts: Mapping[str, int], seed: int) -> Iterator[tuple[str, Pla
         for placed in sample_split(split, count, seed, start):
             yield split, placed
         start += count
+
+
+def _question_line(question: Question, split: str, image: str, number: int) -> str:
+    """A row of the reader jsonl."""
+    row: dict[str, object] = {
+        "id": f"{Path(image).stem}_{question.task}_{number}",
+        "image": image,
+        "split": split,
+        "kind": question.kind,
+        "answers": question.answers,
+    }
+    if question.text:
+        row["question"] = question.text
+    if question.boxes:
+        row["boxes"] = [{"box": box_sides(box)} | ({"label": box.label} if box.label else {}) for box in question.boxes]
+    return json.dumps(row) + "\n"
 
 
 def _row(placed: PlacedScene, split: str, name: str, number: int) -> list[str | int]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minigpt4.common.boxes import Box
 from minigpt4.common.errors import DataError, MetricError, did_you_mean
 from minigpt4.common.files import read_json
 
@@ -50,6 +51,9 @@ COLUMNS: tuple[str, ...] = ("left", "centre", "right")
 COUNT_WORDS: dict[str, int] = {"two": 2, "three": 3}
 """Number words that captions may use in front of an object."""
 
+BOX_DECIMALS = 4
+"""Digits of a box's sides in `scenes.json`."""
+
 
 def _by_word(vocabulary: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     return {word: name for name, words in vocabulary.items() for word in words}
@@ -82,6 +86,7 @@ class SceneObject:
         shape: a key of `SHAPES`.
         row: one of `ROWS`.
         column: one of `COLUMNS`.
+        box: rectangle around what is drawn, without a label; None: not known. Not part of the content that is compared.
     """
 
     size: str
@@ -89,6 +94,12 @@ class SceneObject:
     shape: str
     row: str
     column: str
+    box: Box | None = field(default=None, compare=False)
+
+    @property
+    def name(self) -> str:
+        """Colour and shape, such as "red circle"."""
+        return f"{self.colour} {self.shape}"
 
     @property
     def position(self) -> str:
@@ -110,12 +121,7 @@ class Scene:
 
     def to_json(self) -> dict[str, Any]:
         """The scene's entry in `scenes.json`."""
-        return {
-            "background": self.background,
-            "objects": [
-                {"size": o.size, "colour": o.colour, "shape": o.shape, "position": o.position} for o in self.objects
-            ],
-        }
+        return {"background": self.background, "objects": [_object_to_json(o) for o in self.objects]}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Scene:
@@ -133,7 +139,19 @@ class Scene:
         return cls(background, tuple(sorted(objects, key=lambda o: order.index(o.size))))
 
 
-def _object_from_json(entry: Mapping[str, str]) -> SceneObject:
+def _object_to_json(o: SceneObject) -> dict[str, Any]:
+    entry: dict[str, Any] = {"size": o.size, "colour": o.colour, "shape": o.shape, "position": o.position}
+    if o.box is not None:
+        entry["box"] = box_sides(o.box)
+    return entry
+
+
+def box_sides(box: Box) -> list[float]:
+    """Left, top, right and bottom of a box as files have them."""
+    return [round(side, BOX_DECIMALS) for side in (box.left, box.top, box.right, box.bottom)]
+
+
+def _object_from_json(entry: Mapping[str, Any]) -> SceneObject:
     row, column = entry["position"].split()
     known = (
         ("size", entry["size"], SIZES),
@@ -145,7 +163,15 @@ def _object_from_json(entry: Mapping[str, str]) -> SceneObject:
     for name, value, vocabulary in known:
         if value not in vocabulary:
             raise DataError(f"unknown {name} '{value}' in a scene: {did_you_mean(value, vocabulary)}")
-    return SceneObject(entry["size"], entry["colour"], entry["shape"], row, column)
+    box = _box_from_json(entry["box"]) if "box" in entry else None
+    return SceneObject(entry["size"], entry["colour"], entry["shape"], row, column, box)
+
+
+def _box_from_json(sides: Any) -> Box:
+    left, top, right, bottom = (float(side) for side in sides)
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise DataError(f"a box in a scene should be [left, top, right, bottom], shares of the image's sides: {sides}")
+    return Box(left, top, right, bottom)
 
 
 def load_scenes(path: str | Path) -> dict[str, Scene]:

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from dataset.make_scenes import main
-from minigpt4.scenes.truth import load_scenes, names_all
+from minigpt4.common.types import Record
+from minigpt4.datasets.readers.tables import JsonlReader
+from minigpt4.scenes.truth import box_sides, load_scenes, names_all
 
 
 def make(out: Path, seed: int = 0, extra: tuple[str, ...] = ()) -> Path:
@@ -48,6 +50,25 @@ def test_equal_seeds_give_equal_files_and_other_seeds_others(tmp_path: Path) -> 
     assert len(names) == 47
     assert all((first / name).read_bytes() == (again / name).read_bytes() for name in names)
     assert (first / "scenes.json").read_bytes() != (other / "scenes.json").read_bytes()
+
+
+def test_questions_are_a_file_a_task_and_leave_everything_else_as_it_is(tmp_path: Path) -> None:
+    plain, folder = make(tmp_path / "plain"), make(tmp_path / "asked", extra=("--questions",))
+    names = {p.relative_to(plain) for p in plain.rglob("*") if p.is_file()}
+    assert all((plain / name).read_bytes() == (folder / name).read_bytes() for name in names)
+    written = {p.name for p in (folder / "questions").iterdir()}
+    assert written == {f"{task}.jsonl" for task in ("caption", "vqa", "refer", "identify", "detection")}
+    truth = load_scenes(folder / "scenes.json")
+    for name in written:
+        records = list(JsonlReader().read(folder / "questions" / name))
+        assert all(isinstance(record, Record) for record in records), records
+        assert {record.split for record in records} == {"train", "val", "test"}
+        assert len({record.image_id for record in records}) == len(records)
+        if name in ("refer.jsonl", "identify.jsonl"):
+            rows = map(json.loads, (folder / "questions" / name).read_text().splitlines())
+            boxes = [(row["image"], box["box"]) for row in rows for box in row["boxes"]]
+            true = [(image, box_sides(o.box)) for image, scene in truth.items() for o in scene.objects if o.box]
+            assert sorted(boxes) == sorted(true)
 
 
 def test_images_have_the_size_asked_for(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from minigpt4.common.boxes import Box
 from minigpt4.common.errors import DataError, MetricError
 from minigpt4.scenes.truth import (
     COLOURS,
@@ -38,6 +40,18 @@ def test_a_ground_truth_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(DataError, match="must map file names to scenes, found a list"):
         load_scenes(tmp_path / "list.json")
+
+
+def test_boxes_round_trip_and_are_checked() -> None:
+    boxed = replace(SCENE, objects=(replace(SCENE.objects[0], box=Box(0.1, 0.25, 0.5, 1.0)), SCENE.objects[1]))
+    assert boxed == SCENE
+    again = Scene.from_json(boxed.to_json())
+    assert [o.box for o in again.objects] == [Box(0.1, 0.25, 0.5, 1.0), None]
+    for wrong in ([0.5, 0.25, 0.1, 1.0], [0.1, 0.2, 0.5, 1.5], [0.1, 0.2, 0.5], [0.1, 0.2, 0.5, float("nan")], 3):
+        record = boxed.to_json()
+        record["objects"][0]["box"] = wrong
+        with pytest.raises(DataError, match=r"a box in a scene should be|not a scene record"):
+            Scene.from_json(record)
 
 
 def test_scene_records_round_trip_and_are_checked(tmp_path: Path) -> None:
