@@ -428,5 +428,7 @@ def _device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ConfigError(f"device: '{name}' should be auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= gpus):
-        raise ConfigError(f"device: there is no '{name}' here (GPUs: {gpus}); choose auto, cpu, or another number")
+        raise ConfigError(
+            f"device (demo: --gpu-id): there is no '{name}' here (GPUs: {gpus}); choose auto, cpu, or another number"
+        )
     return device

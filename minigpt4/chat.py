@@ -1,8 +1,9 @@
-"""Chat about images in the terminal: `python -m minigpt4.chat --image IMAGE`."""
+"""Chat about images in the terminal."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.common.boxes import TASKS, with_task
 from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config, require_files, run_files
 from minigpt4.common.errors import DataError
+from minigpt4.common.files import near_path
 
 if TYPE_CHECKING:
     from minigpt4.api import Chat
@@ -40,9 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     cfg = read_config(args).config
     require_files(run_files(cfg.model, checkpoints=[args.ckpt] if args.ckpt else []))
+    for path in args.image:
+        if not os.path.exists(path):
+            raise DataError(f"--image: {path} does not exist{near_path(path)}")
     from minigpt4.processors.image import open_image
 
-    images = [open_image(path) for path in args.image]  # a wrong path is found before minutes of loading
+    images = [open_image(path) for path in args.image]  # a broken image is found before minutes of loading
     from minigpt4.api import from_config
 
     chat = from_config(cfg, args.ckpt).chat()

@@ -1,4 +1,4 @@
-"""`minigpt4 doctor`: what a run needs and this machine has or lacks, one line each, with the remedy."""
+"""What a run needs and this machine has or lacks, one line each, with the remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from minigpt4.common.cli import EXTRAS, exit_on_error, run_files
+from minigpt4.common.cli import EXTRAS, add_options_argument, exit_on_error, run_files
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import MiniGPT4Error, one_line
 from minigpt4.common.files import DATA_VARIABLE, OUTPUT_VARIABLE, PROJECT, WEIGHTS_VARIABLE, near_path
@@ -267,7 +267,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(prog="minigpt4 doctor", description=__doc__)
     parser.add_argument("--cfg-path", help="YAML file of a run, whose files are looked for (default: the tiny model)")
-    parser.add_argument("--options", nargs="+", default=[], action="extend", metavar="KEY=VALUE")
+    add_options_argument(parser)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Answers about many images: `python -m minigpt4.generate --images FOLDER --out answers.jsonl`.
+"""Answers about many images, in a file of JSON lines.
 
 Also runs under torchrun. After an interruption, the same command resumes.
 """
@@ -30,6 +30,7 @@ from minigpt4.common.errors import ConfigError, DataError, shown
 from minigpt4.common.files import (
     IMAGE_SUFFIXES,
     hold,
+    near_path,
     parse_json,
     read_appended,
     read_lines,
@@ -159,7 +160,7 @@ def questions_of_files(paths: Sequence[str], prompt: str) -> list[Question]:
         elif os.path.exists(path):
             questions.append(Question(str(path), str(path), prompt))
         else:
-            raise DataError(f"--images: {path} does not exist")
+            raise DataError(f"--images: {path} does not exist{near_path(path)}")
     return _with_unique_ids(questions)
 
 

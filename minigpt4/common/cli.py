@@ -56,6 +56,14 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
     """
     embedded = "" if required else " (default: the tiny model that ships with the package)"
     parser.add_argument("--cfg-path", required=required, help=f"YAML file of the run{embedded}")
+    add_options_argument(parser)
+    parser.add_argument(
+        "--print-config", action="store_true", help="show every value with the layer that set it, and stop"
+    )
+
+
+def add_options_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--options`, which may be given several times."""
     parser.add_argument(
         "--options",
         nargs="+",
@@ -63,9 +71,6 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
         action="extend",
         metavar="KEY=VALUE",
         help="override values, e.g. run.seed=1",
-    )
-    parser.add_argument(
-        "--print-config", action="store_true", help="show every value with the layer that set it, and stop"
     )
 
 

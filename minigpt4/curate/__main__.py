@@ -1,4 +1,4 @@
-"""Make stage 2's data: `python -m minigpt4.curate describe|refine|filter|review|export --cfg-path X`."""
+"""Make stage 2's data, step by step."""
 
 from __future__ import annotations
 

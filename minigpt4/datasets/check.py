@@ -1,4 +1,4 @@
-"""`python -m minigpt4.datasets.check CARD`: read every row, open every image, name the bad ones."""
+"""Read every row and open every image of a dataset, and name the bad ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
-from minigpt4.common.cli import exit_on_error
+from minigpt4.common.cli import add_options_argument, exit_on_error
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.files import replace_lone_surrogates
@@ -261,7 +261,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="minigpt4 check", description=__doc__)
     parser.add_argument("card", nargs="?", metavar="CARD", help="a shipped card's name, or the path of yours")
     parser.add_argument("--cfg-path", help="YAML file of a run: check all of its datasets")
-    parser.add_argument("--options", nargs="+", default=[], action="extend", metavar="KEY=VALUE")
+    add_options_argument(parser)
     parser.add_argument("--no-images", action="store_true", help="rows only; of shards, only their index")
     parser.add_argument("--all", action="store_true", help=f"name every bad row, not only the first {SHOWN}")
     arguments = parser.parse_args(argv)

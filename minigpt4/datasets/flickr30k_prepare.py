@@ -162,13 +162,18 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="minigpt4 prepare",
         description="Turn Flickr30k's annotations into the JSON that training and evaluation read.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     table = root / "flickr_annotations_30k.csv"
-    parser.add_argument("--annotations", type=Path, default=table, metavar="CSV", help="the annotation table")
-    parser.add_argument("--images", type=Path, default=images, metavar="DIR", help="folder of the images")
+    parser.add_argument(
+        "--annotations", type=Path, default=table, metavar="CSV", help="the annotation table (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--images", type=Path, default=images, metavar="DIR", help="folder of the images (default: %(default)s)"
+    )
     out = root / "flickr30k.json"
-    parser.add_argument("--out", type=Path, default=out, metavar="JSON", help="the file to write")
+    parser.add_argument(
+        "--out", type=Path, default=out, metavar="JSON", help="the file to write (default: %(default)s)"
+    )
     parser.add_argument("--no-image-check", action="store_true", help="keep records whose image is missing")
     arguments = parser.parse_args(argv)
     arguments.is_default = arguments.out == out and arguments.images == folders[0]

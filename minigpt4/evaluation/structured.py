@@ -1,8 +1,6 @@
 """Answers that are data: named boxes, and triples; parsed tolerantly, every failure counted, and scored.
 
 A model's JSON may be part of a sentence, be cut off or hold a wrong entry: every valid entry is used.
-
-`python -m minigpt4.evaluation.structured` scores existing predictions.
 """
 
 from __future__ import annotations
@@ -188,7 +186,7 @@ SCORERS = {"boxes": box_scores, "triples": triple_scores}
 @exit_on_error()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score a predictions file of an evaluation, which carries its references."""
-    parser = argparse.ArgumentParser(prog="minigpt4 score-structured", description=__doc__)
+    parser = argparse.ArgumentParser(prog="minigpt4 score-structured", description=main.__doc__)
     parser.add_argument("kind", choices=list(SCORERS))
     parser.add_argument("--preds", required=True, help="predictions file of eval_scripts/eval_flickr30k.py")
     parser.add_argument("--out", help="JSON file of the scores (default: they are only printed)")
