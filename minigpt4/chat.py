@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     require_files(run_files(cfg.model, checkpoints=[args.ckpt] if args.ckpt else []))
     for path in args.image:
         if not os.path.exists(path):
-            raise DataError(f"--image: {path} does not exist{near_path(path)}")
+            raise DataError(f"image {path} does not exist{near_path(path)}")
     from minigpt4.processors.image import open_image
 
     images = [open_image(path) for path in args.image]  # a broken image is found before minutes of loading

@@ -81,7 +81,7 @@ def test_help_and_mistakes_do_not_wait_for_torch(tmp_path: Path) -> None:
         (["check", "none"], "no card 'none'"),
         (["check", "--cfg-path", "unknown.yaml"], "unknown key"),
         (["prepare"], "2 files and folders are missing"),
-        (["chat", "--image", "none.png"], "--image: none.png does not exist"),
+        (["chat", "--image", "none.png"], "image none.png does not exist"),
         (["chat", "--image", "card.yml"], "; did you mean 'card.yaml'?"),
         (["generate", "--images", "card.yml", "--out", "a.jsonl"], "; did you mean 'card.yaml'?"),
         (["generate", "--jsonl", "card.yml", "--out", "a.jsonl"], "; did you mean 'card.yaml'?"),

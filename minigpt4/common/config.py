@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -310,12 +310,26 @@ def _merge(layers: Sequence[Layer]) -> LoadedConfig:
         key = getattr(error, "full_key", None) or ""
         raise _explained(error, origins.get(key, layers[-2].name), None) from error
     assert isinstance(config, Config)
+    _refuse_references_to_nothing(merged, origins)
     try:
         check_values(config)
     except ConfigError as error:
         key = str(error).partition(":")[0]
         raise ConfigError(f"{origins.get(key, layers[-2].name)}: {error}") from error
     return LoadedConfig(config=config, resolved=_with_enum_values(config, resolved), origins=origins)
+
+
+def _refuse_references_to_nothing(merged: DictConfig, origins: Mapping[str, str]) -> None:
+    """Refuse a text with a reference to a key that is null, as `None/evaluation` would come of it.
+
+    Raises:
+        ConfigError: There is one; the message names both keys.
+    """
+    plain: Any = OmegaConf.to_container(merged, resolve=False)
+    for key, value in _leaves(plain):
+        for reference in re.findall(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else ():
+            if value != f"${{{reference}}}" and OmegaConf.select(merged, reference) is None:
+                raise ConfigError(f"{origins[key]}: {key}: '{value}' needs {reference}, which is not set; set either")
 
 
 def _refuse_gone(layer: Layer, *, is_file: bool) -> None:
