@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ from minigpt4.processors.image import normalize
 NF4_BLOCK = 64
 """Weights that share a float32 scale in bitsandbytes' 4-bit format (nested quantisation is not used)."""
 FLOAT32_BYTES = 4
+CPU_LIBRARIES = 0.05
+"""What oneDNN, the C library's heap and Python keep beside tensors on a CPU, as a share of these: `python -m
+benchmarks.memory` finds 0.04 to 0.06."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class TrainingMemory:
         optimizer: AdamW's two moments.
         saved: activations that the backward pass needs.
         temporary: what is beyond these at the peak: logits, their gradient and the work space of a layer.
+        libraries: what libraries keep beside tensors; on a GPU, CUDA's share is not in it.
     """
 
     vision: int
@@ -53,11 +57,12 @@ class TrainingMemory:
     optimizer: int
     saved: int
     temporary: int
+    libraries: int
 
     @property
     def total(self) -> int:
         """All parts together."""
-        return self.vision + self.llm + self.trainable + self.gradients + self.optimizer + self.saved + self.temporary
+        return sum(getattr(self, field.name) for field in fields(self))
 
 
 def empty_model(cfg: ModelConfig, encoder: PromptEncoder, dtype: torch.dtype) -> MiniGPT4:
@@ -156,7 +161,7 @@ def training_memory(
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     saved, peak = _step(model, lengths, targets, cached, on_gpu)
     parts = [] if cached else [model.visual_encoder, model.bridge]
-    return TrainingMemory(
+    tensors = TrainingMemory(
         vision=sum(frozen_bytes(part) for part in parts if part is not None),
         llm=frozen_bytes(model.llama_model),
         trainable=trained,
@@ -164,7 +169,9 @@ def training_memory(
         optimizer=2 * trained,
         saved=saved,
         temporary=peak - saved,
+        libraries=0,
     )
+    return tensors if on_gpu else replace(tensors, libraries=round(CPU_LIBRARIES * tensors.total))
 
 
 def with_quantised_llm(memory: TrainingMemory, llm: nn.Module, low_resource: LowResource) -> TrainingMemory:

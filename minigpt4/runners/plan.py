@@ -49,6 +49,7 @@ PARTS = {
     "optimizer": "AdamW's moments",
     "saved": "activations for the backward pass",
     "temporary": "logits and work space at the peak",
+    "libraries": "what libraries keep beside tensors",
 }
 
 

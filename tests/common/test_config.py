@@ -266,8 +266,6 @@ class TestShippedFiles:
 def test_a_path_is_not_built_from_what_is_not_set(tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("run: {run_dir: null}\nevaluation: {output_dir: '${run.run_dir}/evaluation'}\n")
-    with pytest.raises(
-        ConfigError, match=r"evaluation\.output_dir: .* needs run\.run_dir, which is not set"
-    ):
+    with pytest.raises(ConfigError, match=r"evaluation\.output_dir: .* needs run\.run_dir, which is not set"):
         load_config(config)
     assert load_config(config, ["run.run_dir=here"]).config.evaluation.output_dir == "here/evaluation"

@@ -53,6 +53,7 @@ def test_a_step_on_shapes_takes_what_a_real_step_takes(memory: TrainingMemory, p
     assert memory.vision == real["visual_encoder"] + real["bridge"]
     assert (memory.llm, memory.trainable) == (real["llama_model"], real["llama_proj"])
     assert (memory.gradients, memory.optimizer) == (real["llama_proj"], 2 * real["llama_proj"])
+    assert memory.total == pytest.approx(1.05 * (memory.total - memory.libraries), abs=1)
 
 
 def test_what_is_left_out_is_not_counted(empty: MiniGPT4, memory: TrainingMemory) -> None:
@@ -62,6 +63,7 @@ def test_what_is_left_out_is_not_counted(empty: MiniGPT4, memory: TrainingMemory
     assert cached.gradients == memory.trainable * 5 / 2  # own, received, and this process's half of the sum
     half_as_many = training_memory(empty, LENGTHS[:1], TARGETS[:1], on_gpu=True)
     assert half_as_many.saved < memory.saved / 2
+    assert half_as_many.libraries == 0  # a plan for a GPU adds CUDA's own memory
 
 
 def test_recomputed_blocks_keep_less(parity_a: Case, memory: TrainingMemory) -> None:

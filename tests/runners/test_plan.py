@@ -31,7 +31,7 @@ def test_a_plan_needs_no_weights_and_counts_what_a_run_does(
     tokens, each, longest = re.fullmatch(r"([\d,]+), (\d+) a sample, at most (\d+)", rows["tokens"]).groups()  # type: ignore[union-attr]
     assert int(tokens.replace(",", "")) == pytest.approx(72 * int(each), rel=0.02) and int(longest) > int(each)
     parts = [float(rows[name].replace(",", "")) for name in rows if name in PARTS.values()]
-    assert len(parts) == 7 and sum(parts) == pytest.approx(float(rows["total"].replace(",", "")), abs=0.4)
+    assert len(parts) == len(PARTS) and sum(parts) == pytest.approx(float(rows["total"].replace(",", "")), abs=0.5)
     assert rows["disk: feature cache"].endswith("of 31 images")
     assert "LLM in 4 bit" in rows and "H100" in printed
 
