@@ -44,7 +44,7 @@ COMMANDS = {
     "generate": Command("minigpt4.generate", "answers about folders of images, or about rows with questions"),
     "doctor": Command("minigpt4.doctor", "what this machine lacks for a run: packages, Java, GPU, disk, files"),
     "from-upstream": Command("minigpt4.from_upstream", "rewrite a configuration file of the original MiniGPT-4"),
-    "export": Command("minigpt4.export", "merge a checkpoint's adapters into the language model"),
+    "export": Command("minigpt4.export.__main__", "a folder that transformers runs without this package, verified"),
     "curate": Command("minigpt4.curate.__main__", "make stage 2's data: describe, refine, filter, review, export"),
 }
 

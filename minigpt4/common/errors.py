@@ -35,6 +35,10 @@ class MetricError(MiniGPT4Error):
     """A metric that cannot be computed here, or whose inputs do not fit together."""
 
 
+class ExportError(MiniGPT4Error):
+    """A model that cannot be exported, or whose export differs from it."""
+
+
 class ProcessLostError(MiniGPT4Error):
     """Another rank ended or no longer answers."""
 

@@ -35,11 +35,13 @@ class Source:
         path: how its path ends.
         get: command, or page, that brings it; `{path}` and `{folder}` stand for the path and its folder.
         size: its size, where it is known.
+        licence: licence of weights, where it is known.
     """
 
     path: str
     get: str
     size: str = ""
+    licence: str = ""
 
     def command(self, path: str | Path) -> str:
         """What brings the file to `path`, and its size."""

@@ -50,6 +50,11 @@ class SentencePieceTokenizer:
         added_tokens: further tokens from `added_tokens.json`, text -> id.
         stripping: special tokens that swallow the spaces in front of them and behind them, text -> (front, behind).
 
+    Attributes:
+        pieces: sentencepiece's own tokenizer.
+        special: tokens that are recognised in a text, text -> id.
+        stripping: as given.
+
     Raises:
         ConfigError: The file is no sentencepiece model.
     """
@@ -62,21 +67,21 @@ class SentencePieceTokenizer:
     ) -> None:
         import sentencepiece
 
-        self._pieces = sentencepiece.SentencePieceProcessor()
+        self.pieces = sentencepiece.SentencePieceProcessor()
         try:
-            self._pieces.load(str(model_file))
+            self.pieces.load(str(model_file))
         except (RuntimeError, OSError) as error:
             raise ConfigError(
                 f"{model_file} is not a sentencepiece model ({error}); copy the language model's tokenizer.model again"
             ) from error
-        self.bos_id: int | None = self._pieces.bos_id() if self._pieces.bos_id() >= 0 else None
-        self.eos_id: int | None = self._pieces.eos_id() if self._pieces.eos_id() >= 0 else None
-        ids = [i for i in (self._pieces.unk_id(), self.bos_id, self.eos_id) if i is not None and i >= 0]
-        self._special = {self._pieces.id_to_piece(i): i for i in ids} | dict(added_tokens or {})
-        self._stripping = dict(stripping or {})
-        self._special_ids = frozenset(self._special.values())
-        self._split = re.compile("(" + "|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) + ")")
-        self._num_pieces: int = self._pieces.get_piece_size()
+        self.bos_id: int | None = self.pieces.bos_id() if self.pieces.bos_id() >= 0 else None
+        self.eos_id: int | None = self.pieces.eos_id() if self.pieces.eos_id() >= 0 else None
+        ids = [i for i in (self.pieces.unk_id(), self.bos_id, self.eos_id) if i is not None and i >= 0]
+        self.special = {self.pieces.id_to_piece(i): i for i in ids} | dict(added_tokens or {})
+        self.stripping = dict(stripping or {})
+        self._special_ids = frozenset(self.special.values())
+        self._split = re.compile("(" + "|".join(map(re.escape, sorted(self.special, key=len, reverse=True))) + ")")
+        self._num_pieces: int = self.pieces.get_piece_size()
         self.vocab_size = max(self._num_pieces, 1 + max(self._special_ids, default=-1))
 
     def encode(self, text: str) -> list[int]:
@@ -84,21 +89,21 @@ class SentencePieceTokenizer:
         ids: list[int] = []
         parts = self._split.split(text)
         for place in range(1, len(parts), 2):  # the special tokens
-            front, behind = self._stripping.get(parts[place], (False, False))
+            front, behind = self.stripping.get(parts[place], (False, False))
             if front:
                 parts[place - 1] = parts[place - 1].rstrip()
             if behind:
                 parts[place + 1] = parts[place + 1].lstrip()
         for part in parts:
-            if part in self._special:
-                ids.append(self._special[part])
+            if part in self.special:
+                ids.append(self.special[part])
             elif part:
-                ids.extend(self._pieces.encode(part))
+                ids.extend(self.pieces.encode(part))
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, without special tokens and those that a language model embeds beyond its tokenizer's."""
-        text: str = self._pieces.decode([i for i in ids if i < self._num_pieces and i not in self._special_ids])
+        text: str = self.pieces.decode([i for i in ids if i < self._num_pieces and i not in self._special_ids])
         return text
 
 

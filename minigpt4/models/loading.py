@@ -45,7 +45,7 @@ BASE_FILES = ("vit_weights", "q_former_model", "llama_model")
 def build_model(
     cfg: ModelConfig,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     *,
     with_encoders: bool = True,
     keep_llm_on_cpu: bool = False,
@@ -57,7 +57,7 @@ def build_model(
     Args:
         cfg: the `model` section of the configuration.
         device: device of the model.
-        dtype: number format of the frozen weights.
+        dtype: number format of the frozen weights; None: that of their files, which stay mapped.
         with_encoders: load the vision encoder and the bridge; not needed where all features are cached.
         keep_llm_on_cpu: leave the language model on the CPU and in its files' number format, for `shard_llm`.
 
@@ -77,7 +77,7 @@ def build_model(
     if cfg.ckpt:
         read_checkpoint(cfg.ckpt)  # a broken file is found now, not after minutes of loading the others
     encoder = build_prompt_encoder(cfg)
-    if not keep_llm_on_cpu:  # a share of it would be needed only
+    if not keep_llm_on_cpu and dtype is not None:  # otherwise a share of it would be needed only, or nothing
         check_memory(cfg, dtype, device, with_encoders=with_encoders)
     vision, bridge = None, None
     began = time.monotonic()
@@ -120,7 +120,9 @@ def build_prompt_encoder(cfg: ModelConfig) -> PromptEncoder:
     )
 
 
-def build_image_encoders(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> tuple[VisionEncoder, Bridge]:
+def build_image_encoders(
+    cfg: ModelConfig, device: torch.device, dtype: torch.dtype | None
+) -> tuple[VisionEncoder, Bridge]:
     """The vision encoder and the bridge behind it; arguments and errors as for `build_model`."""
     _check_encoder_weights(cfg)
     vision = build_vision_encoder(

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig as PeftConfig
 from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 
 from minigpt4.common.errors import ConfigError, did_you_mean, one_line
 from minigpt4.common.schema import LoraConfig
@@ -117,11 +117,18 @@ def merge_lora(llm: nn.Module) -> None:
     """
     for name, layer in lora_layers(llm).items():
         base = layer.get_base_layer()
-        merged = base.weight.float() + layer.get_delta_weight(ADAPTER).float()
-        base.weight = nn.Parameter(merged.to(base.weight.dtype), requires_grad=False)  # the old one may be mapped
+        merged = merged_weight(layer).to(base.weight.dtype)
+        base.weight = nn.Parameter(merged, requires_grad=False)  # the old one may be mapped
         parent, _, child = name.rpartition(".")
         setattr(llm.get_submodule(parent), child, base)
     del llm.peft_config
+
+
+@torch.no_grad()
+def merged_weight(layer: Any) -> Tensor:
+    """The weight of a layer that is not quantised with its adapter added, float32."""
+    weight: Tensor = layer.get_base_layer().weight.float() + layer.get_delta_weight(ADAPTER).float()
+    return weight
 
 
 def _trained(module: nn.Module) -> bool:

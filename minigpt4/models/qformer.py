@@ -84,7 +84,7 @@ def build_qformer(
     num_queries: int,
     options: Mapping[str, Any],
     weights: str | None,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: Any,
 ) -> QFormer:
     """The Q-Former, frozen and in eval mode; `ln_vision` stays in float32, as it was trained.
@@ -94,7 +94,7 @@ def build_qformer(
         num_queries: number of learned queries (Q).
         options: further fields of `Blip2QFormerConfig`.
         weights: BLIP-2's file; None: random weights, the same at each call.
-        dtype: number format of the weights.
+        dtype: number format of the weights; None: that of the file.
         device: device of the weights.
 
     Raises:

@@ -96,7 +96,7 @@ def build_vision_encoder(
     num_blocks: int,
     options: Mapping[str, Any],
     weights: str | None,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: Any,
 ) -> VisionEncoder:
     """The encoder, frozen and in eval mode.
@@ -107,7 +107,7 @@ def build_vision_encoder(
         num_blocks: number of transformer blocks.
         options: further arguments of timm's constructor.
         weights: published file; None: random weights, the same at each call.
-        dtype: number format of the weights.
+        dtype: number format of the weights; None: that of the file.
         device: device of the weights.
 
     Raises:

@@ -1,0 +1,58 @@
+"""Adapters merged into a folder of the language model, with the projection beside it, for this package."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.files import writing
+from minigpt4.common.schema import ModelConfig
+from minigpt4.export.folder import new_folder_of
+
+LANGUAGE_MODEL = "language_model"
+"""Folder of the merged language model in the exported folder."""
+PROJECTION = "projection.safetensors"
+"""The checkpoint's projection, for the merged language model."""
+OWN_FILES = ("*.safetensors", "*.bin", "*.index.json", "config.json", "generation_config.json")
+"""Files of a language model's folder that describe its weights; the others, such as the tokenizer's, are copied."""
+
+
+def merge_language_model(cfg: ModelConfig, folder: Path) -> str:
+    """Write the language model with the adapters of `model.ckpt` merged into it, and the projection beside it.
+
+    The weights keep the number format of their files. The folder appears once it is complete.
+
+    Args:
+        cfg: model with adapters and a checkpoint, not quantised.
+        folder: new folder.
+
+    Returns:
+        The options that load both.
+
+    Raises:
+        ConfigError: There are no adapters.
+        CheckpointError: The checkpoint does not fit.
+        DataError: The folder cannot be written.
+    """
+    if not cfg.lora.r:
+        raise ConfigError("model.lora.r: the model has no adapters to merge; set it to the checkpoint's rank")
+
+    import torch
+    from safetensors.torch import save_file
+
+    from minigpt4.common.checkpoint import fingerprint
+    from minigpt4.models.loading import build_model
+    from minigpt4.models.lora import merge_lora
+    from minigpt4.models.minigpt4 import PROJECTION as PROJECTION_NAMES
+
+    model = build_model(cfg, torch.device("cpu"), torch.float32, with_encoders=False, keep_llm_on_cpu=True)
+    state, metadata = model.trainable_state(), model.metadata()
+    merge_lora(model.llama_model)
+    with new_folder_of(folder) as partial, writing(folder):
+        shutil.copytree(str(cfg.llama_model), partial / LANGUAGE_MODEL, ignore=shutil.ignore_patterns(*OWN_FILES))
+        model.llama_model.save_pretrained(partial / LANGUAGE_MODEL)  # type: ignore[operator]
+        metadata = {key: value for key, value in metadata.items() if not key.startswith("lora.")}
+        metadata["base.llama_model"] = fingerprint(partial / LANGUAGE_MODEL)
+        save_file({name: state[name] for name in PROJECTION_NAMES}, partial / PROJECTION, metadata=metadata)
+    return f"model.llama_model={folder / LANGUAGE_MODEL} model.ckpt={folder / PROJECTION} model.lora.r=0"

@@ -1,0 +1,105 @@
+"""A model as a folder that transformers runs without this package."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigpt4.common.files import language_model_folder, writing
+from minigpt4.common.schema import GenerationConfig, ModelConfig
+from minigpt4.export.blip2 import blip2_config, blip2_tensors
+from minigpt4.export.folder import check_space, write_weights
+from minigpt4.export.processor import build_processor
+from minigpt4.export.tokenizer import ending_tokens, fast_tokenizer
+from minigpt4.models.loading import build_model
+
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+"""Files of the language model's folder that go with its weights wherever these go."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        image_id: token of an image's queries.
+        metadata: what a checkpoint of the model records.
+        end: text that ends an answer; empty: none.
+        leaves_end: whether programs that stop at tokens only leave that text in an answer.
+        licences: names of the language model's licence files.
+    """
+
+    image_id: int
+    metadata: dict[str, str]
+    end: str
+    leaves_end: bool
+    licences: tuple[str, ...]
+
+
+def write_model(cfg: ModelConfig, settings: GenerationConfig, folder: Path) -> Written:
+    """Write weights, configuration, processor, tokenizer and generation settings.
+
+    The weights are mapped from their files and written a shard at a time.
+
+    Args:
+        cfg: section `model`, which `check_exportable` accepted.
+        settings: generation settings that become the folder's own.
+        folder: empty folder.
+
+    Raises:
+        ExportError: The model is none that transformers has.
+        DataError: The disk is too small, or the folder cannot be written.
+        CheckpointError: Weights do not fit.
+    """
+    model = build_model(cfg, torch.device("cpu"), None, keep_llm_on_cpu=True)
+    encoder, source = model.encoder, language_model_folder(cfg.llama_model, "model.llama_model")
+    tokenizer = fast_tokenizer(source, encoder.tokenizer)
+    image_id: int = tokenizer.image_token_id
+    config = blip2_config(model, image_id)
+    tensors = blip2_tensors(model, config)
+    check_space(tensors, folder)
+    has_bos = encoder.tokenizer.bos_id is not None
+    processor = build_processor(tokenizer, encoder.template, cfg.image_size, encoder.num_image_tokens, bos=has_bos)
+    endings = ending_tokens(tokenizer, encoder.tokenizer, encoder.template.end)
+    licences = sorted(file for pattern in LICENCES for file in source.glob(pattern) if file.is_file())
+    with writing(folder):
+        write_weights(tensors, folder)
+        config.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        _generation_config(settings, tokenizer, endings, image_id).save_pretrained(folder)
+        for file in licences:
+            shutil.copyfile(file, folder / file.name)
+    return Written(
+        image_id=image_id,
+        metadata=model.metadata(),
+        end=encoder.template.end,
+        leaves_end=bool(encoder.template.end) and encoder.template.end not in tokenizer.all_special_tokens,
+        licences=tuple(file.name for file in licences),
+    )
+
+
+def _generation_config(settings: GenerationConfig, tokenizer: Any, endings: list[int], image_id: int) -> Any:
+    """The settings as transformers has them.
+
+    Not `repetition_penalty`, which counts the prompt's tokens there, nor `static_cache`.
+    """
+    from transformers import GenerationConfig as Settings
+
+    values: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "do_sample": settings.do_sample}
+    if len(endings) == 1 or settings.min_new_tokens > 1:  # otherwise it would forbid an end that is allowed here
+        values["min_new_tokens"] = settings.min_new_tokens
+    if settings.num_beams > 1:
+        values |= {"num_beams": settings.num_beams, "length_penalty": settings.length_penalty}
+    if settings.do_sample:
+        values |= {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    return Settings(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=endings,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=[image_id],
+        **values,
+    )
