@@ -99,7 +99,7 @@ def model_card(
         + (", trained adapters merged into the language model" if cfg.lora.r else "")
         + ") as transformers' `Blip2ForConditionalGeneration`."
         + (f" {NOTE}" if toy else ""),
-        _usage(written.end, written.leaves_end),
+        _usage(written),
         _training(cfg, written.metadata, trained),
         _scores(scores),
         _verification(checks),
@@ -108,12 +108,13 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _usage(end: str, leaves_end: bool) -> str:
-    stop = f", stop_strings=[{json.dumps(end)}], tokenizer=processor.tokenizer" if leaves_end else ""
+def _usage(written: Written) -> str:
+    stop = f", stop_strings=[{json.dumps(written.end)}], tokenizer=processor.tokenizer" if written.leaves_end else ""
+    stop += "".join(f", {name}={value!r}" for name, value in written.decoding.items())
     note = (
-        f"\n\nAnswers end with `{end}`, which is text and no token of its own: a program that stops at tokens only, as "
-        "`pipeline` does, leaves it at the end of an answer."
-        if leaves_end
+        f"\n\nAnswers end with `{written.end}`, which is text and no token of its own: a program that stops at tokens "
+        "only, as `pipeline` does, leaves it at the end of an answer."
+        if written.leaves_end
         else ""
     )
     return f"""## Use

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig as TheirGenerationConfig
 
 from minigpt4.common.files import language_model_folder, writing
 from minigpt4.common.schema import GenerationConfig, ModelConfig
@@ -30,6 +31,7 @@ class Written:
         metadata: what a checkpoint of the model records.
         end: text that ends an answer; empty: none.
         leaves_end: whether programs that stop at tokens only leave that text in an answer.
+        decoding: arguments of `generate` for the model's own generation settings; empty: greedy.
         licences: names of the language model's licence files.
     """
 
@@ -37,6 +39,7 @@ class Written:
     metadata: dict[str, str]
     end: str
     leaves_end: bool
+    decoding: dict[str, Any]
     licences: tuple[str, ...]
 
 
@@ -65,12 +68,15 @@ def write_model(cfg: ModelConfig, settings: GenerationConfig, folder: Path) -> W
     has_bos = encoder.tokenizer.bos_id is not None
     processor = build_processor(tokenizer, encoder.template, cfg.image_size, encoder.num_image_tokens, bos=has_bos)
     endings = ending_tokens(tokenizer, encoder.tokenizer, encoder.template.end)
+    limits = _limits(settings, tokenizer, endings)
+    for name, value in limits.items():
+        setattr(config.text_config, name, value)
     licences = sorted(file for pattern in LICENCES for file in source.glob(pattern) if file.is_file())
     with writing(folder):
         write_weights(tensors, folder)
         config.save_pretrained(folder)
         processor.save_pretrained(folder)
-        _generation_config(settings, tokenizer, endings, image_id).save_pretrained(folder)
+        TheirGenerationConfig(**limits).save_pretrained(folder)
         for file in licences:
             shutil.copyfile(file, folder / file.name)
     return Written(
@@ -78,28 +84,31 @@ def write_model(cfg: ModelConfig, settings: GenerationConfig, folder: Path) -> W
         metadata=model.metadata(),
         end=encoder.template.end,
         leaves_end=bool(encoder.template.end) and encoder.template.end not in tokenizer.all_special_tokens,
+        decoding=_decoding(settings),
         licences=tuple(file.name for file in licences),
     )
 
 
-def _generation_config(settings: GenerationConfig, tokenizer: Any, endings: list[int], image_id: int) -> Any:
-    """The settings as transformers has them.
+def _limits(settings: GenerationConfig, tokenizer: Any, endings: list[int]) -> dict[str, Any]:
+    """The settings that a folder can hold, by transformers' names: how long an answer is, and where it ends.
+
+    Blip2's `generate` reads them from the language model's configuration, where transformers accepts no others.
+    """
+    values: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens}
+    if len(endings) == 1 or settings.min_new_tokens > 1:  # otherwise it would forbid an end that is allowed here
+        values["min_new_tokens"] = settings.min_new_tokens
+    return values | {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": endings,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _decoding(settings: GenerationConfig) -> dict[str, Any]:
+    """The settings that only a call of `generate` can have, by transformers' names.
 
     Not `repetition_penalty`, which counts the prompt's tokens there, nor `static_cache`.
     """
-    from transformers import GenerationConfig as Settings
-
-    values: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "do_sample": settings.do_sample}
-    if len(endings) == 1 or settings.min_new_tokens > 1:  # otherwise it would forbid an end that is allowed here
-        values["min_new_tokens"] = settings.min_new_tokens
-    if settings.num_beams > 1:
-        values |= {"num_beams": settings.num_beams, "length_penalty": settings.length_penalty}
-    if settings.do_sample:
-        values |= {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
-    return Settings(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=endings,
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=[image_id],
-        **values,
-    )
+    beams = {"num_beams": settings.num_beams, "length_penalty": settings.length_penalty}
+    sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    return (beams if settings.num_beams > 1 else {}) | (sampling if settings.do_sample else {})

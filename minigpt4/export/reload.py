@@ -49,8 +49,14 @@ def main(folder: str, work: str) -> None:
     padded = _answers(model, processor, request["padded"], **settings, **stop)
     describe: Any = pipeline("image-text-to-text", model=model, processor=processor)
     piped = describe(text=asked[0], return_full_text=False, generate_kwargs=settings)[0]["generated_text"]
+    stated = json.loads(Path(folder, "generation_config.json").read_text(encoding="utf-8"))
+    stated.pop("transformers_version", None)
+    in_force = model.language_model.generation_config
     reply = {
-        "wrong_keys": sorted(str(name) for kind in report for name in report[kind] if "keys" in kind),
+        "faults": {
+            "weights by name": sorted(str(name) for kind in report for name in report[kind] if "keys" in kind),
+            "generation settings": sorted(name for name in stated if getattr(in_force, name) != stated[name]),
+        },
         "prompts": [_encoded(processor, prompt) for prompt in request["prompts"]],
         "strings": strings,
         "decoded": [tokenizer.decode(row, skip_special_tokens=True) for row in strings],

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minigpt4.common.errors import ExportError, counted
+from minigpt4.common.errors import ExportError, counted, first_few
 from minigpt4.common.files import PACKAGE
 from minigpt4.common.schema import DESCRIBE, GenerationConfig
 from minigpt4.common.types import IMAGE_POSITION, IMAGE_TOKEN
@@ -264,8 +264,8 @@ def run_fresh(folder: Path, work: Path) -> None:
         raise ExportError(f"verification: stock transformers fails with the export: {said[-1]}")
 
 
-def read_reply(work: Path, tokenizer: Tokenizer, end: str) -> tuple[Computed, list[str]]:
-    """What the other side computed, and the names of weights that it missed or did not expect.
+def read_reply(work: Path, tokenizer: Tokenizer, end: str) -> tuple[Computed, dict[str, list[str]]]:
+    """What the other side computed, and what is wrong by name: weights, and settings that are not in force.
 
     Args:
         work: folder of the reply.
@@ -281,22 +281,22 @@ def read_reply(work: Path, tokenizer: Tokenizer, end: str) -> tuple[Computed, li
         return until_end(tokenizer.decode(ids) if INCOMPLETE_CHARACTER in text else text)
 
     reply = json.loads((work / "reply.json").read_text(encoding="utf-8"))
-    wrong = reply.pop("wrong_keys")
+    faults = reply.pop("faults")
     piped, generated = until_end(reply["pipeline"]), until_end(reply["texts"][0][0])
     for name in ("texts", "talks", "padded"):
         reply[name] = [answer(*each) for each in reply[name]]
     reply["pipeline"] = reply["texts"][:1] if piped == generated else [piped]
     tensors: dict[str, Any] = load_file(work / "reply.safetensors")
-    return Computed(**reply, **tensors), wrong
+    return Computed(**reply, **tensors), faults
 
 
-def compare(ours: Computed, theirs: Computed, wrong_keys: Sequence[str], dtype: torch.dtype) -> list[Check]:
+def compare(ours: Computed, theirs: Computed, faults: Mapping[str, Sequence[str]], dtype: torch.dtype) -> list[Check]:
     """The table.
 
     Args:
         ours: of the model itself.
         theirs: of the exported folder.
-        wrong_keys: weights that were missing or not expected.
+        faults: from `read_reply`.
         dtype: number format of the computation; answers must be equal in float32 only.
     """
     vocabulary = ours.logits.shape[-1]
@@ -305,7 +305,7 @@ def compare(ours: Computed, theirs: Computed, wrong_keys: Sequence[str], dtype: 
     largest, mean = RESIZED_LEVELS
     levels = (ours.images - theirs.images).abs() / GREY_LEVEL if _alike(ours.images, theirs.images) else None
     checks = [
-        Check("weights by name", f"{len(wrong_keys)} missing or surplus", "0", not wrong_keys),
+        *(Check(what, f"wrong: {first_few(names, 3) or 'none'}", "none", not names) for what, names in faults.items()),
         _close("pixels, not resized", ours.exact, theirs.exact, SAME_PIXELS, relative=False),
         Check(
             f"pixels of {counted(len(ours.images), 'images')}, resized",
@@ -374,5 +374,5 @@ def verify(load: Callable[[], LoadedModel], folder: Path, images: Sequence[Path]
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         run_fresh(folder, work)
-        theirs, wrong_keys = read_reply(work, encoder.tokenizer, encoder.template.end)
-    return compare(ours, theirs, wrong_keys, dtype)
+        theirs, faults = read_reply(work, encoder.tokenizer, encoder.template.end)
+    return compare(ours, theirs, faults, dtype)

@@ -21,6 +21,7 @@ WRITTEN = Written(
     metadata={"prompt_template": "Q: {} A: ", "base.llama_model": "0123"},
     end="###",
     leaves_end=True,
+    decoding={"num_beams": 5, "length_penalty": 1.0},
     licences=("LICENSE.txt",),
 )
 
@@ -70,7 +71,7 @@ def test_the_card_says_what_is_known(tmp_path: Path) -> None:
     ):
         assert line in card.splitlines()
     assert "**Not verified**" in card and "`LICENSE.txt`" in card
-    assert 'stop_strings=["###"], tokenizer=processor.tokenizer' in card
+    assert 'stop_strings=["###"], tokenizer=processor.tokenizer, num_beams=5, length_penalty=1.0)' in card
 
 
 def test_the_card_says_what_is_not_known() -> None:

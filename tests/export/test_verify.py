@@ -40,8 +40,8 @@ def compared(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
     def compare(folder: Path) -> dict[str, Check]:
         reload.main(str(folder), str(work))
-        theirs, wrong = verify.read_reply(work, loaded.model.encoder.tokenizer, "###")
-        checks = verify.compare(ours, theirs, wrong, torch.float32)
+        theirs, faults = verify.read_reply(work, loaded.model.encoder.tokenizer, "###")
+        checks = verify.compare(ours, theirs, faults, torch.float32)
         return {each.what: each for each in checks}
 
     return compare
@@ -56,7 +56,7 @@ def test_a_published_layout_is_exported_and_verified(exported: Exported) -> None
     card = (exported.folder / "README.md").read_text(encoding="utf-8")
     assert "| greedy answers | 2 of 2 equal | all |" in card and "Not verified" not in card
     settings = json.loads((exported.folder / "generation_config.json").read_text())
-    assert (settings["max_new_tokens"], settings["suppress_tokens"]) == (6, [800])
+    assert (settings["max_new_tokens"], settings["eos_token_id"][0]) == (6, 2)
 
 
 def edit_json(file: Path, change: Callable[[Any], object]) -> None:
@@ -78,6 +78,10 @@ def lose_a_tensor(folder: Path) -> None:
     state = load_file(folder / WEIGHTS)
     state.pop("language_projection.bias")
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def allow_more_tokens(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda it: it["text_config"].update(max_new_tokens=9))
 
 
 def change_a_mean(folder: Path) -> None:
@@ -108,6 +112,7 @@ def change_the_template(folder: Path) -> None:
     [
         (swap_biases, {"image embeddings", "logits"}),
         (lose_a_tensor, {"weights by name", "logits"}),
+        (allow_more_tokens, {"generation settings"}),
         (change_a_mean, {"pixels, not resized"}),
         (resize_by_nearest, {"pixels of 2 images, resized"}),
         (pad_on_the_right, {"greedy answers, padded batch"}),
