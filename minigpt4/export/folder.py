@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,9 +66,9 @@ def new_folder_of(folder: Path) -> Iterator[Path]:
     """
     check_new(folder)
     unfinished = folder.with_name(f".{folder.name}.partial")
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    with hold(folder.with_name(f".{folder.name}.lock"), folder):
+    with ExitStack() as held:
+        with writing(folder):
+            held.enter_context(hold(folder.with_name(f".{folder.name}.lock"), folder))
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             with writing(folder):

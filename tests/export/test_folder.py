@@ -36,6 +36,12 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:
         pass
 
 
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be written"), new_folder_of(tmp_path / "file" / "out"):
+        pass
+
+
 def test_a_folder_made_in_the_meantime_is_not_replaced(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(ConfigError, match="exists"), new_folder_of(out):

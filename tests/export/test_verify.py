@@ -159,10 +159,13 @@ def test_the_other_side_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_what_differs_is_not_kept(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(verify, "RELATIVE", {torch.float32: 0.0})
-    with pytest.raises(ExportError, match=r"the export differs from the model: image embeddings \(at most .*logits"):
+    checks = [Check("pixels", "at most 0", "0", True), Check("logits", "at most 3", "1", False)]
+    monkeypatch.setattr(verify, "verify", lambda *_: checks)
+    with pytest.raises(
+        ExportError, match=r"the export differs from the model: logits \(at most 3, allowed: 1\); nothing"
+    ):
         command.export(exported.cfg, tmp_path / "out", verify.EXAMPLES[:1])
-    assert "DIFFERS" in capsys.readouterr().out
+    assert "DIFFERS: at most 3" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
