@@ -54,17 +54,30 @@ RUN_KEYS = (
     "resume_ckpt_path", "train_splits", "device",
 )  # fmt: skip
 """Keys of `run` that mean the same here."""
+OF_V2 = (
+    "coco_caption", "textcaps_caption", "coco_vqa", "ok_vqa", "aok_vqa", "gqa", "ocrvqa",
+    "refcoco", "refcocop", "refcocog", "invrefcoco", "invrefcocop", "invrefcocog", "refvg",
+    "llava_conversation", "llava_detail", "llava_reason", "multitask_conversation", "unnatural_instruction",
+    "flickr_grounded_caption",
+)  # fmt: skip
+"""Datasets of MiniGPT-v2 whose cards have the same names."""
 DATASETS = {
     "laion": "laion",
     "cc_sbu": "cc_sbu",
     "cc_sbu_align": "cc_sbu_align",
     "flickr30k": "flickr30k",
     "flickr30k_grounded_detail": "flickr30k",
+    "flickr_CaptionToPhrase": "flickr_caption_to_phrase",
+    "flickr_ObjectToPhrase": "flickr_object_to_phrase",
+    **{name: name for name in OF_V2},
 }
 """Datasets of the original and of the Flickr30k fork -> cards here."""
 NO_READER = "no reader here: write its rows as JSONL (docs/your-data.md)"
-LOWER_CASE = ("laion", "cc_sbu")
-"""Datasets whose captions the original gives to the text processor; it ignores the setting for the others."""
+EVALUATED = ("cc_sbu_align", "flickr30k", "flickr30k_grounded_detail")
+"""Datasets whose files for evaluation are those of training; the others have files of the original's own form."""
+OWN_FORM = "its file has a form of the original's own: evaluate the published files (docs/minigpt-v2.md)"
+LOWER_CASE = ("laion", "cc_sbu", "coco_caption", "textcaps_caption")
+"""Datasets whose captions the original gives to the text processor."""
 
 
 @dataclass
@@ -262,7 +275,9 @@ def _convert_dataset(name: str, old: Mapping[str, Any], key: str, new: Converted
     for phase, text in (old.get("text_processor") or {}).items():
         given = text.get("name", "blip_caption")
         used = given if card in LOWER_CASE else "plain_text"
-        why = f"was {given}, which the original ignores for this dataset" if used != given else ""
+        is_for_questions = card in OF_V2 or card.startswith("flickr_")
+        reason = "for questions there; here they keep their case" if is_for_questions else "which is ignored there"
+        why = f"was {given}, {reason}" if used != given else ""
         new.set(f"{key}.text_processor.{phase}.name", used, why)
         if used == given:
             _copy(text, ("prompt", "max_words"), f"{key}.text_processor.{phase}", new)
@@ -272,6 +287,15 @@ def _convert_dataset(name: str, old: Mapping[str, Any], key: str, new: Converted
 def _paths(name: str, build_info: Mapping[str, Any]) -> dict[str, Any]:
     """Where a dataset's files are, from `build_info`."""
     storage, annotations = build_info.get("storage"), build_info.get("ann_path")
+    if "data_dir" in build_info:  # Visual Genome
+        return {"annotations": build_info["data_dir"], "images": build_info["data_dir"]}
+    if annotations and "splitBy" in build_info:  # RefCOCO
+        folder = f"{annotations}/{str(build_info.get('dataset', '')).removeprefix('inv')}"
+        annotations = f"{folder}/refs({build_info['splitBy']}).p"
+    if "annotations" in build_info:  # LAVIS's form
+        listed = build_info["annotations"]["train"]["storage"]
+        annotations = listed[0] if isinstance(listed, list) and len(listed) == 1 else listed
+        build_info = {"image_path": build_info["images"]["storage"]}
     if storage and DATASETS[name] == "cc_sbu_align":
         folder = str(storage).rstrip("/")
         return {"annotations": f"{folder}/filter_cap.json", "images": f"{folder}/image"}
@@ -301,8 +325,8 @@ def _convert_run(old: Mapping[str, Any], new: Converted) -> None:
 
 
 def _convert_evaluation(old: Mapping[str, Any], run: Mapping[str, Any], new: Converted) -> None:
-    known = {name: settings or {} for name, settings in old.items() if name in DATASETS}
-    new.left_out |= {f"evaluation_datasets.{name}": NO_READER for name in old if name not in known}
+    known = {name: settings or {} for name, settings in old.items() if name in EVALUATED}
+    new.left_out |= {f"evaluation_datasets.{name}": OWN_FORM for name in old if name not in known}
     for name, settings in known.items():
         new.set(f"datasets.{name}.card", DATASETS[name])
         for place, given in (("annotations", "eval_file_path"), ("images", "img_path")):
@@ -422,7 +446,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         converted = convert(read_old(path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{path}: a section or value has a form that the original cannot use either ({one_line(error)}); fix it"
         ) from error

@@ -14,11 +14,13 @@ from PIL import Image
 
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.files import PROJECT
 from minigpt4.common.schema import LowResource
 from minigpt4.conversation.template import PromptEncoder, configured_template
 from minigpt4.datasets.builders import build_datasets
 from minigpt4.from_upstream import convert, main
 from tests.ascii_tokenizer import AsciiTokenizer
+from tests.datasets.public_layouts import CARDS
 from tests.datasets.shards.conftest import write_shard
 
 CAPTION = "The image shows a Man (John) in Paris. He holds a sign: It is 5:00 pm!"
@@ -59,6 +61,17 @@ SIZED = {"batch_size_train": 16, "batch_size_eval": 2}
 ALIGN = {"cc_sbu_align": dataset(batch_size=12)}
 ONLY_IMAGE = "[BOS]<ImageHere>*2[[{caption}\n]]"
 PROMPT = "###Human: <Img><ImageHere>*2</Img> {prompt} ###Assistant: [[{caption}###]]"
+V2_SIZES = {
+    "multitask_conversation": (2, 50), "llava_conversation": (2, 30), "unnatural_instruction": (1, 10),
+    "refvg": (6, 40),
+    "llava_detail": (4, 20), "llava_reason": (4, 80), "flickr_grounded_caption": (2, 80),
+    "flickr_CaptionToPhrase": (2, 80), "flickr_ObjectToPhrase": (2, 80), "coco_caption": (6, 10),
+    "textcaps_caption": (6, 30), "refcoco": (6, 25), "refcocop": (6, 25), "refcocog": (6, 25), "invrefcoco": (6, 10),
+    "invrefcocop": (6, 10), "invrefcocog": (6, 10), "coco_vqa": (6, 15), "ok_vqa": (6, 8), "aok_vqa": (6, 12),
+    "gqa": (6, 50), "ocrvqa": (6, 30),
+}  # fmt: skip
+"""Batch size and ratio of each dataset of the published recipe."""
+V2_DATASETS = {name: dataset(size=448, batch_size=size, sample_ratio=ratio) for name, (size, ratio) in V2_SIZES.items()}
 TRAINED = {
     "stage1": ({"model": vicuna(), "datasets": TWO, "run": training(wandb_log=True)}, ONLY_IMAGE),
     "llama2_stage1": ({"model": llama2(), "datasets": TWO, "run": training(wandb_log=True)}, ONLY_IMAGE),
@@ -170,7 +183,11 @@ def test_a_converted_file_without_training_loads(name: str, tmp_path: Path) -> N
         assert (cfg.model.prompt_template, cfg.model.end_sym) == ("[INST] {} [/INST]", "</s>")
     else:
         assert cfg.model.lora.r == 0
-    for left_out in [*old["datasets"], *(name for name in old.get("evaluation_datasets", {}) if name != "flickr30k")]:
+    trained = old["datasets"] if "init_lr" in old["run"] else {}
+    for left_out in [
+        *({*old["datasets"]} - {*trained}),
+        *(name for name in old.get("evaluation_datasets", {}) if name != "flickr30k"),
+    ]:
         assert f"datasets.{left_out}: " in text
     if name == "fork_eval":
         assert (cfg.evaluation.dataset, cfg.evaluation.batch_size) == ("flickr30k", 10)
@@ -179,9 +196,25 @@ def test_a_converted_file_without_training_loads(name: str, tmp_path: Path) -> N
     if name == "v2_benchmarks":
         assert cfg.evaluation.output_dir == "results"
         assert cfg.model.ckpt.endswith("minigptv2_checkpoint.pth") and "llama-2-7b-chat-hf" in cfg.model.llama_model
-    if name == "v2_finetune":
-        assert cfg.run.batch_size == round((40 * 6 + 20 * 4) / 60)
-        assert "datasets.refvg: no reader here" in text and "sample_ratio: 240" in text
+
+
+def test_minigpt_v2s_recipe_is_that_of_its_third_stage(tmp_path: Path) -> None:
+    """The key set of minigptv2_finetune.yaml with all of its datasets: they build, and have the same ratios."""
+    path, text = converted({"model": V2, "datasets": V2_DATASETS, "run": training()}, tmp_path)
+    cards = {"flickr_CaptionToPhrase": "flickr_caption_to_phrase", "flickr_ObjectToPhrase": "flickr_object_to_phrase"}
+    cfg = load_config(path, [f"paths.data_root={tmp_path}", "model.image_size=8"]).config
+    shipped = load_config(PROJECT / "train_configs" / "minigptv2_stage3.yaml").config
+    ratios = {cards.get(name, name): entry.sample_ratio for name, entry in cfg.datasets.items()}
+    assert ratios == {name: entry.sample_ratio for name, entry in shipped.datasets.items()}
+    assert cfg.run.batch_size == 4 and "# Left out:" in text and "datasets." not in text.partition("# Left out:")[2]
+    for name in ratios:
+        CARDS[name](tmp_path)
+    for entry in cfg.datasets.values():
+        entry.vis_processor.train.image_size = 8
+    encoder = PromptEncoder(AsciiTokenizer(), configured_template(cfg.model), 2, cfg.model.max_txt_len)
+    datasets = build_datasets(cfg.datasets, cfg.model, encoder, ["train"], seed=1, train=True)
+    assert datasets["coco_caption"].sample(0, 0).answer in ("a dog 1", "one dog 1")
+    assert "How many at 1?" in datasets["coco_vqa"].sample(0, 0).instruction
 
 
 def test_a_ratio_of_batches_becomes_one_of_samples(tmp_path: Path) -> None:
@@ -225,6 +258,27 @@ def test_a_card_of_a_model(card: dict[str, Any], expected: dict[str, Any], tmp_p
         ("laion", {"storage": "/d/{00000..10488}.tar"}, {"shards": "/d/{00000..10488}.tar"}),
         ("cc_sbu_align", {"storage": "/d/"}, {"annotations": "/d/filter_cap.json", "images": "/d/image"}),
         ("flickr30k_grounded_detail", {"ann_path": "a.json", "image_path": "i"}, {"annotations": "a.json"}),
+        ("refvg", {"data_dir": "/vg"}, {"annotations": "/vg", "images": "/vg", "reader": "visual_genome"}),
+        (
+            "invrefcocop",
+            {"image_path": "/coco", "ann_path": "/refs", "dataset": "invrefcoco+", "splitBy": "unc"},
+            {"annotations": "/refs/refcoco+/refs(unc).p", "images": "/coco", "reader": "identify"},
+        ),
+        (
+            "coco_vqa",
+            {"annotations": {"train": {"url": ["u"], "storage": ["a.json", "b.json"]}}, "images": {"storage": "/coco"}},
+            {"annotations": ["a.json", "b.json"], "images": "/coco"},
+        ),
+        (
+            "ok_vqa",
+            {"annotations": {"train": {"storage": ["a.json"]}}, "images": {"storage": "/coco"}},
+            {"annotations": "a.json", "images": "/coco"},
+        ),
+        (
+            "flickr_ObjectToPhrase",
+            {"image_path": "/f", "ann_path": "p.json"},
+            {"annotations": "p.json", "images": "/f", "reader": "grounded"},
+        ),
     ],
 )
 def test_a_card_of_a_dataset(name: str, build_info: dict[str, str], expected: dict[str, str], tmp_path: Path) -> None:
@@ -265,7 +319,7 @@ def test_an_old_card_named_by_a_new_file(tmp_path: Path) -> None:
         "env: {cache_root: x}\n",
         "[1]\n",
         "model: [\n",
-        "datasets: {gqa: {}}\n",
+        "datasets: {vizwiz: {}}\n",
         "model: 5\n",
         "datasets: {cc_sbu: 3}\n",
     ],

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+from typing import Any
+
+from minigpt4.common.errors import DataError, shown
 
 TASKS = ("caption", "vqa", "refer", "identify", "grounding", "detection")
 """What MiniGPT-v2 can be asked to do, as `[vqa]` in front of a question (arXiv:2310.09478, table 1)."""
@@ -37,6 +41,37 @@ class Box:
         """The box without its label, sides rounded to hundredths within the image."""
         sides = (self.left, self.top, self.right, self.bottom)
         return "{" + "".join(f"<{min(GRID, max(0, round(GRID * side)))}>" for side in sides) + "}"
+
+
+def box_of_pixels(bbox: Any, width: Any, height: Any, label: str = "") -> Box:
+    """The box of an annotation; what lies outside the image is cut off.
+
+    Args:
+        bbox: [left, top, width, height] in pixels, as COCO writes it.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        label: what is in the box.
+
+    Raises:
+        DataError: It is no such list, is empty or outside the image, or the image has no size.
+    """
+    if not (is_number(width) and is_number(height) and width > 0 and height > 0):
+        raise DataError(f"'width' and 'height' should be pixels above 0, found {shown(width)} and {shown(height)}")
+    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(is_number, bbox)) and bbox[2] > 0 and bbox[3] > 0):
+        raise DataError(f"'bbox' should be [x, y, width, height] in pixels, found {shown(bbox)}")
+    x, y, w, h = bbox
+    left, top, right, bottom = max(0.0, x / width), max(0.0, y / height), (x + w) / width, (y + h) / height
+    if left >= 1 or top >= 1 or right <= 0 or bottom <= 0:
+        raise DataError(f"'bbox' {bbox} lies outside the image, {width} x {height}")
+    return Box(left, top, min(1.0, right), min(1.0, bottom), label)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a finite number."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def find_boxes(text: str) -> list[Box]:

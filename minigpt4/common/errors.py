@@ -27,6 +27,10 @@ class DataError(MiniGPT4Error):
     """An annotation file, row or image that cannot be used."""
 
 
+class RemoteDataError(DataError):
+    """Data elsewhere that cannot be reached; nothing takes its place, since it may be there again in a moment."""
+
+
 class CheckpointError(MiniGPT4Error):
     """A weight or checkpoint file that cannot be read or does not fit the model."""
 

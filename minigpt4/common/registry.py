@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from minigpt4.common.errors import ConfigError, did_you_mean
@@ -16,7 +16,9 @@ class Registry(Generic[T]):
     """A table of named classes (or functions) of one kind.
 
     The package that owns the entries is imported on the first look-up, so that importing a registry costs
-    nothing and no `import *` is needed for its side effects. It holds classes only, never paths or state.
+    nothing and no `import *` is needed for its side effects. A package with many entries of which a run needs few has
+    a mapping `PLACES`, name -> module, and each module is imported when its name is looked up. A registry holds
+    classes only, never paths or state.
 
     Args:
         kind: What an entry is, as error messages call it ("model").
@@ -49,15 +51,21 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: There is none; the message names the nearest.
         """
-        importlib.import_module(self._package)
+        places = self._places()
+        if name in places:
+            importlib.import_module(places[name])
         if name not in self._entries:
-            raise ConfigError(f"unknown {self.kind} '{name}'; {did_you_mean(name, self._entries)}")
+            raise ConfigError(f"unknown {self.kind} '{name}'; {did_you_mean(name, {*self._entries, *places})}")
         return self._entries[name]
 
     def names(self) -> list[str]:
         """All names, sorted."""
-        importlib.import_module(self._package)
-        return sorted(self._entries)
+        return sorted({*self._places(), *self._entries})
+
+    def _places(self) -> Mapping[str, str]:
+        """The modules of the entries that are imported by name; the owning package is imported first."""
+        places: Mapping[str, str] = getattr(importlib.import_module(self._package), "PLACES", {})
+        return places
 
 
 builders: Registry[Any] = Registry("dataset builder", "minigpt4.datasets.builders")

@@ -120,8 +120,8 @@ class Target(str, Enum):
     one = "one"  # one of them, drawn for each sample and epoch
 
 
-class BadShards(str, Enum):
-    """What happens when a shard is missing, damaged or without captions."""
+class BadData(str, Enum):
+    """What happens when rows or shards cannot be used."""
 
     stop = "stop"
     skip = "skip"
@@ -325,22 +325,37 @@ class DatasetConfig:
     builder: str = "instruction"
     """Registered kind of dataset: instruction (images and annotations), or webdataset (both in tar shards)."""
     reader: str | None = None
-    """Registered reader of the annotations: cc_sbu_align, flickr30k, jsonl, csv, folder, coco_boxes or table_triples;
-    null for shards, which have none."""
-    annotations: str | None = None
-    """Annotation file (or folder, for the reader `folder`)."""
+    """Registered reader of the annotations: jsonl, csv, folder; captions, vqa, vqa_choices, refer, identify, grounded,
+    conversations, instructions, visual_genome, visual_genome_identify; flickr30k, cc_sbu_align, coco_boxes or
+    table_triples; null for shards, which have none."""
+    annotations: Any = None
+    """Annotation file (or folder, for a reader of folders), or a list of them."""
     images: str | None = None
-    """Folder that relative image paths start at; null: the annotation file's own folder."""
+    """Folder that relative image paths start at; null: the folder of the (first) annotation file."""
+    image_name: str = "{image}"
+    """Template of an image's path below `images`; `{image}` marks what the annotations say."""
+    split: str | None = None
+    """Split of the rows that name none; null: train, or val for the share `val_fraction`."""
+    bad_rows: BadData = BadData.stop
+    """stop: refuse annotations with a row that cannot be used; skip: leave such rows out with a warning."""
     shards: Any = None
-    """Tar files of a webdataset: a pattern such as '{00000..01255}.tar' or '*.tar', or a list of them."""
+    """Tar files of a webdataset: a pattern such as '{00000..01255}.tar', '*.tar' or 'https://HOST/{00..99}.tar', or a
+    list of them."""
     shard_index: str | None = None
-    """Folder of the shards' index; null: `minigpt4_index` beside the first shard."""
-    bad_shards: BadShards = BadShards.stop
+    """Folder of the shards' index; null: `minigpt4_index` beside the first shard, or
+    `minigpt4_index/NAME` in `shard_cache`."""
+    shard_cache: str = "${paths.data_root}/shard_cache"
+    """Folder for copies of shards that are elsewhere (https:, s3:, hf:, pipe:)."""
+    shard_cache_gb: float | None = number(None, above=0)
+    """Most gigabytes of copies, of which the least recently opened are deleted and copied again when needed; null: all
+    are kept."""
+    bad_shards: BadData = BadData.stop
     """stop: refuse to train when a shard is missing, damaged or without captions; skip: leave it out with a warning."""
     shuffle_shards: int = number(16, at_least=1)
     """Shards whose samples are shuffled with each other; as many files are read at a time."""
     prompts: str | None = None
-    """Text file of instructions, one a line; null: `model.prompt_path`."""
+    """Text file of instructions, one a line; null: `model.prompt_path`. Those with `{question}` go around the questions
+    of the annotations, the others are asked where there is no question."""
     answer: str = "{answer}"
     """Template of the text to learn; `{answer}` marks the record's answer."""
     target: Target = Target.one
@@ -362,16 +377,31 @@ class DatasetConfig:
         Args:
             name: key of the dataset in the configuration.
         """
-        for key, path in (("annotations", self.annotations), ("images", self.images)):
-            if path:
-                yield f"datasets.{name}.{key}", path
+        for path in self.annotation_paths():
+            yield f"datasets.{name}.annotations", path
+        if self.images:
+            yield f"datasets.{name}.images", self.images
+
+    def annotation_paths(self) -> list[str]:
+        """The paths in `annotations`."""
+        listed = self.annotations if isinstance(self.annotations, list | tuple) else [self.annotations]
+        return [str(path) for path in listed if path]
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(field, what is wrong with it), beyond the ranges."""
         if self.builder == "instruction" and self.reader is None:
             yield "reader", "this value is mandatory; name the annotations' format, for example jsonl or csv"
+        listed = self.annotations if isinstance(self.annotations, list | tuple) else [self.annotations]
+        if not all(path is None or (isinstance(path, str) and path) for path in listed):
+            yield "annotations", f"{self.annotations!r} should be a path, or a list of paths"
+        elif len(set(listed)) < len(listed):
+            yield "annotations", f"{self.annotations!r} names a file twice; its rows would count double"
         if "{answer}" not in self.answer:
             yield "answer", f"the template {self.answer!r} must contain '{{answer}}'"
+        if "{image}" not in self.image_name:
+            yield "image_name", f"the template {self.image_name!r} must contain '{{image}}'"
+        if self.split is not None and self.val_fraction:
+            yield "split", "val_fraction is set as well, which chooses the split; leave one of the two out"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -471,7 +501,8 @@ class EvaluationConfig:
     num_workers: int = number(2, at_least=0)
     """Data-loading worker processes of each rank."""
     prompt: str | None = None
-    """Instruction for every image without a question; null: the first of the dataset's prompts."""
+    """Instruction for every image without a question; or, with `{question}` in it, what goes around every question.
+    null: the first of the dataset's prompts."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     metrics: list[str] = field(default_factory=lambda: ["bleu", "rouge", "cider"])
     """Any of bleu, rouge, cider, meteor, spice."""

@@ -14,11 +14,13 @@ from typing import Any
 from minigpt4.common.errors import ConfigError, DataError, did_you_mean
 from minigpt4.common.files import read_text, replace_lone_surrogates, require_path
 from minigpt4.common.schema import ModelConfig
-from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, IMAGE_TOKEN, Encoded
+from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, IMAGE_TOKEN, Encoded, Record
 from minigpt4.conversation.tokenizer import Tokenizer
 
 IMAGE_TAG = f"<Img>{IMAGE_TOKEN}</Img>"
 """An image in a prompt."""
+QUESTION = "{question}"
+"""The place of a record's question in a prompt that goes around it."""
 STAGE1_PATTERN = "{}"
 """The pattern of stage 1, which puts nothing around the image."""
 OWN_TEMPLATE = "chat"
@@ -256,7 +258,7 @@ def check_placeholders(instruction: str, num_images: int, source: str) -> None:
 
 
 def read_prompts(path: str, key: str) -> Sequence[str]:
-    """Instructions of a text file, one a line, each with exactly one image.
+    """Instructions of a text file, one a line: with exactly one image, or around a question, with at most one.
 
     Args:
         path: the file.
@@ -264,7 +266,7 @@ def read_prompts(path: str, key: str) -> Sequence[str]:
 
     Raises:
         ConfigError: The file does not exist or holds no prompt.
-        DataError: The file is not UTF-8, or a line has no placeholder or several.
+        DataError: The file is not UTF-8, or a line has a wrong number of placeholders.
     """
     lines = read_text(require_path(path, key)).splitlines()
     prompts = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
@@ -273,8 +275,48 @@ def read_prompts(path: str, key: str) -> Sequence[str]:
             f"{key}: {path} holds no prompt; write one instruction a line, such as '{IMAGE_TAG} Describe it.'"
         )
     for number, prompt in prompts:
-        check_placeholders(prompt, 1, f"{path}, line {number}")
+        source, questions = f"{path}, line {number}", prompt.count(QUESTION)
+        if questions > 1:
+            raise DataError(f"{source}: {QUESTION} comes {questions} times in {prompt!r}; write it once")
+        if not questions or IMAGE_TOKEN in prompt:
+            check_placeholders(prompt, 1, source)
     return [prompt for _, prompt in prompts]
+
+
+class PromptPool:
+    """The prompts of a dataset: instructions for records without a question, and prompts around questions.
+
+    Args:
+        prompts: instructions; in those that go around a question, `{question}` marks its place.
+    """
+
+    def __init__(self, prompts: Sequence[str]) -> None:
+        self.instructions = [prompt for prompt in prompts if QUESTION not in prompt]
+        self.around = [prompt for prompt in prompts if QUESTION in prompt]
+
+    def questions(self, record: Record, choose: Callable[[Sequence[str]], str]) -> list[str]:
+        """The questions of a record as they are asked, not yet with placeholders of its images.
+
+        The questions of a conversation stay as they are written.
+
+        Args:
+            record: an annotated image.
+            choose: picks one of several prompts.
+
+        Raises:
+            DataError: The record has no question, and all prompts go around one.
+        """
+        earlier = [question for question, _ in record.earlier]
+        if record.question is not None and self.around and not earlier:
+            return [choose(self.around).replace(QUESTION, record.question)]
+        if record.question is not None:
+            return [*earlier, record.question]
+        if not self.instructions:
+            raise DataError(
+                f"{record.source}: there is no question, but all prompts of the dataset go around one, such as "
+                f"{self.around[0]!r}; add a question to the row, or a prompt without '{QUESTION}'"
+            )
+        return [*earlier, choose(self.instructions)]
 
 
 class PromptEncoder:

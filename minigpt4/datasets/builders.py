@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.common.errors import ConfigError, DataError, MissingSplitError
 from minigpt4.common.files import require_path
 from minigpt4.common.registry import builders, processors, readers
-from minigpt4.common.schema import DatasetConfig, ModelConfig, ProcessorConfig
+from minigpt4.common.schema import BadData, DatasetConfig, ModelConfig, ProcessorConfig
 from minigpt4.common.types import Record
-from minigpt4.conversation.template import read_prompts
+from minigpt4.conversation.template import QUESTION, PromptPool, read_prompts
 from minigpt4.datasets.readers.rows import Reader, RowProblem
+from minigpt4.datasets.records import PackedRecords
 
 if TYPE_CHECKING:
     from minigpt4.conversation.template import PromptEncoder
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 SHARDS = "webdataset"
 """Builder of datasets whose images and captions are in tar shards."""
+SHOWN = 20
+"""Bad rows named in the log; `python -m minigpt4.datasets.check` names all."""
 
 
 def prepare_datasets(datasets: Mapping[str, DatasetConfig]) -> dict[str, ShardIndex]:
@@ -125,8 +127,8 @@ def build_instruction(
     """Images with an instruction and an answer; arguments and errors as for `build_datasets`."""
     from minigpt4.datasets.instruction import InstructionDataset
 
-    records = select_splits(name, load_records(name, cfg), splits)
     options = _sample_options(name, cfg, model, train)
+    records = select_splits(name, load_records(name, cfg, PromptPool(options["prompts"])), splits)
     return InstructionDataset(name, records, images=images_folder(name, cfg), encoder=encoder, seed=seed, **options)
 
 
@@ -146,6 +148,8 @@ def build_shards(
     from minigpt4.datasets.shards.dataset import ShardDataset, load_shards
 
     options = _sample_options(name, cfg, model, train)
+    if not PromptPool(options["prompts"]).instructions:
+        raise ConfigError(f"datasets.{name}.prompts: shards have no questions; add a prompt without '{QUESTION}'")
     records = load_shards(name, cfg, splits, prepared)
     return ShardDataset(name, records, window=cfg.shuffle_shards, encoder=encoder, seed=seed, **options)
 
@@ -190,30 +194,56 @@ def dataset_prompts(name: str, cfg: DatasetConfig, model: ModelConfig) -> Sequen
     raise ConfigError(f"datasets.{name}.prompts is not set and neither is model.prompt_path; name a file of prompts")
 
 
-def load_records(name: str, cfg: DatasetConfig) -> list[Record]:
-    """All rows of dataset `name`.
+def load_records(name: str, cfg: DatasetConfig, prompts: PromptPool | None = None) -> PackedRecords:
+    """All usable rows of dataset `name`; those that are not, are counted and the first ones logged (`bad_rows: skip`).
+
+    Args:
+        name: key of the dataset in the configuration.
+        cfg: its configuration.
+        prompts: prompts that each record must be askable by; None: this is not checked.
 
     Raises:
         ConfigError: As for `read_rows`.
-        DataError: As for `read_rows`; or a row cannot be used, or there is none.
+        DataError: As for `read_rows`; or a row cannot be used or asked, or there is none.
     """
-    rows = list(read_rows(name, cfg))
-    problems = [row for row in rows if isinstance(row, RowProblem)]
-    if problems:
-        others = f" (and {len(problems) - 1:,} more rows)" if len(problems) > 1 else ""
-        raise DataError(f"{problems[0]}{others}; python -m minigpt4.datasets.check names every bad row")
-    if not rows:
-        raise DataError(f"datasets.{name}.annotations: {annotations_path(name, cfg)} holds no record")
-    return [row for row in rows if isinstance(row, Record)]
+    problems: list[RowProblem] = []
+    count = 0
+
+    def usable() -> Iterator[Record]:
+        nonlocal count
+        for row in read_rows(name, cfg):
+            if isinstance(row, Record):
+                if prompts is not None and row.question is None:
+                    prompts.questions(row, lambda texts: texts[0])
+                yield row
+            else:
+                count += 1
+                problems.extend([row] * (len(problems) < SHOWN))
+
+    records = PackedRecords(usable())
+    if problems and cfg.bad_rows is BadData.stop:
+        others = f" (and {count - 1:,} more rows)" if count > 1 else ""
+        raise DataError(
+            f"{problems[0]}{others}; python -m minigpt4.datasets.check names every bad row, and "
+            f"datasets.{name}.bad_rows=skip leaves them out"
+        )
+    if not records:
+        why = f"; the first row: {problems[0]}" if problems else ""
+        raise DataError(f"datasets.{name}.annotations: {annotations_paths(name, cfg)[0]} holds no record{why}")
+    for problem in problems:
+        logger.warning("dataset %s: left out: %s", name, problem)
+    if count > SHOWN:
+        logger.warning("dataset %s: %d more rows cannot be used and are left out", name, count - SHOWN)
+    return records
 
 
-def select_splits(name: str, records: Sequence[Record], splits: Sequence[str]) -> list[Record]:
+def select_splits(name: str, records: PackedRecords, splits: Sequence[str]) -> PackedRecords:
     """The records of the given splits, in the order of the annotations.
 
     Raises:
         MissingSplitError: One of them has no record; the message lists those that have.
     """
-    counts = Counter(record.split for record in records)
+    counts = records.splits()
     for split in splits:
         if not counts[split]:
             known = ", ".join(f"{known} ({count:,})" for known, count in counts.items())
@@ -222,32 +252,37 @@ def select_splits(name: str, records: Sequence[Record], splits: Sequence[str]) -
                 f"datasets.{name}: there is no split '{split}'; the annotations have {known}: name one of these in "
                 f"run.train_splits, run.valid_splits or evaluation.split (--split){hint}"
             )
-    return [record for record in records if record.split in splits]
+    return records.of_splits(splits)
 
 
 def read_rows(name: str, cfg: DatasetConfig) -> Iterator[Record | RowProblem]:
-    """Every row of dataset `name`, usable or not; rows without a split are given one (`val_fraction`).
+    """Every row of dataset `name`, usable or not; rows without a split are given one (`split`, `val_fraction`).
 
     Raises:
         ConfigError: The annotations do not exist, or the reader is unknown.
         DataError: The annotations cannot be read at all.
     """
-    for row in _reader(cfg)().read(annotations_path(name, cfg)):
-        if isinstance(row, Record) and row.split is None:
-            yield replace(row, split=_split_of(row.image or row.image_id, cfg.val_fraction))
-        else:
+    for path in annotations_paths(name, cfg):
+        for row in _reader(cfg)().read(path):
+            if not isinstance(row, Record):
+                yield row
+                continue
+            if row.split is None:
+                row = replace(row, split=cfg.split or _split_of(row.image or row.image_id, cfg.val_fraction))
+            if cfg.image_name != "{image}":
+                row = replace(row, images=tuple(cfg.image_name.replace("{image}", image) for image in row.images))
             yield row
 
 
-def annotations_path(name: str, cfg: DatasetConfig) -> Path:
-    """The annotation file (or folder) of dataset `name`.
+def annotations_paths(name: str, cfg: DatasetConfig) -> list[Path]:
+    """The annotation files (or folders) of dataset `name`, of which there is at least one.
 
     Raises:
-        ConfigError: It does not exist.
+        ConfigError: One does not exist.
     """
     folder = _reader(cfg).folder
-    path = cfg.annotations or (cfg.images if folder else None)
-    return require_path(path, f"datasets.{name}.annotations", folder=folder)
+    paths = cfg.annotation_paths() or [(cfg.images or "") if folder else ""]
+    return [require_path(path, f"datasets.{name}.annotations", folder=folder) for path in paths]
 
 
 def images_folder(name: str, cfg: DatasetConfig) -> Path:
@@ -258,7 +293,7 @@ def images_folder(name: str, cfg: DatasetConfig) -> Path:
     """
     if cfg.images:
         return require_path(cfg.images, f"datasets.{name}.images", folder=True)
-    annotations = annotations_path(name, cfg)
+    annotations = annotations_paths(name, cfg)[0]
     return annotations if annotations.is_dir() else annotations.parent
 
 

@@ -26,9 +26,11 @@ from minigpt4.common.files import replace_lone_surrogates
 from minigpt4.common.logging import set_up_logging, track
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig
 from minigpt4.common.types import Record
+from minigpt4.conversation.template import PromptPool
 from minigpt4.datasets.builders import SHARDS, dataset_prompts, images_folder, read_rows
 from minigpt4.datasets.leaks import THREADS, Fingerprint, fingerprints, warnings_of_splits
 from minigpt4.datasets.readers.rows import RowProblem, repeated_ids
+from minigpt4.datasets.records import PackedRecords
 from minigpt4.processors.image import decode_pixels, jpeg_decoder
 
 if TYPE_CHECKING:
@@ -94,30 +96,39 @@ def check_dataset(
         dataset_prompts(name, cfg, model)
         return _check_shards(name, cfg, with_images)
     report = Report()
-    records: list[Record] = []
-    for row in track(read_rows(name, cfg), f"{name}: reading", "rows"):
-        if isinstance(row, RowProblem):
-            report.problems.append(row)
-        else:
-            records.append(row)
-            report.splits[row.split] += 1
-            report.add_texts(row)
-    if any(record.question is None for record in records):
-        dataset_prompts(name, cfg, model)
+
+    def usable() -> Iterator[Record]:
+        for row in track(read_rows(name, cfg), f"{name}: reading", "rows"):
+            if isinstance(row, RowProblem):
+                report.problems.append(row)
+            else:
+                report.splits[row.split] += 1
+                report.add_texts(row)
+                yield row
+
+    records = PackedRecords(usable())
+    unasked = next((record for record in records if record.question is None), None)
+    if unasked is not None:
+        PromptPool(dataset_prompts(name, cfg, model)).questions(unasked, lambda texts: texts[0])
     _check_splits(report, records, cfg.val_fraction, evaluated)
+    _check_images(report, name, records, images_folder(name, cfg) if with_images else None)
+    return report
+
+
+def _check_images(report: Report, name: str, records: Sequence[Record], folder: Path | None) -> None:
+    """Report images that cannot be opened, and those that several splits have; without a folder, by name only."""
     splits: dict[str, set[str | None]] = defaultdict(set)
     for record in records:
         for image in record.images:
             splits[image].add(record.split)
     prints: dict[str, Fingerprint] = {}
-    if with_images:
-        for image, found in _open_images(name, records, images_folder(name, cfg)):
+    if folder is not None:
+        for image, found in _open_images(name, records, folder):
             if isinstance(found, RowProblem):
                 report.problems.append(found)
             else:
                 prints[image] = found
     report.warnings += warnings_of_splits(splits, prints)
-    return report
 
 
 def _check_splits(report: Report, records: Sequence[Record], val_fraction: float, evaluated: str | None) -> None:

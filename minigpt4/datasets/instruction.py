@@ -10,11 +10,11 @@ from random import Random
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minigpt4.common.errors import DataError
+from minigpt4.common.errors import DataError, RemoteDataError
 from minigpt4.common.files import DATA_VARIABLE
 from minigpt4.common.schema import Target
 from minigpt4.common.types import Encoded, Record, Sample
-from minigpt4.conversation.template import PromptEncoder, place_images
+from minigpt4.conversation.template import PromptEncoder, PromptPool, place_images
 from minigpt4.datasets.feature_cache import FeatureCache
 from minigpt4.datasets.sampler import FullShuffle, Order
 
@@ -34,7 +34,8 @@ class InstructionDataset(Dataset[Sample]):
         images: folder that relative image paths start at.
         image_processor: image (a path, or the bytes of a file and its name) -> (3, S, S).
         text_processor: applied to the caption that was drawn.
-        prompts: instructions for records without a question, each with its image placeholder.
+        prompts: instructions for records without a question, each with its image placeholder, and prompts around
+            questions.
         encoder: encodes prompt and answer.
         target: what a record with several answers trains on.
         answer: template of the text to train on; `{answer}` marks the processed caption.
@@ -63,6 +64,7 @@ class InstructionDataset(Dataset[Sample]):
         self.image_processor = image_processor
         self.text_processor = text_processor
         self.prompts = prompts
+        self.pool = PromptPool(prompts)
         self.encoder = encoder
         self.target = target
         self.answer = answer
@@ -88,6 +90,7 @@ class InstructionDataset(Dataset[Sample]):
 
         Raises:
             DataError: Ten images in a row cannot be read, or the prompt does not fit its image or the context.
+            RemoteDataError: A shard elsewhere cannot be reached.
         """
         chosen, images, skipped = self._first_readable(index, epoch)
         instruction, answer = self._turns(chosen, epoch)[-1]
@@ -152,6 +155,8 @@ class InstructionDataset(Dataset[Sample]):
         for substitute in range(MAX_SUBSTITUTES):
             try:
                 return chosen, self.open(chosen), tuple(skipped)
+            except RemoteDataError:
+                raise
             except DataError as error:
                 skipped.append(str(error))
                 generator = Random(f"{self.seed}-{epoch}-{index}-substitute-{substitute}")
@@ -169,11 +174,7 @@ class InstructionDataset(Dataset[Sample]):
     def _turns(self, index: int, epoch: int) -> list[tuple[str, str]]:
         """The questions, with placeholders of their images, and answers of a record in one epoch."""
         record, generator = self.records[index], Random(f"{self.seed}-{epoch}-{index}")
-        questions = [question for question, _ in record.earlier]
-        if record.question is None:
-            questions.append(generator.choice(self.prompts))
-        else:
-            questions.append(record.question)
+        questions = self.pool.questions(record, generator.choice)
         last = " ".join(record.answers) if self.target is Target.joined else generator.choice(record.answers)
         answers = [*(answer for _, answer in record.earlier), last]
         processed = [self.answer.replace("{answer}", self.text_processor(answer)) for answer in answers]

@@ -24,7 +24,7 @@ from PIL import Image
 
 from minigpt4.common.errors import DataError, counted
 from minigpt4.common.schema import DatasetConfig
-from minigpt4.datasets.builders import SHARDS, annotations_path
+from minigpt4.datasets.builders import SHARDS, annotations_paths
 from minigpt4.processors.image import decode_pixels, image_bytes
 
 if TYPE_CHECKING:
@@ -128,10 +128,10 @@ class ImageSet:
         if cfg.builder == SHARDS:
             source = hashlib.sha256(dataset.identity().encode()).hexdigest()
             return cls(name=name, splits=tuple(splits), count=len(dataset), source=source, folder="", listed=None)
-        annotations = annotations_path(name, cfg)
+        files = [path for path in annotations_paths(name, cfg) if path.is_file()]
         digest = hashlib.sha256()
-        if annotations.is_file():
-            with annotations.open("rb") as file:
+        for path in files:
+            with path.open("rb") as file:
                 while block := file.read(2**20):
                     digest.update(block)
         count = len({image for record in dataset.records for image in record.images})
@@ -142,7 +142,7 @@ class ImageSet:
             name=name,
             splits=tuple(splits),
             count=count,
-            source=digest.hexdigest() if annotations.is_file() else "",
+            source=digest.hexdigest() if files else "",
             folder=str(dataset.images),
             listed=listed,
         )

@@ -62,7 +62,11 @@ IGNORED_KEYS = (
     "datasets.*.eval_batch_size",
     "datasets.*.reader",  # what it reads is compared by content; for shards, older checkpoints say "none"
     "datasets.*.shard_index",
+    "datasets.*.shard_cache",
+    "datasets.*.shard_cache_gb",
     "datasets.*.bad_shards",  # the shards that are used are compared by content
+    "datasets.*.bad_rows",  # and so are the rows
+    "datasets.*.split",
     "datasets.*.feature_cache",  # changes the numbers by float16 rounding only
 )
 """Differences between a checkpoint's configuration and the run's that do not matter."""
@@ -77,6 +81,7 @@ WARN_KEYS = (
     "model.prompt_path",
     "datasets.*.annotations",
     "datasets.*.images",
+    "datasets.*.image_name",
     "datasets.*.shards",
     "datasets.*.prompts",
 )

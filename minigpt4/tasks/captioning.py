@@ -17,7 +17,7 @@ from minigpt4.common.errors import DataError
 from minigpt4.common.logging import Progress
 from minigpt4.common.schema import EvaluationConfig
 from minigpt4.common.types import Record
-from minigpt4.conversation.template import check_placeholders, place_images
+from minigpt4.conversation.template import QUESTION, PromptPool, check_placeholders, place_images
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.readers.rows import repeated_ids
 from minigpt4.evaluation.predictions import Prediction
@@ -106,7 +106,9 @@ class Captioning:
         self.dataset = dataset
         self.cfg = cfg
         self.prompt = cfg.prompt or dataset.prompts[0]
-        check_placeholders(self.prompt, 1, "evaluation.prompt")
+        self.prompts = PromptPool([self.prompt, *dataset.prompts])
+        if QUESTION not in self.prompt:
+            check_placeholders(self.prompt, 1, "evaluation.prompt")
         size = GROUP_BATCHES * cfg.batch_size
         groups = [list(selection[start : start + size]) for start in range(0, len(selection), size)]
         self.groups = groups[rank::world_size]
@@ -165,7 +167,7 @@ class Captioning:
         return predictions
 
     def _prompt_ids(self, record: Record) -> list[int]:
-        questions = [*(question for question, _ in record.earlier), record.question or self.prompt]
+        questions = self.prompts.questions(record, lambda prompts: prompts[0])
         *asked, instruction = place_images(questions, len(record.images), record.source)
         earlier = [(question, answer) for question, (_, answer) in zip(asked, record.earlier, strict=True)]
         return self.model.encoder.prompt(instruction, len(record.images), record.source, earlier)

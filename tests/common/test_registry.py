@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from minigpt4.common import registry
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.files import PACKAGE
 from minigpt4.common.registry import Registry
+from minigpt4.datasets.readers import FILES, PLACES
 
 
 def make_registry() -> Registry[type]:
@@ -47,3 +52,18 @@ def test_registering_returns_the_class_itself() -> None:
 @pytest.mark.parametrize("table", ["builders", "readers", "processors", "models", "runners", "schedules"])
 def test_the_owning_package_registers_its_entries_on_first_look_up(table: str) -> None:
     assert getattr(registry, table).names()
+
+
+def test_the_module_of_a_name_is_imported_when_it_is_looked_up() -> None:
+    code = "from minigpt4.common.registry import readers; readers.get('jsonl'); import sys; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = {name for name in done.stdout.split() if name.startswith("minigpt4.datasets.readers.")}
+    assert imported == {"minigpt4.datasets.readers.rows", "minigpt4.datasets.readers.tables"}
+
+
+def test_every_reader_is_where_its_name_leads() -> None:
+    for name, module in PLACES.items():
+        assert registry.readers.get(name).__module__ == module
+    files = {path.stem for path in (PACKAGE / "datasets" / "readers").glob("*.py")}
+    assert files - set(FILES) == {"__init__", "rows"}
+    assert sorted(registry.readers._entries) == registry.readers.names()

@@ -12,6 +12,7 @@ import pytest
 
 from dataset import convert_captions
 from dataset.convert_captions import ArrayReader, convert, main
+from minigpt4.common import json_array
 
 ROWS = [{"caption": f"caption {n} été \U0001f600", "url": f"https://a.org/{n}.jpg?x=[1,{{2}}]"} for n in range(200)]
 
@@ -29,7 +30,7 @@ def table(path: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("chunk", [1, 2, 7, 100, 1 << 20])
 @pytest.mark.parametrize("ascii_only", [True, False])
 def test_values_are_the_same_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int, ascii_only: bool) -> None:
-    monkeypatch.setattr(convert_captions, "CHUNK", chunk)
+    monkeypatch.setattr(json_array, "CHUNK", chunk)
     values = [*ROWS[:20], 12, -3.5e2, 'a"]', [1, [2, {}]], None, True, 345]
     for indent in (None, 1):
         content = json.dumps(values, ensure_ascii=ascii_only, indent=indent).encode()
@@ -74,7 +75,7 @@ def test_a_limit_stops_reading(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"annotations": []}', 'a JSON array of objects such as .* is expected, found \'{"annotations"'),
+        ('{"annotations": []}', 'a JSON array of objects, .* is expected, found \'{"annotations"'),
         ("", "is expected, found ''"),
         ('[{"caption": "x" "url": "yyyyyy"}]', r"broken JSON at byte 1 \(Expecting ',' delimiter\)"),
         ('[{"caption": "x"} {"url": "y"}]', r"broken JSON at byte 18 \(',' or '\]' is expected\)"),

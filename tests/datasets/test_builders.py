@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from minigpt4.common.errors import ConfigError, DataError, MissingSplitError
-from minigpt4.common.schema import Config, DatasetConfig, ProcessorConfig, SplitProcessors
+from minigpt4.common.schema import BadData, Config, DatasetConfig, ProcessorConfig, SplitProcessors, check_values
 from minigpt4.conversation.template import PromptEncoder
 from minigpt4.datasets.builders import images_folder, load_records, select_splits
+from minigpt4.datasets.instruction import InstructionDataset
 from tests.datasets.conftest import build, write_jsonl
 
 MakeConfig = Callable[..., Config]
@@ -43,6 +45,58 @@ def test_a_datasets_own_prompts_win(make_config: MakeConfig, encoder: PromptEnco
     (tmp_path / "own.txt").write_text("<Img><ImageHere></Img> Own.\n")
     cfg.datasets["mine"].prompts = str(tmp_path / "own.txt")
     assert build(cfg, encoder, "train")["mine"].prompts == ["<Img><ImageHere></Img> Own."]
+
+
+class TestPromptsAroundQuestions:
+    rows = ({"image": "0.png", "question": "Who?", "answer": "x"}, {"image": "1.png", "answer": "y"})
+
+    def dataset(
+        self, make_config: MakeConfig, encoder: PromptEncoder, tmp_path: Path, prompts: str, rows: Sequence[Any] = rows
+    ) -> InstructionDataset:
+        cfg = make_config()
+        (tmp_path / "own.txt").write_text(prompts)
+        cfg.datasets["mine"].prompts = str(tmp_path / "own.txt")
+        cfg.datasets["mine"].annotations = str(write_jsonl(tmp_path / "asked.jsonl", rows))
+        return build(cfg, encoder, "train")["mine"]
+
+    def test_each_kind_of_prompt_is_for_its_kind_of_row(
+        self, make_config: MakeConfig, encoder: PromptEncoder, tmp_path: Path
+    ) -> None:
+        pool = "[vqa] {question}\n[vqa] {question} Be brief.\n<Img><ImageHere></Img> [caption]\n"
+        dataset = self.dataset(make_config, encoder, tmp_path, pool)
+        asked = [{dataset.sample(index, epoch).instruction for epoch in range(20)} for index in range(2)]
+        tag = "<Img><ImageHere></Img> [vqa] "
+        assert asked == [{f"{tag}Who?", f"{tag}Who? Be brief."}, {"<Img><ImageHere></Img> [caption]"}]
+
+    def test_a_conversation_stays_as_it_is_written(
+        self, make_config: MakeConfig, encoder: PromptEncoder, tmp_path: Path
+    ) -> None:
+        turns = [{"question": "Who?", "answer": "x"}, {"question": "Why?", "answer": "y"}]
+        rows = [{"image": "0.png", "conversation": turns}]
+        dataset = self.dataset(make_config, encoder, tmp_path, "[vqa] {question}\n", rows)
+        assert [question for question, _ in dataset._turns(0, 0)] == ["<Img><ImageHere></Img> Who?", "Why?"]
+
+    def test_the_place_of_the_image_may_be_in_either(
+        self, make_config: MakeConfig, encoder: PromptEncoder, tmp_path: Path
+    ) -> None:
+        rows = [self.rows[0], self.rows[0] | {"question": "Is <Img><ImageHere></Img> it?"}]
+        dataset = self.dataset(make_config, encoder, tmp_path, "[vqa] <Img><ImageHere></Img> {question}\n", rows)
+        assert dataset.sample(0, 0).instruction == "[vqa] <Img><ImageHere></Img> Who?"
+        with pytest.raises(DataError, match=r"asked\.jsonl, line 2: 2 image placeholder\(s\) for 1 image"):
+            dataset.sample(1, 0)
+
+    def test_a_row_that_no_prompt_asks_about_is_named_when_it_is_read(
+        self, make_config: MakeConfig, encoder: PromptEncoder, tmp_path: Path
+    ) -> None:
+        with pytest.raises(DataError, match=r"asked\.jsonl, line 2: there is no question, but all prompts"):
+            self.dataset(make_config, encoder, tmp_path, "[vqa] {question}\n")
+
+    @pytest.mark.parametrize("prompt", ["{question} {question}", "<ImageHere> <ImageHere> {question}", "no image"])
+    def test_a_prompt_that_fits_nothing(
+        self, make_config: MakeConfig, encoder: PromptEncoder, tmp_path: Path, prompt: str
+    ) -> None:
+        with pytest.raises(DataError, match=r"own\.txt, line 1: "):
+            self.dataset(make_config, encoder, tmp_path, prompt)
 
 
 def test_texts_that_utf8_cannot_encode_become_samples(
@@ -125,7 +179,7 @@ class TestRecords:
     def test_val_fraction_is_a_fixed_share_of_names(self, tmp_path: Path) -> None:
         few = load_records("mine", jsonl_config(tmp_path, 500, val_fraction=0.2))
         many = load_records("mine", jsonl_config(tmp_path, 1000, val_fraction=0.2))
-        assert many[:500] == few  # adding rows moves no image
+        assert many[:500] == list(few)  # adding rows moves no image
         share = sum(record.split == "val" for record in many) / 1000
         assert 0.16 < share < 0.24
 
@@ -140,6 +194,45 @@ class TestRecords:
         with pytest.raises(DataError, match=r"a\.jsonl, line 2: no 'answer'.*\(and 2 more rows\)"):
             load_records("mine", cfg)
 
+    def test_skipping_bad_rows_names_them(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        rows = [{"image": "1.jpg", "answer": "x"}, {"image": "2.jpg"}, *[{"answer": "y"}] * 30]
+        path = write_jsonl(tmp_path / "a.jsonl", rows)
+        cfg = DatasetConfig(reader="jsonl", annotations=str(path), bad_rows=BadData.skip)
+        with caplog.at_level(logging.WARNING):
+            assert [record.image for record in load_records("mine", cfg)] == ["1.jpg"]
+        assert "dataset mine: left out: " in caplog.text and "a.jsonl, line 2: no 'answer'" in caplog.text
+        assert caplog.text.count("left out: ") == 20 and "11 more rows cannot be used" in caplog.text
+        write_jsonl(path, rows[1:])
+        with pytest.raises(DataError, match=r"holds no record; the first row: .*a\.jsonl, line 1: no 'answer'"):
+            load_records("mine", cfg)
+
+    def test_several_files_are_one_dataset(self, tmp_path: Path) -> None:
+        first = jsonl_config(tmp_path, 3)
+        second = write_jsonl(tmp_path / "b.jsonl", [{"image": "b.jpg", "answer": "x", "split": "val"}])
+        cfg = replace(first, annotations=[first.annotations, str(second)])
+        records = load_records("mine", cfg)
+        assert [record.image for record in records] == ["0.jpg", "1.jpg", "2.jpg", "b.jpg"]
+        assert records[3].source == f"{second}, line 1" and records.splits() == {"train": 3, "val": 1}
+        assert images_folder("mine", cfg) == tmp_path
+        assert list(cfg.files("mine")) == [("datasets.mine.annotations", path) for path in cfg.annotations]
+
+    @pytest.mark.parametrize("value", [7, ["a.json", 7], ["a.json", ""], ["a.json", "a.json"], {"a": 1}])
+    def test_annotations_that_are_no_paths(self, value: Any) -> None:
+        with pytest.raises(ConfigError, match=r"datasets\.mine\.annotations: .*(should be a path|names a file twice)"):
+            check_values(DatasetConfig(reader="jsonl", annotations=value), "datasets.mine.")
+
+    def test_the_split_and_the_names_of_images_may_be_the_cards(self, tmp_path: Path) -> None:
+        cfg = jsonl_config(tmp_path, 2, split="test", image_name="train2014/COCO_{image}")
+        assert {record.split for record in load_records("mine", cfg)} == {"test"}
+        assert [record.image for record in load_records("mine", cfg)] == [f"train2014/COCO_{n}.jpg" for n in range(2)]
+        assert [record.image_id for record in load_records("mine", cfg)] == ["0", "1"]
+        for options, message in (
+            ({"split": "val", "val_fraction": 0.1}, "split: val_fraction"),
+            ({"image_name": "x"}, "'{image}'"),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                check_values(jsonl_config(tmp_path, 2, **options), "datasets.mine.")
+
     def test_no_row_at_all_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="holds no record"):
             load_records("mine", jsonl_config(tmp_path, 0))
@@ -151,7 +244,7 @@ class TestRecords:
 
     def test_splits_can_be_joined_in_the_order_of_the_annotations(self, tmp_path: Path) -> None:
         records = load_records("mine", jsonl_config(tmp_path, 100, val_fraction=0.5))
-        assert select_splits("mine", records, ["val", "train"]) == records
+        assert list(select_splits("mine", records, ["val", "train"])) == list(records)
         assert 0 < len(select_splits("mine", records, ["val"])) < 100
 
     def test_missing_paths_name_key_and_variable(self, tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from safetensors import safe_open
 from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.schema import RunConfig
+from minigpt4.common.types import Batch, Sample
+from minigpt4.datasets import loaders
 from minigpt4.runners import checkpoints
 from minigpt4.runners.checkpoints import (
     latest_valid_checkpoint,
@@ -106,6 +109,42 @@ def test_killed_again_and_again(project: Project, undisturbed: Path, killer: Kil
             break
     assert_same_folder(project.folder / "killed_again", undisturbed)
     assert at > 4
+
+
+def write_mixed(folder: Path) -> list[str]:
+    """Options for three datasets: with one image, with several and conversations, and without any."""
+    mark = "<Img><ImageHere></Img>"
+    turns = [{"question": f"Is {mark} red?", "answer": "no"}, {"question": f"And {mark}?", "answer": "it is blue"}]
+    two = [{"images": [f"image_{n}.png", f"image_{n + 1}.png"], "id": str(n), "conversation": turns} for n in range(7)]
+    none = [{"images": [], "id": f"t{n}", "question": f"Say {n}.", "answers": ["old", "red"]} for n in range(5)]
+    options = ["datasets.shapes.sample_ratio=1"]
+    for name, rows in (("two", two), ("none", none)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        options += [f"datasets.{name}.reader=jsonl", f"datasets.{name}.annotations={name}.jsonl"]
+    return [*options, "run.batch_size=6", "run.valid_splits=[]"]
+
+
+def test_a_killed_run_on_one_image_several_and_none(
+    project: Project, killer: Killer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[set[int]] = []
+    collate = loaders.collate
+
+    def counting(samples: Sequence[Sample]) -> Batch:
+        counts.append({len(sample.images) for sample in samples})
+        return collate(samples)
+
+    monkeypatch.setattr(loaders, "collate", counting)
+    options = (*SHORT, *write_mixed(project.folder))
+    whole = project.train_here(*options, "run.run_dir=mixed_whole")
+    assert len(counts) == 6 and all(batch == {0, 1, 2} for batch in counts)
+    resumed = (*options, "run.run_dir=mixed_killed", AUTO)
+    # Within the second epoch, after the checkpoint of its second step.
+    assert not killer.survives(8, lambda: project.train_here(*resumed))
+    assert (project.folder / "mixed_killed" / "checkpoint_0.pth").exists()
+    killer.at = 0
+    project.train_here(*resumed)
+    assert_same_folder(project.folder / "mixed_killed", whole)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again_without_resume(

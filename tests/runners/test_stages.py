@@ -15,6 +15,7 @@ from minigpt4.common.config import load_config
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.runners.train import train
 from minigpt4.scenes.files import write_shards
+from tests.file_server import serving
 from tests.launch import launch
 from tests.runners.project import REPOSITORY, assert_same_run, logging_restored, untimed_epochs
 
@@ -50,6 +51,19 @@ def stage1(data: Path, run: str, *options: str, dry_run: bool = False) -> Path:
 @pytest.fixture(scope="module")
 def complete(data: Path) -> Path:
     return stage1(data, "complete")
+
+
+def test_shards_on_a_server_train_to_the_same_weights(data: Path, complete: Path, tmp_path: Path) -> None:
+    """With room for the copy of one shard only, so that those of the index are copied again."""
+    names = {name: sorted(path.stem for path in data.glob(f"stage1/{name}/*/*.tar")) for name in ("laion", "cc_sbu")}
+    with serving(data / "stage1") as server:
+        options = []
+        for name, stems in names.items():
+            options.append(f"datasets.{name}.shards={server.url}/{name}/{name}_dataset/{{{stems[0]}..{stems[-1]}}}.tar")
+            options += [f"datasets.{name}.shard_cache={tmp_path}", f"datasets.{name}.shard_cache_gb=0.00001"]
+        run = stage1(data, "remote", *options)
+        assert len(server.gets()) > sum(map(len, names.values())) > 5
+    assert_same_run(run / "checkpoint_1.pth", complete / "checkpoint_1.pth")
 
 
 def test_it_trains_from_shards(complete: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from minigpt4.common.boxes import Box, box_of_pixels, is_number
 from minigpt4.common.errors import DataError, shown
 from minigpt4.common.files import read_json, replace_lone_surrogates
 from minigpt4.common.registry import readers
@@ -28,7 +28,7 @@ class CocoBoxesReader(Reader):
 
     def read(self, path: Path) -> Iterator[Record | RowProblem]:
         """Every image of `path`, usable or not; errors as for `Reader.read`."""
-        images, annotations, names = _content(path)
+        images, annotations, names = read_instances(path)
         of_image: dict[Any, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
         for number, row in enumerate(annotations, 1):
             of_image[_id(row, "image_id")].append((number, row))
@@ -72,7 +72,12 @@ def _id(row: dict[str, Any], key: str) -> Any:
     return shown(value) if isinstance(value, (list, dict)) else value
 
 
-def _content(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[Any, str]]:
+def read_instances(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[Any, str]]:
+    """Images, annotations, and the names of the categories by id, of COCO's instances file.
+
+    Raises:
+        DataError: The file cannot be read, or has another form.
+    """
     content = read_json(path)
     lists = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations", "categories")]
     if not all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in lists):
@@ -94,16 +99,21 @@ def _record(
     if file is None:
         raise DataError("no 'file_name'")
     width, height = image.get("width"), image.get("height")
-    if not (_is_number(width) and _is_number(height) and width > 0 and height > 0):  # type: ignore[operator]
+    if not (is_number(width) and is_number(height) and width > 0 and height > 0):  # type: ignore[operator]
         raise DataError(f"'width' and 'height' should be pixels above 0, found {shown(width)} and {shown(height)}")
-    boxes = [(_name(row, names, number), _box(row, number, width, height)) for number, row in rows]
-    text = boxes_text(boxes, width, height)  # type: ignore[arg-type]
+    named = [(_name(row, names, number), number, row.get("bbox")) for number, row in rows]
+    boxes = sorted(
+        (_box(bbox, number, width, height, name) for name, number, bbox in named),
+        key=lambda box: (box.label, box.left, box.top, box.right, box.bottom),
+    )
+    text = boxes_text([(name, bbox) for name, _, bbox in named], width, height)  # type: ignore[misc, arg-type]
     return Record(
         image_id=_image_id(image) or replace_lone_surrogates(Path(file).stem),
         images=(file,),
         answers=(text,),
         split=text_of(image, "split"),
         source=source,
+        boxes=tuple(boxes),
     )
 
 
@@ -119,17 +129,8 @@ def _name(row: dict[str, Any], names: dict[Any, str], number: int) -> str:
     return name
 
 
-def _box(row: dict[str, Any], number: int, width: Any, height: Any) -> Sequence[float]:
-    box = row.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) and box[2] > 0 and box[3] > 0):
-        raise DataError(f"annotation {number}: 'bbox' should be [x, y, width, height] in pixels, found {shown(box)}")
-    if box[0] >= width or box[1] >= height or box[0] + box[2] <= 0 or box[1] + box[3] <= 0:
-        raise DataError(f"annotation {number}: 'bbox' {box} lies outside the image, {width} x {height}")
-    return box
-
-
-def _is_number(value: Any) -> bool:
+def _box(bbox: Any, number: int, width: Any, height: Any, name: str) -> Box:
     try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number that no float can hold
-        return False
+        return box_of_pixels(bbox, width, height, name)
+    except DataError as error:
+        raise DataError(f"annotation {number}: {error}") from error

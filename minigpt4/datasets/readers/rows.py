@@ -84,6 +84,35 @@ def read_json_list(path: Path) -> Iterator[tuple[str, Any]]:
     return ((f"{path}, entry {number}", row) for number, row in enumerate(rows, 1))
 
 
+def stream_json_list(path: Path) -> Iterator[tuple[str, Any]]:
+    """As `read_json_list`, with only a part of the file in memory.
+
+    Raises:
+        DataError: The file cannot be read or is no JSON list; where it is broken, after the rows before that.
+    """
+    from minigpt4.common.json_array import ArrayReader  # for large files only
+
+    try:
+        with path.open("rb") as file:
+            for number, row in enumerate(ArrayReader(file, str(path)), 1):
+                yield f"{path}, entry {number}", row
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def is_json_list(path: Path) -> bool:
+    """Whether a JSON file begins as a list.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
 def record_of(row: Mapping[str, Any], source: str) -> Record:
     """The record of the columns image (or images), answer (or answers, caption, captions) and optionally question (or
     instruction), split, id, kind, boxes and choices; conversation takes the place of question and answer.

@@ -9,9 +9,11 @@ trains on the same samples in each step, and a resumed run continues with the ne
 It scales to a hundred million samples: the index takes 24 bytes a sample and is memory-mapped a shard at a time, and no
 list of all samples is ever made; the order (`sampler.ShardShuffle`) shuffles shards, and samples within a group of
 shards, so that few files are read at a time and each of them almost sequentially.
-The price is that shards have to be files: a stream (`pipe:`, `https:`) cannot be read in any order.
+Shards elsewhere (`https:`, `s3:`, `pipe:`) are copied when they are first needed, since a stream cannot be read in any
+order.
 
     index.py    patterns of a configuration -> paths; a tar -> the positions of its samples; all of them -> an index on
                 disk, made once and checked by size and time of change
+    remote.py   copies of shards that are elsewhere
     dataset.py  a sample's number -> its image and caption -> an encoded sample
 """

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from minigpt4.common.errors import ConfigError, DataError, MissingSplitError
 from minigpt4.common.files import DATA_VARIABLE, replace_lone_surrogates
-from minigpt4.common.schema import BadShards, DatasetConfig
+from minigpt4.common.schema import BadData, DatasetConfig
 from minigpt4.common.types import Record
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.sampler import Order, ShardShuffle
-from minigpt4.datasets.shards.index import ShardIndex, open_index, shard_paths
+from minigpt4.datasets.shards.index import FOLDER, ShardIndex, has_remote, open_index, shard_paths
 
 logger = logging.getLogger(__name__)
 SPLIT = "train"
@@ -45,7 +45,26 @@ def index_shards(name: str, cfg: DatasetConfig) -> ShardIndex:
         ConfigError: The patterns are wrong or match nothing.
         DataError: The index cannot be written.
     """
-    return open_index(shard_paths(name, cfg.shards), Path(cfg.shard_index) if cfg.shard_index else None)
+    folder = Path(cfg.shard_index) if cfg.shard_index else None
+    if not has_remote(cfg.shards):
+        return open_index(shard_paths(name, cfg.shards), folder)
+    from minigpt4.datasets.shards.remote import RemoteShards
+
+    max_bytes = cfg.shard_cache_gb and cfg.shard_cache_gb * 1e9
+    remote = RemoteShards(Path(cfg.shard_cache), max_bytes)
+    paths = shard_paths(name, cfg.shards, remote)
+    index = open_index(paths, folder or remote.folder / FOLDER / name, remote=remote)
+    window = sum(sorted((entry.size for entry in index.entries.values()), reverse=True)[: cfg.shuffle_shards])
+    if max_bytes and window > max_bytes:
+        logger.warning(
+            "dataset %s: shard_cache_gb is %.3g, but the %d shards that are shuffled together have %.3g GB: they are "
+            "copied again and again; raise it, or lower shuffle_shards",
+            name,
+            cfg.shard_cache_gb,
+            cfg.shuffle_shards,
+            window / 1e9,
+        )
+    return index
 
 
 def prepare_shards(name: str, cfg: DatasetConfig) -> ShardIndex:
@@ -60,7 +79,7 @@ def prepare_shards(name: str, cfg: DatasetConfig) -> ShardIndex:
     index = index_shards(name, cfg)
     problems = index.problems()
     some_usable = any(entry.samples for entry in index.entries.values())
-    if problems and (cfg.bad_shards is BadShards.stop or not some_usable):
+    if problems and (cfg.bad_shards is BadData.stop or not some_usable):
         first, why = next(iter(problems.items()))
         others = f" (and {len(problems) - 1:,} more shards)" if len(problems) > 1 else ""
         remedy = (
@@ -265,11 +284,17 @@ class ShardRecords(Sequence[Record]):
             path = self.paths[shard]
             rows = self.shard_index.rows(path)
             try:
-                self._open[shard] = os.open(path, os.O_RDONLY), rows
+                self._open[shard] = self._descriptor(path), rows
             except OSError as error:
                 raise DataError(f"shard {path} cannot be read: {error.strerror}") from error
         self._open.move_to_end(shard)
         return self._open[shard]
+
+    def _descriptor(self, path: Path) -> int:
+        remote = self.shard_index.remote
+        if remote is not None and path in remote.urls:
+            return remote.open(path, self.shard_index.entries[path].size)
+        return os.open(path, os.O_RDONLY)
 
     def _read(self, shard: int, start: int, length: int) -> bytes:
         # pread does not move a shared position, so a forked worker may use the same descriptor.

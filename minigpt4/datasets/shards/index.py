@@ -19,15 +19,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from minigpt4.common.distributed import available_cores
-from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.errors import ConfigError, DataError, RemoteDataError
 from minigpt4.common.files import (
     DATA_VARIABLE,
     read_json,
@@ -37,6 +37,9 @@ from minigpt4.common.files import (
     write_text,
 )
 from minigpt4.common.logging import track
+
+if TYPE_CHECKING:
+    from minigpt4.datasets.shards.remote import RemoteShards
 
 logger = logging.getLogger(__name__)
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
@@ -58,7 +61,7 @@ SAVE_SECONDS = 30.0
 SERIAL_BYTES = 2 << 30
 """Up to this size in total, shards are scanned without starting processes, which takes some seconds."""
 STAT_THREADS = 16
-STREAM = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
+REMOTE = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
 WILDCARD = re.compile(r"[*?\[]")
 FileStat = tuple[int, int]
 """Size in bytes and time of change in nanoseconds."""
@@ -105,12 +108,16 @@ class ShardIndex:
         entries: entries by path, in the order of the configuration.
         missing: paths that do not exist.
         table: size and time of change of the table; None: there is none.
+        remote: shards that are elsewhere; None: all are files.
+        unreachable: why shards elsewhere are missing, by the paths of their copies.
     """
 
     folder: Path
     entries: Mapping[Path, ShardEntry]
     missing: Sequence[Path]
     table: FileStat | None = None
+    remote: RemoteShards | None = None
+    unreachable: Mapping[Path, str] = field(default_factory=dict)
 
     def is_here(self) -> bool:
         """Whether this machine has the table that the entries are from; one with disks of its own has another."""
@@ -118,7 +125,7 @@ class ShardIndex:
 
     def problems(self) -> dict[Path, str]:
         """Shards that cannot be used, or only in part, and why."""
-        absent = {path: "it does not exist" for path in self.missing}
+        absent = {path: self.unreachable.get(path, "it does not exist") for path in self.missing}
         return absent | {path: entry.problem for path, entry in self.entries.items() if entry.problem}
 
     def rows(self, path: Path) -> np.ndarray:
@@ -137,39 +144,43 @@ class ShardIndex:
         return rows
 
 
-def shard_paths(name: str, patterns: str | Sequence[str] | None) -> list[Path]:
+def shard_paths(name: str, patterns: str | Sequence[str] | None, remote: RemoteShards | None = None) -> list[Path]:
     """The paths that a dataset's patterns stand for, whether they exist or not.
 
     Args:
         name: key of the dataset in the configuration, for messages.
         patterns: one or several; `{00000..01255}` and `{a,b}` are expanded, `*` and `?` matched against the disk.
+        remote: where shards that are elsewhere are added, whose paths are those of their copies.
 
     Raises:
-        ConfigError: There is none, one is a stream, matches nothing, or names a shard that another one names too.
+        ConfigError: There is none, one matches nothing, or names a shard that another one names too.
     """
     key = f"datasets.{name}.shards"
     listed = [patterns] if isinstance(patterns, str) else list(patterns or [])
     if not listed or not all(isinstance(pattern, str) and pattern for pattern in listed):
         raise ConfigError(f"{key}: a pattern such as 'data/{{00000..00099}}.tar' is expected, or a list of them")
-    paths = [path for pattern in listed for path in _expand(key, pattern)]
+    paths = [path for pattern in listed for path in _expand(key, pattern, remote)]
     repeated = [path for path, count in Counter(paths).items() if count > 1]
     if repeated:
         raise ConfigError(f"{key}: {min(repeated)} is named twice; its samples would count double")
     return paths
 
 
-def _expand(key: str, pattern: str) -> list[Path]:
-    if STREAM.match(pattern):
-        raise ConfigError(
-            f"{key}: '{pattern}' is a stream; an exact order and resume need shards that can be read in any order: "
-            "copy them to a disk (dataset/download_shards.py), or mount the store that holds them"
-        )
+def has_remote(patterns: str | Sequence[str] | None) -> bool:
+    """Whether any of a dataset's patterns is about shards that are elsewhere."""
+    listed = [patterns] if isinstance(patterns, str) else list(patterns or [])
+    return any(isinstance(pattern, str) and REMOTE.match(pattern) for pattern in listed)
+
+
+def _expand(key: str, pattern: str, remote: RemoteShards | None) -> list[Path]:
     from braceexpand import braceexpand
 
     try:
         parts = list(braceexpand(pattern))
     except ValueError as error:
         raise ConfigError(f"{key}: '{pattern}' has unbalanced braces; write {{00000..00099}}.tar") from error
+    if remote is not None and REMOTE.match(pattern):
+        return [remote.add(part) for part in parts]
     paths: list[Path] = []
     for part in parts:
         found = sorted(glob.glob(part)) if WILDCARD.search(part) else [part]
@@ -182,30 +193,45 @@ def _expand(key: str, pattern: str) -> list[Path]:
     return paths
 
 
-def open_index(paths: Sequence[Path], folder: Path | None, processes: int | None = None) -> ShardIndex:
-    """The index of these shards; those that are new or have changed are scanned first.
+def open_index(
+    paths: Sequence[Path], folder: Path | None, processes: int | None = None, remote: RemoteShards | None = None
+) -> ShardIndex:
+    """The index of these shards; those that are new or have changed are scanned first, those elsewhere copied for it.
 
     Args:
         paths: paths of the shards, existing or not.
         folder: folder of the index; None: beside the first shard that exists.
         processes: shards scanned at a time; None: one on each core.
+        remote: those of `paths` that are copies of shards elsewhere; None: there are none.
 
     Raises:
         DataError: The folder cannot be written.
     """
     # Threads, because a network disk takes a while for each answer.
+    unreachable: dict[Path, str] = {}
+
+    def stat_of(path: Path) -> FileStat | None:
+        if remote is None or path not in remote.urls:
+            return _stat(path)
+        try:
+            return remote.stat(path)
+        except RemoteDataError as error:
+            unreachable[path] = str(error)
+            return None
+
     with ThreadPoolExecutor(STAT_THREADS) as pool:
-        stats = {path: stat for path, stat in zip(paths, pool.map(_stat, paths), strict=True) if stat is not None}
+        stats = {path: stat for path, stat in zip(paths, pool.map(stat_of, paths), strict=True) if stat is not None}
     missing = [path for path in paths if path not in stats]
     if not stats:
-        return ShardIndex(folder or Path(), {}, missing)
+        return ShardIndex(folder or Path(), {}, missing, remote=remote, unreachable=unreachable)
     folder = folder or next(iter(stats)).parent / FOLDER
     table = _read_table(folder)
-    entries = {path: table.get(_key(path, folder)) for path in stats}
-    changed = [path for path, entry in entries.items() if entry is None or (entry.size, entry.mtime_ns) != stats[path]]
+    known = {path: table.get(_key(path, folder)) for path in stats}
+    changed = [path for path, entry in known.items() if entry is None or (entry.size, entry.mtime_ns) != stats[path]]
     if changed:
-        _add_to_table(changed, stats, folder, table, processes)
-    return ShardIndex(folder, {path: table[_key(path, folder)] for path in stats}, missing, _stat(folder / TABLE))
+        _add_to_table(changed, stats, folder, table, processes, remote)
+    entries = {path: table[_key(path, folder)] for path in stats}
+    return ShardIndex(folder, entries, missing, _stat(folder / TABLE), remote, unreachable)
 
 
 def _stat(path: Path) -> FileStat | None:
@@ -256,6 +282,7 @@ def _add_to_table(
     folder: Path,
     table: dict[str, ShardEntry],
     processes: int | None,
+    remote: RemoteShards | None,
 ) -> None:
     """Scan these shards and add them to the table, which is written now and then."""
     logger.info(
@@ -268,7 +295,8 @@ def _add_to_table(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_temporary_files(folder, "*")
-        jobs = [(path, folder / f"{_key(path, folder)}.npy", stats[path]) for path in paths]
+        elsewhere = {path: remote.only(path) for path in paths if path in remote.urls} if remote else {}
+        jobs = [(path, folder / f"{_key(path, folder)}.npy", stats[path], elsewhere.get(path)) for path in paths]
         for path, entry in track(_scan_all(jobs, processes), "index", "shards", len(jobs)):
             table[_key(path, folder)] = entry
             if time.monotonic() - written > SAVE_SECONDS:
@@ -282,12 +310,12 @@ def _add_to_table(
         ) from error
 
 
-Job = tuple[Path, Path, FileStat]
-"""A shard, the file of its rows, and the shard's size and time of change."""
+Job = tuple[Path, Path, FileStat, "RemoteShards | None"]
+"""A shard, the file of its rows, the shard's size and time of change, and where it is if that is elsewhere."""
 
 
 def _scan_all(jobs: Sequence[Job], processes: int | None) -> Iterator[tuple[Path, ShardEntry]]:
-    if processes == 1 or sum(size for _, _, (size, _) in jobs) <= SERIAL_BYTES:
+    if processes == 1 or sum(size for _, _, (size, _), _ in jobs) <= SERIAL_BYTES:
         yield from map(_scan_job, jobs)
         return
     # Not forked: this process may hold a GPU, and threads of its own.
@@ -297,9 +325,15 @@ def _scan_all(jobs: Sequence[Job], processes: int | None) -> Iterator[tuple[Path
 
 
 def _scan_job(job: Job) -> tuple[Path, ShardEntry]:
-    path, rows_file, (size, mtime_ns) = job
+    path, rows_file, (size, mtime_ns), remote = job
     try:
+        if remote is not None:
+            remote.fetch(path, size, again=True)
         found = scan(path)
+    except RemoteDataError as error:
+        return path, ShardEntry(
+            size=size, mtime_ns=-1, samples=0, without_caption=0, without_picture=0, damage=str(error)
+        )
     except OSError as error:
         # With a time that no file has, so that the shard is scanned again the next time.
         reason = f"it cannot be read ({error.strerror or error})"

@@ -15,7 +15,7 @@ import webdataset
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError, DataError
-from minigpt4.common.schema import BadShards, Config
+from minigpt4.common.schema import BadData, Config
 from minigpt4.conversation.template import PromptEncoder
 from minigpt4.datasets.builders import prepare_datasets
 from minigpt4.datasets.loaders import train_loader
@@ -245,7 +245,7 @@ class TestBadShards:
         self, spoilt: list[Path], shard_config: MakeConfig, encoder: PromptEncoder, caplog: pytest.LogCaptureFixture
     ) -> None:
         cfg = shard_config(max_epoch=1, iters_per_epoch=5)
-        cfg.datasets["wide"].bad_shards = BadShards.skip
+        cfg.datasets["wide"].bad_shards = BadData.skip
         with caplog.at_level(logging.WARNING):
             dataset = build(cfg, encoder, "train")["wide"]
         for path, problem in zip(spoilt, ("does not exist", "truncated", "none of its 6 images"), strict=False):
@@ -260,7 +260,7 @@ class TestBadShards:
         cfg = shard_config()
         for path in shards:
             path.unlink()
-        cfg.datasets["wide"].bad_shards = BadShards.skip
+        cfg.datasets["wide"].bad_shards = BadData.skip
         with pytest.raises(DataError, match=r"does not exist \(and 4 more shards\); set the pattern.*MINIGPT4_DATA"):
             build(cfg, encoder, "train")
 
@@ -318,7 +318,7 @@ class TestPrepared:
             DataError, match=rf"datasets\.wide\.shards: {shards[1]}: it does not exist;.*bad_shards=skip"
         ):
             prepare_datasets(cfg.datasets)
-        cfg.datasets["wide"].bad_shards = BadShards.skip
+        cfg.datasets["wide"].bad_shards = BadData.skip
         prepared = prepare_datasets(cfg.datasets)
         assert caplog.text.count(f"shard {shards[1]}") == 1
         assert prepared["wide"].missing == [shards[1]]
@@ -328,7 +328,7 @@ class TestPrepared:
     ) -> None:
         cfg = shard_config()
         shards[1].unlink()
-        cfg.datasets["wide"].bad_shards = BadShards.skip
+        cfg.datasets["wide"].bad_shards = BadData.skip
         prepared = prepare_datasets(cfg.datasets)
         caplog.clear()
         assert len(build(cfg, encoder, "train", prepared=prepared)["wide"]) == 24

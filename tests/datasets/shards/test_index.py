@@ -13,6 +13,7 @@ import pytest
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.datasets.shards import index as index_module
 from minigpt4.datasets.shards.index import FOLDER, open_index, scan, shard_paths
+from minigpt4.datasets.shards.remote import RemoteShards
 from tests.datasets.shards.conftest import encoded_image, make_shards, numbered, write_shard
 
 
@@ -28,10 +29,18 @@ class TestPaths:
             "008.tar", "009.tar", "010.tar", "011.tar", "x/0.tar", "x/1.tar", "y/0.tar", "y/1.tar", "a.tar", "b.tar",
         ]  # fmt: skip
 
-    @pytest.mark.parametrize("stream", ["pipe:cat x.tar", "https://a.org/{0..3}.tar", "s3://bucket/0.tar"])
-    def test_streams_are_refused(self, stream: str) -> None:
-        with pytest.raises(ConfigError, match=r"datasets\.laion\.shards: '.*' is a stream.*download_shards\.py"):
-            shard_paths("laion", stream)
+    def test_urls_become_paths_of_copies(self, tmp_path: Path) -> None:
+        remote = RemoteShards(tmp_path)
+        patterns = ["https://a.org/d/{0..1}.tar?key=a*b", "s3://bucket/0.tar", "pipe:cat {x,y}.tar", "own.tar"]
+        paths = shard_paths("laion", patterns, remote)
+        assert [path.name for path in paths] == ["0.tar", "1.tar", "0.tar", "shard.tar", "shard.tar", "own.tar"]
+        assert len(set(paths)) == 6 and paths[-1] == Path("own.tar")
+        assert [remote.urls.get(path) for path in paths] == [
+            "https://a.org/d/0.tar?key=a*b", "https://a.org/d/1.tar?key=a*b", "s3://bucket/0.tar",
+            "pipe:cat x.tar", "pipe:cat y.tar", None,
+        ]  # fmt: skip
+        with pytest.raises(ConfigError, match="is named twice"):
+            shard_paths("laion", ["s3://bucket/0.tar"] * 2, RemoteShards(tmp_path))
 
     @pytest.mark.parametrize(
         ("patterns", "message"),
