@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,11 @@ class Server(ThreadingHTTPServer):
 
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, *address: object) -> None:
+        """A client may end a connection early; other errors are shown."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(*address)  # type: ignore[arg-type]
 
     def gets(self) -> list[str]:
         return [request.removeprefix("GET ") for request in self.requests if request.startswith("GET")]

@@ -15,12 +15,16 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from minigpt4.common.errors import ConfigError, RemoteDataError, one_line
 from minigpt4.common.files import lock, write_atomically, writing
+
+if TYPE_CHECKING:
+    import httpx
 
 logger = logging.getLogger(__name__)
 PIPE = "pipe:"
@@ -177,17 +181,25 @@ def _run(command: str, temporary: Path) -> None:
         raise _TransientError(f"status {done.returncode}: {said}" if said else f"status {done.returncode}")
 
 
+@lru_cache(maxsize=1)
+def _client(process: int) -> httpx.Client:
+    """The client of this process; connections cannot be shared with a fork, and a client takes a while to make."""
+    import httpx
+
+    return httpx.Client(follow_redirects=True, timeout=TIMEOUT)
+
+
 def _http_stat(url: str) -> tuple[int, str]:
     import httpx
 
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            with httpx.Client(follow_redirects=True, timeout=TIMEOUT) as client:
-                answer = client.head(url)
-                if answer.status_code in (403, 405, 501):  # some servers, and signed URLs, allow GET only
-                    with client.stream("GET", url) as answer:
-                        _check_status(answer)
-                _check_status(answer)
+            client = _client(os.getpid())
+            answer = client.head(url)
+            if answer.status_code in (403, 405, 501):  # some servers, and signed URLs, allow GET only
+                with client.stream("GET", url) as answer:
+                    _check_status(answer)
+            _check_status(answer)
         except (httpx.TransportError, _TransientError) as error:
             if attempt == ATTEMPTS:
                 raise RemoteDataError(f"{url} cannot be reached ({one_line(error)})") from error
@@ -207,11 +219,7 @@ def _http_get(url: str, temporary: Path) -> None:
     import httpx
 
     try:
-        with (
-            httpx.Client(follow_redirects=True, timeout=TIMEOUT) as client,
-            client.stream("GET", url) as answer,
-            temporary.open("wb") as file,
-        ):
+        with _client(os.getpid()).stream("GET", url) as answer, temporary.open("wb") as file:
             _check_status(answer)
             for block in answer.iter_bytes(BLOCK):
                 file.write(block)
