@@ -29,6 +29,7 @@ LEVELS = {
     "generate": 6,
     "plan": 6,
     "doctor": 6,
+    "evaluate": 6,
     "export": 6,
     "from_upstream": 6,
 }

@@ -18,6 +18,10 @@ _TOKEN = re.compile(
 )
 
 
+Sides = tuple[float, float, float, float]
+"""Left, top, right and bottom side of a rectangle."""
+
+
 @dataclass(frozen=True, slots=True)
 class Box:
     """A rectangle in an image; the image's width and height are 1.
@@ -37,10 +41,23 @@ class Box:
     label: str = ""
 
     @property
+    def sides(self) -> Sides:
+        """The box without its label."""
+        return self.left, self.top, self.right, self.bottom
+
+    @property
     def text(self) -> str:
         """The box without its label, sides rounded to hundredths within the image."""
-        sides = (self.left, self.top, self.right, self.bottom)
-        return "{" + "".join(f"<{min(GRID, max(0, round(GRID * side)))}>" for side in sides) + "}"
+        return "{" + "".join(f"<{min(GRID, max(0, round(GRID * side)))}>" for side in self.sides) + "}"
+
+
+def iou(a: Sides, b: Sides) -> float:
+    """Intersection over union of two rectangles, 0 where neither has an area."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0.0, width) * max(0.0, height)
+    both = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    return shared / both if both > 0 else 0.0
 
 
 def box_of_pixels(bbox: Any, width: Any, height: Any, label: str = "") -> Box:

@@ -120,6 +120,25 @@ class Target(str, Enum):
     one = "one"  # one of them, drawn for each sample and epoch
 
 
+class EvaluationTask(str, Enum):
+    """What is asked about images, and so how the answers are scored."""
+
+    caption = "caption"  # a description, by caption metrics
+    vqa = "vqa"  # questions with answers in words
+    refer = "refer"  # where the thing described is, by the IoU of one box
+    detection = "detection"  # boxes of things, by average precision
+
+
+class Scorer(str, Enum):
+    """How answers in words are scored."""
+
+    auto = "auto"  # choice where every question has choices, yes_no, soft with answers of several people, else exact
+    soft = "soft"  # VQA's accuracy, which grows with the number of people who gave the answer
+    exact = "exact"  # one of the annotated answers, but for case and a full stop at the end
+    choice = "choice"  # the most likely of a question's choices
+    yes_no = "yes_no"  # POPE's accuracy, precision, recall and F1 of yes
+
+
 class BadData(str, Enum):
     """What happens when rows or shards cannot be used."""
 
@@ -490,16 +509,27 @@ class RunConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
-    """Generating and scoring captions."""
+    """Generating and scoring captions and other answers."""
 
+    task: EvaluationTask = EvaluationTask.caption
+    """What is asked: caption, vqa (questions with answers in words), refer (one box) or detection (boxes)."""
     dataset: str | None = None
-    """Which of `datasets` to evaluate; null: the only one."""
+    """Which of `datasets` to evaluate, several names separated by commas; null: the only one."""
     split: str = "test"
-    """Split to evaluate: train, val, test, or any other name in the annotations."""
+    """Split to evaluate: train, val, test, or any other name in the annotations; several separated by commas."""
+    scorer: Scorer = Scorer.auto
+    """Scores of the task vqa: soft (VQA's accuracy), exact, choice (the most likely of the choices), yes_no (POPE), or
+    auto, which takes the one that fits the annotations."""
+    shuffled: bool = True
+    """Ask each question about another image too, which shows what is guessed; it doubles the time. The task caption has
+    this control without it."""
     batch_size: int = number(16, at_least=1)
     """Images encoded together on each rank."""
     num_workers: int = number(2, at_least=0)
     """Data-loading worker processes of each rank."""
+    feature_memory: float = number(2.0, above=0)
+    """GiB of image features that each rank keeps at a time, while one checkpoint after the other answers about them; an
+    image of MiniGPT-v2 has 2.9 MB of them in half precision, one of MiniGPT-4 48 KB."""
     prompt: str | None = None
     """Instruction for every image without a question; or, with `{question}` in it, what goes around every question.
     null: the first of the dataset's prompts."""
@@ -514,6 +544,12 @@ class EvaluationConfig:
     """Seed of `fraction`, of sampling and of the shuffled images."""
     scenes: str | None = None
     """Ground truth of drawn scenes (scenes.json): adds object accuracies, for the right and for shuffled images."""
+    objects: str | None = None
+    """Boxes of the images' objects (COCO's instances, JSON lines with `boxes`, or scenes.json): adds CHAIR to captions,
+    the share of named objects that are not there, for the right and for shuffled images."""
+    object_words: str | None = None
+    """Words by which captions may call these objects, a line such as `couch: sofa, settee` each; null: a list for those
+    of COCO, while others have their names only."""
     output_dir: str | None = None
     """Folder of predictions and results; null: a new one in `paths.output_root`/evaluation. Results that it holds stay:
     rows of the same protocol in the new table, others in their folder, while the new ones go to one beside it."""
@@ -529,6 +565,22 @@ class EvaluationConfig:
         """(field, what is wrong with it), beyond the ranges."""
         if self.limit is not None and self.fraction is not None:
             yield "limit", "fraction is set as well; choose one"
+        if not self.splits:
+            yield "split", "no split to evaluate; name one, for example test"
+
+    @property
+    def splits(self) -> list[str]:
+        """The names in `split`."""
+        return _names(self.split)
+
+    @property
+    def datasets(self) -> list[str]:
+        """The names in `dataset`; none: the only dataset."""
+        return _names(self.dataset or "")
+
+
+def _names(listed: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
 
 
 @dataclass(kw_only=True, slots=True)

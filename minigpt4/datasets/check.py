@@ -76,7 +76,7 @@ class Report:
 
 
 def check_dataset(
-    name: str, cfg: DatasetConfig, model: ModelConfig, with_images: bool = True, evaluated: str | None = None
+    name: str, cfg: DatasetConfig, model: ModelConfig, with_images: bool = True, evaluated: Sequence[str] = ()
 ) -> Report:
     """Read every row of a dataset, and open every image; of shards, every sample.
 
@@ -85,7 +85,7 @@ def check_dataset(
         cfg: its configuration.
         model: the model's configuration, for its prompts.
         with_images: open the images; otherwise only the rows are read, or the index of the shards.
-        evaluated: split that will be evaluated, whose image ids may not repeat.
+        evaluated: splits that will be evaluated, whose image ids may not repeat.
 
     Raises:
         ConfigError: A path is missing, or patterns match nothing.
@@ -131,7 +131,7 @@ def _check_images(report: Report, name: str, records: Sequence[Record], folder: 
     report.warnings += warnings_of_splits(splits, prints)
 
 
-def _check_splits(report: Report, records: Sequence[Record], val_fraction: float, evaluated: str | None) -> None:
+def _check_splits(report: Report, records: Sequence[Record], val_fraction: float, evaluated: Sequence[str]) -> None:
     """Report a validation without a record, and records that an evaluation of their split would refuse."""
     if val_fraction and records and "val" not in report.splits:
         report.warnings.append(
@@ -140,7 +140,7 @@ def _check_splits(report: Report, records: Sequence[Record], val_fraction: float
         )
     for split in report.splits:
         problems = list(repeated_ids(record for record in records if record.split == split))
-        if split == evaluated:
+        if split in evaluated:
             report.problems += problems
         elif problems:
             report.warnings.append(
@@ -295,8 +295,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     good = True
     for name, dataset in cfg.datasets.items():
-        split = cfg.evaluation.split if cfg.evaluation.dataset in (None, name) else None
-        report = check_dataset(name, dataset, cfg.model, not arguments.no_images, split)
+        splits = cfg.evaluation.splits if name in (cfg.evaluation.datasets or [name]) else []
+        report = check_dataset(name, dataset, cfg.model, not arguments.no_images, splits)
         show(console, name, report, None if arguments.all else SHOWN)
         good = good and report.good
     return 0 if good else 1

@@ -131,6 +131,10 @@ class InstructionDataset(Dataset[Sample]):
         """The path of a record's first image."""
         return self.images / self.records[index].image
 
+    def answer_text(self, answer: str) -> str:
+        """An answer as it is trained on."""
+        return self.answer.replace("{answer}", self.text_processor(answer))
+
     def text_length(self, index: int, epoch: int) -> int:
         """Characters of the questions and answers that `sample` draws."""
         return sum(len(text) for turn in self._turns(index, epoch) for text in turn)
@@ -177,5 +181,5 @@ class InstructionDataset(Dataset[Sample]):
         questions = self.pool.questions(record, generator.choice)
         last = " ".join(record.answers) if self.target is Target.joined else generator.choice(record.answers)
         answers = [*(answer for _, answer in record.earlier), last]
-        processed = [self.answer.replace("{answer}", self.text_processor(answer)) for answer in answers]
+        processed = map(self.answer_text, answers)
         return list(zip(place_images(questions, len(record.images), record.source), processed, strict=True))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +19,6 @@ from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import DataError, MetricError, did_you_mean, first_few
 from minigpt4.common.files import read_json, write_json, writing
 from minigpt4.evaluation.java import check_tokenizer, tokenize
-from minigpt4.evaluation.meteor_spice import SCORERS, check_java_scorer, score_with_java
 from minigpt4.evaluation.predictions import (
     PREFIX,
     ReferenceFile,
@@ -30,10 +28,12 @@ from minigpt4.evaluation.predictions import (
     references_of,
 )
 from minigpt4.evaluation.protocol import Protocol
-from minigpt4.evaluation.statistics import NOTE, bootstrap_intervals, swap_images
+from minigpt4.evaluation.statistics import PerImage, Scores, bootstrap_intervals, intervals_note, swap_images
 from minigpt4.evaluation.table import ScoreTable
 
 METRICS = ("bleu", "rouge", "cider", "meteor", "spice")
+JAVA_METRICS = ("meteor", "spice")
+"""Metrics whose scorers are Java programs."""
 DEFAULT_METRICS = ("bleu", "rouge", "cider")
 """The metrics that need only the tokenizer's Java."""
 
@@ -41,28 +41,8 @@ SWAP_SEED = 42
 """Seed of the shuffled images where none is given."""
 Captions = dict[str, list[str]]
 """Image id -> captions."""
-PerImage = dict[str, dict[str, float]]
-"""Image id -> metric -> score."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CaptionScores:
-    """Scores of one set of predictions.
-
-    Attributes:
-        corpus: metric -> score of the corpus; the names are Bleu_1..Bleu_4, ROUGE_L, CIDEr, METEOR, SPICE.
-        per_image: image id -> metric -> score of that image.
-        controls: name -> score of the corpus where the caption of each image is another image's: CIDEr_shuffled.
-        bleu_counts: image id -> what BLEU sums over the images: matches of 1- to 4-grams, 1- to 4-grams, words, and
-            words of the reference closest in length; empty where BLEU was not computed.
-    """
-
-    corpus: dict[str, float]
-    per_image: PerImage
-    controls: dict[str, float] = field(default_factory=dict)
-    bleu_counts: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def parse_metrics(metrics: str | Sequence[str]) -> tuple[str, ...]:
@@ -96,7 +76,9 @@ def check_metrics(metrics: str | Sequence[str]) -> tuple[str, ...]:
     names = parse_metrics(metrics)
     check_tokenizer()
     for name in names:
-        if name in SCORERS:
+        if name in JAVA_METRICS:
+            from minigpt4.evaluation.meteor_spice import check_java_scorer
+
             check_java_scorer(name)
     return names
 
@@ -107,7 +89,7 @@ def score_captions(
     metrics: str | Sequence[str] = DEFAULT_METRICS,
     timeout: float | None = None,
     seed: int = SWAP_SEED,
-) -> CaptionScores:
+) -> Scores:
     """Score one prediction per image against the image's references.
 
     Args:
@@ -129,7 +111,7 @@ def score_checkpoints(
     metrics: str | Sequence[str] = DEFAULT_METRICS,
     timeout: float | None = None,
     seed: int = SWAP_SEED,
-) -> dict[str, CaptionScores]:
+) -> dict[str, Scores]:
     """Score the predictions of several checkpoints for the same images.
 
     The scores are those of `score_captions`, but all captions are tokenized together: Java starts once.
@@ -175,7 +157,7 @@ def score_checkpoints(
             shuffled = swap_images(results, seed)
             controls["CIDEr_shuffled"] = _compute("cider", gold, shuffled, timeout)["CIDEr"][0]
         counts = _bleu_counts(gold, results) if "bleu" in names else {}
-        scores[label] = CaptionScores(corpus, per_image, controls, counts)
+        scores[label] = Scores(corpus, per_image, controls, counts)
     return scores
 
 
@@ -234,7 +216,9 @@ def _compute(
     name: str, gold: Captions, results: Mapping[str, str], timeout: float | None
 ) -> dict[str, tuple[float, dict[str, float]]]:
     """One of `METRICS` of tokenized captions: metric -> (score of the corpus, score of every image)."""
-    if name in SCORERS:
+    if name in JAVA_METRICS:
+        from minigpt4.evaluation.meteor_spice import score_with_java
+
         return {name.upper(): score_with_java(name, gold, results, timeout)}
     listed = {key: [caption] for key, caption in results.items()}
     if name == "bleu":
@@ -259,7 +243,7 @@ def _compute(
 
 
 def _bleu_counts(gold: Captions, results: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """`CaptionScores.bleu_counts` of tokenized captions."""
+    """`Scores.bleu_counts` of tokenized captions."""
     from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 
     counts = {}
@@ -299,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prompt=made.get("prompt"),
         generation=made.get("generation"),
         selection={"only_predicted": True} if args.only_predicted else made.get("selection"),
-        notes={"predictions": str(args.preds), "intervals_95": NOTE},
+        notes={"predictions": str(args.preds), "intervals_95": intervals_note()},
     )
     row = {"checkpoint": args.label or Path(args.preds).stem.removeprefix(PREFIX), **scores.corpus, **scores.controls}
     intervals = {row["checkpoint"]: bootstrap_intervals(scores.per_image)}

@@ -39,6 +39,7 @@ class Protocol:
         generation: generation settings, e.g. num_beams and max_new_tokens.
         selection: which part of the split was scored, e.g. {"limit": 100}; empty for all of it.
         notes: anything else that a reader of the scores must know.
+        task: what was asked where it is not captions: vqa, refer or detection; `images` then counts questions.
     """
 
     dataset: str
@@ -54,6 +55,7 @@ class Protocol:
     generation: dict[str, Any] = field(default_factory=dict)
     selection: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    task: str = ""
 
     @classmethod
     def of(
@@ -67,6 +69,7 @@ class Protocol:
         generation: Mapping[str, Any] | None = None,
         selection: Mapping[str, Any] | None = None,
         notes: Mapping[str, Any] | None = None,
+        task: str = "",
     ) -> Protocol:
         """The protocol of scoring these references, with the counts and the hash taken from them."""
         counts = [len(captions) for captions in references.values()]
@@ -78,11 +81,13 @@ class Protocol:
             references_per_image=(min(counts, default=0), max(counts, default=0)),
             references_sha256=references_sha256(references),
             metrics=tuple(metrics),
-            scorer=_scorer(),
+            tokenizer="" if task else TOKENIZER,
+            scorer=_version("pycocotools") if task == "detection" else "" if task else _version("pycocoevalcap"),
             prompt=prompt,
             generation=dict(generation or {}),
             selection=dict(selection or {}),
             notes=dict(notes or {}),
+            task=task,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,6 +111,11 @@ class Protocol:
         ]
 
     @property
+    def unit(self) -> str:
+        """What is counted and averaged over: images, or questions."""
+        return "questions" if self.task else "images"
+
+    @property
     def references_each(self) -> str:
         """How many references an image has, in words."""
         low, high = self.references_per_image
@@ -116,7 +126,7 @@ class Protocol:
         where = f"{self.dataset}, split {self.split}" if self.split else self.dataset
         part = ", ".join(f"{key} {value}" for key, value in self.selection.items())
         return (
-            f"{where}{f' ({part})' if part else ''}: {counted(self.images, 'images')}, {self.references_each}, "
+            f"{where}{f' ({part})' if part else ''}: {counted(self.images, self.unit)}, {self.references_each}, "
             f"references {self.references_sha256[:12]}"
         )
 
@@ -132,8 +142,8 @@ def _comparable(plain: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _scorer() -> str:
+def _version(package: str) -> str:
     try:
-        return f"pycocoevalcap {version('pycocoevalcap')}"
+        return f"{package} {version(package)}"
     except PackageNotFoundError:
-        return "pycocoevalcap"
+        return package

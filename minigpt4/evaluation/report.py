@@ -7,14 +7,15 @@ import io
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -22,8 +23,11 @@ from minigpt4.common.errors import DataError, counted
 from minigpt4.common.files import write_text
 from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.statistics import Comparisons, Intervals
-from minigpt4.evaluation.table import SHOWN, Row, best_rows, column, columns_of
+from minigpt4.evaluation.table import SHOWN, Column, Row, ScoreTable, best_rows, column, columns_of
 from minigpt4.evaluation.trends import svg_colours
+
+if TYPE_CHECKING:
+    from minigpt4.common.boxes import Box
 
 LONGER_SIDE = 480
 """Pixels of a thumbnail's longer side; a smaller image keeps its size."""
@@ -32,6 +36,8 @@ JPEG_QUALITY = 82
 CARDS_PER_PAGE = 24
 SAMPLE_TRIES = 5
 """Images that are tried for the sample; unreadable ones are passed over."""
+RANKED = ("mean_IoU", *SHOWN)
+"""Metrics that order the images: the first that each image has."""
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 OpenImage = Callable[[Path], Image.Image]
@@ -42,15 +48,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image and what every checkpoint said about it.
+    """One image, or one question about it, and what every checkpoint said.
 
     Attributes:
-        image_id: id of the image.
-        references: reference captions.
-        predictions: checkpoint -> caption.
-        scores: checkpoint -> metric -> score of this image.
+        image_id: id of the image or question.
+        references: reference captions, or right answers.
+        predictions: checkpoint -> caption or answer.
+        scores: checkpoint -> metric -> score of this image or question.
         filename: file name of the image, shown as the card's title; empty where unknown.
         path: path of the image, None where unknown.
+        question: the question; empty for captions.
+        kind: kind of the question; empty where there are no kinds.
+        boxes: the true boxes, which are drawn beside those of the predictions; None: the answers are no boxes.
     """
 
     image_id: str
@@ -59,6 +68,24 @@ class ImageResult:
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     filename: str = ""
     path: Path | None = None
+    question: str = ""
+    kind: str = ""
+    boxes: Sequence[Box] | None = None
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small copy of an image.
+
+    Attributes:
+        source: the JPEG as a data URI.
+        width: its width in pixels.
+        height: its height in pixels.
+    """
+
+    source: str
+    width: int
+    height: int
 
 
 def write_report(
@@ -69,6 +96,7 @@ def write_report(
     *,
     title: str = "Evaluation",
     trends: Sequence[str] = (),
+    kinds: Sequence[ScoreTable] = (),
     intervals: Intervals | None = None,
     comparisons: Comparisons | None = None,
     leaks: Sequence[str] = (),
@@ -85,6 +113,7 @@ def write_report(
         images: the images, in the dataset's order.
         title: heading of the page.
         trends: plots as SVG elements (`panel_svgs`).
+        kinds: scores of each kind of question.
         intervals: checkpoint -> metric -> (lower, upper).
         comparisons: differences between the checkpoints and the first.
         leaks: what the checkpoints were trained on among the images, a line each.
@@ -94,23 +123,29 @@ def write_report(
     """
     labels = [str(row["checkpoint"]) for row in rows]
     last = labels[-1] if labels else ""
-    metric = next((name for name in SHOWN if any(name in row for row in rows)), SHOWN[0])
+    found = images[0].scores.get(last, {}) if images else {}
+    metric = next((name for name in RANKED if name in found), SHOWN[0])
     shown = select_images(images, last, metric, max_cards)
     thumbnails = [thumbnail(image.path, open_image) for _, image in shown]
     missing = sum(source is None for source in thumbnails)
     if missing and open_image is not None:
         logger.warning("report: %d of %d images could not be read", missing, len(shown))
     name = column(metric).label
-    note = f"All {len(shown):,} images."
+    unit = protocol.unit
+    note = f"All {len(shown):,} {unit}."
     if len(shown) < len(images):
         worst = max_cards // 2
         note = (
-            f"{len(shown):,} of {len(images):,} images: the {max_cards - worst:,} best and the {worst:,} worst of "
-            f"{last or 'the last checkpoint'}, by {name}. The scores above are those of all images."
+            f"{len(shown):,} of {len(images):,} {unit}: the {max_cards - worst:,} best and the {worst:,} worst of "
+            f"{last or 'the last checkpoint'}, by {name}. The scores above are those of all {unit}."
         )
     if missing:
         note += f" {missing:,} of them could not be read."
-    note += f" Cards are ordered by the {name} of each image. Marked words are in none of the image's references."
+    note += f" Cards are ordered by the {name} of each {unit[:-1]}."
+    if any(image.boxes is not None for _, image in shown):
+        note += " Solid boxes are true, dashed ones are those of the chosen checkpoint."
+    else:
+        note += " Marked words are in none of the references."
     folder = resources.files("minigpt4") / "assets" / "report"
     css, js, page = ((folder / name).read_text("utf-8") for name in ("report.css", "report.js", "report.html"))
     text = Template(page).substitute(
@@ -118,11 +153,14 @@ def write_report(
         js=js,
         title=escape(title),
         summary=escape(_summary(protocol, len(rows))),
+        unit=unit,
+        units=unit.capitalize(),
+        kinds=_kinds(kinds),
         sample=_sample(images, labels, metric, open_image),
-        table=_table(rows),
+        table=_table(rows, columns_of(rows), linked=True),
         comparisons=_comparisons(comparisons) if comparisons else "",
         leaks="".join(f'<p class="{"leak" if "LEAK" in line else "note"}">{escape(line)}</p>' for line in leaks),
-        intervals=_intervals(intervals or {}),
+        intervals=_intervals(intervals or {}, unit),
         protocol=_definitions(protocol.to_dict()),
         trends=_trends(trends),
         selection=escape(note),
@@ -163,8 +201,8 @@ def select_images(images: Sequence[ImageResult], label: str, metric: str, most: 
     return ranked[: most - worst] + (ranked[-worst:] if worst else [])
 
 
-def thumbnail(path: Path | None, open_image: OpenImage | None) -> str | None:
-    """The image as a JPEG data URI, None where it cannot be read.
+def thumbnail(path: Path | None, open_image: OpenImage | None) -> Thumbnail | None:
+    """A small copy of the image, None where it cannot be read.
 
     Args:
         path: path of the image.
@@ -180,7 +218,8 @@ def thumbnail(path: Path | None, open_image: OpenImage | None) -> str | None:
     image.thumbnail((LONGER_SIDE, LONGER_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Thumbnail(f"data:image/jpeg;base64,{encoded}", *image.size)
 
 
 def _score(image: ImageResult, label: str, metric: str) -> float:
@@ -188,8 +227,8 @@ def _score(image: ImageResult, label: str, metric: str) -> float:
     return value if math.isfinite(value) else 0.0
 
 
-def _table(rows: Sequence[Row]) -> str:
-    columns = columns_of(rows)
+def _table(rows: Sequence[Row], columns: Sequence[Column], *, linked: bool = False) -> str:
+    """A table of scores; where it is `linked`, a checkpoint's name leads to its worst images."""
     head = "".join(f'<th scope="col">{escape(item.label)}</th>' for item in columns)
     best = {item.key: best_rows(rows, item) for item in columns}
     lines = []
@@ -198,14 +237,22 @@ def _table(rows: Sequence[Row]) -> str:
             ('<td class="best">' if index in best[item.key] else "<td>") + f"{item.format(row.get(item.key))}</td>"
             for item in columns
         )
-        name = (
-            f'<a href="#images" data-checkpoint="{index}" title="Its worst images">{escape(str(row["checkpoint"]))}</a>'
-        )
+        name = escape(str(row["checkpoint"]))
+        if linked:
+            name = f'<a href="#images" data-checkpoint="{index}" title="Its worst images">{name}</a>'
         lines.append(f"<tr><td>{name}</td>{cells}</tr>")
     body = "\n".join(lines)
     return (
         f'<table class="scores"><thead><tr><th scope="col">Checkpoint</th>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table>"
+    )
+
+
+def _kinds(tables: Sequence[ScoreTable]) -> str:
+    """The scores of each kind of question."""
+    return "\n".join(
+        f'<h3>{escape(table.title)}</h3>\n<div class="scroll">{_table(table.rows, table.columns or ())}</div>'
+        for table in tables
     )
 
 
@@ -229,7 +276,7 @@ def _comparisons(comparisons: Comparisons) -> str:
     )
 
 
-def _intervals(intervals: Intervals) -> str:
+def _intervals(intervals: Intervals, unit: str) -> str:
     """95 % intervals as a list below the table."""
     lines = [
         (label, ", ".join(f"{column(key).label} {low:.3f} to {high:.3f}" for key, (low, high) in found.items()))
@@ -238,7 +285,7 @@ def _intervals(intervals: Intervals) -> str:
     ]
     if not lines:
         return ""
-    return f"<details><summary>95 % intervals over the images</summary>{_definitions(dict(lines))}</details>"
+    return f"<details><summary>95 % intervals over the {unit}</summary>{_definitions(dict(lines))}</details>"
 
 
 def _definitions(content: Mapping[str, Any]) -> str:
@@ -263,7 +310,7 @@ def _trends(panels: Sequence[str]) -> str:
 def _summary(protocol: Protocol, checkpoints: int) -> str:
     """What is under the heading: counts only, since the rest stands below the scores."""
     part = "".join(f", {key} {value}" for key, value in protocol.selection.items())
-    images, several = counted(protocol.images, "images"), counted(checkpoints, "checkpoints")
+    images, several = counted(protocol.images, protocol.unit), counted(checkpoints, "checkpoints")
     return f"{images}{part}, {protocol.references_each}, {several}"
 
 
@@ -289,39 +336,77 @@ def _sample(images: Sequence[ImageResult], labels: Sequence[str], metric: str, o
             continue
         what = f"gain from {first} to {last}" if first != last else "score"
         shown = [first, last] if first != last else [last]
+        question = f"<p>{escape(image.question)}</p>" if image.question else ""
         answers = "".join(_answer(image, label) for label in shown)
         return (
-            f'<section class="sample"><div class="image">{_image(image, source)}</div><div>'
+            f'<section class="sample"><div class="image">{_image(image, source, [last])}</div><div>'
             f'<p class="note">An image in the middle: half of all images have a larger {column(metric).label} {what}, '
-            f"half a smaller one.</p>"
+            f"half a smaller one.</p>{question}"
             f'<ul class="preds">{answers}</ul><p class="refs"><span class="label">Reference</span> '
-            f"{escape(image.references[0] if image.references else '')}</p></div></section>"
+            f"{escape(next(_references(image), ''))}</p></div></section>"
         )
     return ""
 
 
-def _image(image: ImageResult, source: str) -> str:
-    """A thumbnail that is enlarged by a click or the Enter key."""
+def _image(image: ImageResult, small: Thumbnail, labels: Sequence[str]) -> str:
+    """A thumbnail, with boxes over it, that is enlarged by a click or the Enter key."""
     title = escape(image.filename or image.image_id)
     return (
-        f'<button type="button" class="zoom" title="Enlarge"><img loading="lazy" alt="{title}" src="{escape(source)}">'
-        "</button>"
+        f'<button type="button" class="zoom" title="Enlarge"><img loading="lazy" alt="{title}" '
+        f'src="{escape(small.source)}">{_overlay(image, small, labels)}</button>'
     )
 
 
-def _card(index: int, image: ImageResult, labels: Sequence[str], metric: str, source: str | None) -> str:
+def _overlay(image: ImageResult, small: Thumbnail, labels: Sequence[str]) -> str:
+    """The true boxes and those of the checkpoints' answers, over the image; nothing where the answers are no boxes."""
+    if image.boxes is None:
+        return ""
+    from minigpt4.common.boxes import find_boxes  # reports of captions need none
+
+    found = "".join(
+        f'<g data-found="{index}">{_rectangles(find_boxes(image.predictions.get(label, "")), small, "found")}</g>'
+        for index, label in enumerate(labels)
+    )
+    return (
+        f'<svg class="boxes" viewBox="0 0 {small.width} {small.height}" aria-hidden="true">'
+        f"{_rectangles(image.boxes, small, 'true')}{found}</svg>"
+    )
+
+
+def _rectangles(boxes: Sequence[Box], small: Thumbnail, style: str) -> str:
+    return "".join(
+        f'<rect class="{style}" x="{box.left * small.width:.1f}" y="{box.top * small.height:.1f}" '
+        f'width="{(box.right - box.left) * small.width:.1f}" height="{(box.bottom - box.top) * small.height:.1f}">'
+        f"<title>{escape(box.label)}</title></rect>"
+        for box in boxes
+    )
+
+
+def _references(image: ImageResult) -> Iterator[str]:
+    """The references; those that several people gave once, with their number."""
+    if image.boxes is not None:
+        return (f"{box.label} {box.text}".strip() for box in image.boxes)
+    if not image.question:
+        return iter(image.references)
+    return (f"{text} × {count}" if count > 1 else text for text, count in Counter(image.references).most_common())
+
+
+def _card(index: int, image: ImageResult, labels: Sequence[str], metric: str, small: Thumbnail | None) -> str:
     title = escape(image.filename or image.image_id)
-    shown = "no image" if source is None else _image(image, source)
+    shown = "no image" if small is None else _image(image, small, labels)
     known = image.image_id in (image.filename, Path(image.filename).stem) or not image.filename
     number = "" if known else f" <span>{escape(image.image_id)}</span>"
-    references = "".join(f"<li>{escape(text)}</li>" for text in image.references)
+    references = "".join(f"<li>{escape(text)}</li>" for text in _references(image))
+    kind = f" <span>{escape(image.kind)}</span>" if image.kind else ""
+    question = f'<p class="question">{escape(image.question)}{kind}</p>' if image.question else ""
+    truth, said = ("Truth", "Answers") if image.question else ("References", "Predictions")
     answers = "".join(_answer(image, label) for label in labels)
     scores = ",".join(f"{_score(image, label, metric):.6g}" for label in labels)
     return (
         f'<article class="card" data-index="{index}" data-scores="{scores}">'
-        f'<div class="image">{shown}</div><div class="body"><h3>{title}{number}</h3>'
-        f'<h4>References</h4><ol class="refs">{references}</ol>'
-        f'<h4>Predictions</h4><ul class="preds">{answers}</ul></div></article>'
+        f'<div class="image">{shown}</div><div class="body"><h3>{title}{number}</h3>{question}'
+        f'<h4>{truth}</h4><ol class="refs">{references}</ol>'
+        f'<h4>{said}</h4><ul class="preds">{answers}</ul></div></article>'
     )
 
 
@@ -329,7 +414,8 @@ def _answer(image: ImageResult, label: str) -> str:
     found = image.scores.get(label, {})
     scores = " · ".join(f"{column(key).label} {found[key]:.2f}" for key in SHOWN if key in found)
     caption = image.predictions.get(label, "")
-    text = f"<p>{_marked(caption, image.references)}</p>" if caption.strip() else '<p class="empty">(nothing)</p>'
+    shown = _marked(caption, image.references) if image.boxes is None else escape(caption)
+    text = f"<p>{shown}</p>" if caption.strip() else '<p class="empty">(nothing)</p>'
     line = (
         f'<div class="line"><span class="label">{escape(label)}</span><span class="score">{escape(scores)}</span></div>'
     )

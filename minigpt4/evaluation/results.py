@@ -14,15 +14,16 @@ from typing import Any
 
 from minigpt4.common.errors import MetricError, MiniGPT4Error, first_few
 from minigpt4.common.files import hold, read_json, remove_temporary_files, write_json, write_text, writing
-from minigpt4.evaluation.caption import CaptionScores
 from minigpt4.evaluation.predictions import Prediction, load_predictions, predictions_file
 from minigpt4.evaluation.protocol import Protocol, references_sha256
 from minigpt4.evaluation.report import ImageResult, OpenImage, write_report
-from minigpt4.evaluation.statistics import NOTE, bootstrap_intervals, compare
-from minigpt4.evaluation.table import ScoreTable
+from minigpt4.evaluation.statistics import Scores, bootstrap_intervals, compare, intervals_note
+from minigpt4.evaluation.table import HEADLINES, ScoreTable, kind_table
 from minigpt4.evaluation.trends import panel_svgs, plot_trends, write_svg
 
 logger = logging.getLogger(__name__)
+BOX_TASKS = ("refer", "detection")
+"""Tasks whose references are boxes."""
 LOCK = ".evaluating"
 """File in a folder of results that says which process is writing to it."""
 
@@ -175,22 +176,24 @@ class CheckpointResult:
 
     Attributes:
         checkpoint: label of the checkpoint, e.g. `stage 1` or `epoch 0`.
-        scores: caption metrics.
+        scores: what its predictions score.
         predictions: one prediction per image, with the references.
         more: further quantities of the row, e.g. {"object_accuracy": 0.93}.
         path: path of the checkpoint, empty where unknown.
         file: name of its predictions file in the folder of the results, empty where there is none.
         leaks: evaluated images that it was trained on, as `Leaks` in plain form; None: it does not say what it was
             trained on.
+        kinds: kind of question -> {"questions": their number, metric: score, ...}; empty where there are no kinds.
     """
 
     checkpoint: str
-    scores: CaptionScores
+    scores: Scores
     predictions: Sequence[Prediction]
     more: Mapping[str, float] = field(default_factory=dict)
     path: str = ""
     file: str = ""
     leaks: Mapping[str, Any] | None = None
+    kinds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """The row of metrics.json."""
@@ -203,6 +206,7 @@ class WrittenResults:
 
     Attributes:
         table: checkpoints and their scores.
+        kinds: the scores of each kind of question, a table for each metric.
         metrics: path of metrics.json.
         per_image: path of per_image_scores.csv.
         trends: path of metric_trends.png; metric_trends.svg is beside it.
@@ -211,6 +215,7 @@ class WrittenResults:
     """
 
     table: ScoreTable
+    kinds: Sequence[ScoreTable]
     metrics: Path
     per_image: Path
     trends: Path
@@ -258,9 +263,9 @@ def write_results(
     out = Path(out_dir)
     rows = [result.row() for result in results]
     intervals = {result.checkpoint: bootstrap_intervals(result.scores.per_image) for result in results}
-    comparisons = compare({result.checkpoint: result.scores for result in results})
+    comparisons = compare({result.checkpoint: result.scores for result in results}, unit=protocol.unit)
     leaks = {result.checkpoint: result.leaks for result in results}
-    known = ["Trained on:", *leak_lines(leaks, protocol.images)]
+    known = ["Trained on:", *leak_lines(leaks, protocol.images, protocol.unit)]
     content: dict[str, Any] = {"protocol": protocol.to_dict(), "rows": rows, "leaks": leaks}
     checkpoints = {item.checkpoint: {"path": item.path, "predictions": item.file} for item in results if item.file}
     if checkpoints:
@@ -268,10 +273,15 @@ def write_results(
     if comparisons:
         content["comparisons"] = comparisons.to_dict()
     if any(intervals.values()):
-        content |= {"intervals_95": intervals, "intervals_95_note": NOTE}
+        content |= {"intervals_95": intervals, "intervals_95_note": intervals_note(protocol.unit)}
+    kinds = {result.checkpoint: result.kinds for result in results}
+    if any(kinds.values()):
+        content["kinds"] = kinds
+    by_kind = [table for metric in HEADLINES if (table := kind_table(metric, kinds))]
     summary = protocol.summary()
-    images = _results_by_image(results, Path(image_dir) if image_dir else None)
+    images = _results_by_image(results, Path(image_dir) if image_dir else None, protocol.task)
     written = WrittenResults(
+        kinds=by_kind,
         table=ScoreTable(rows, title, "\n".join([summary, *([comparisons.footnote()] if comparisons else []), *known])),
         metrics=out / "metrics.json",
         per_image=out / "per_image_scores.csv",
@@ -293,6 +303,7 @@ def write_results(
         images,
         title=title,
         trends=panels,
+        kinds=by_kind,
         intervals=intervals,
         comparisons=comparisons,
         leaks=known[1:],
@@ -303,12 +314,13 @@ def write_results(
     return written
 
 
-def leak_lines(leaks: Mapping[str, Mapping[str, Any] | None], images: int) -> list[str]:
+def leak_lines(leaks: Mapping[str, Mapping[str, Any] | None], images: int, unit: str = "images") -> list[str]:
     """What checkpoints were trained on among the evaluated images, a line for all that are alike.
 
     Args:
         leaks: label of each checkpoint -> its leaks as in metrics.json; None: it does not say what it was trained on.
-        images: number of evaluated images.
+        images: number of evaluated images, or questions.
+        unit: which of the two.
     """
     groups: list[tuple[Mapping[str, Any] | None, list[str]]] = []
     for label, found in leaks.items():
@@ -317,22 +329,22 @@ def leak_lines(leaks: Mapping[str, Mapping[str, Any] | None], images: int) -> li
             groups.append((found, [label]))
         else:
             alike.append(label)
-    return [f"{first_few(labels, 8)}: {_leak_text(found, images)}" for found, labels in groups]
+    return [f"{first_few(labels, 8)}: {_leak_text(found, f'{images:,} {unit}')}" for found, labels in groups]
 
 
-def _leak_text(found: Mapping[str, Any] | None, images: int) -> str:
+def _leak_text(found: Mapping[str, Any] | None, evaluated: str) -> str:
     if found is None:
-        return f"not recorded whether any of the {images:,} images was trained on"
+        return f"not recorded whether any of the {evaluated} was trained on"
     if found["images"]:
         examples = f", such as {found['examples'][0]}" if found["examples"] else ""
         text = (
-            f"LEAK: {found['images']:,} of the {images:,} images were trained on ({found['ids']:,} same ids, "
+            f"LEAK: {found['images']:,} of the {evaluated} were trained on ({found['ids']:,} same ids, "
             f"{found['files']:,} same files, {found['pixels']:,} same pixels, {found['near_copies']:,} near copies)"
             f"{examples}; scores on them measure memory"
         )
     else:
         text = (
-            f"none of the {images:,} images is among the {found['trained_images']:,} trained on (by id, file, pixels "
+            f"none of the {evaluated} is among the {found['trained_images']:,} trained on (by id, file, pixels "
             "or looks)"
         )
     if found["not_opened"]:
@@ -347,8 +359,10 @@ def _leak_text(found: Mapping[str, Any] | None, images: int) -> str:
     return text
 
 
-def _results_by_image(results: Sequence[CheckpointResult], image_dir: Path | None) -> list[ImageResult]:
-    """The images of the first checkpoint's predictions with every checkpoint's caption and scores."""
+def _results_by_image(results: Sequence[CheckpointResult], image_dir: Path | None, task: str) -> list[ImageResult]:
+    """The images, or questions, of the first checkpoint's predictions with every checkpoint's answer and scores."""
+    if task in BOX_TASKS:
+        from minigpt4.evaluation.questions import true_boxes
     captions = {result.checkpoint: {item.image_id: item.caption for item in result.predictions} for result in results}
     return [
         ImageResult(
@@ -356,6 +370,9 @@ def _results_by_image(results: Sequence[CheckpointResult], image_dir: Path | Non
             references=item.references,
             predictions={label: given.get(item.image_id, "") for label, given in captions.items()},
             scores={result.checkpoint: result.scores.per_image.get(item.image_id, {}) for result in results},
+            question=str(item.extra.get("question", "")),
+            kind=str(item.extra.get("kind", "")),
+            boxes=true_boxes(item) if task in BOX_TASKS else None,
             filename=item.filename,
             path=image_dir / item.filename if image_dir and item.filename else None,
         )

@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minigpt4.evaluation.table import SHOWN, column
+from minigpt4.evaluation.table import KNOWN, SHOWN, column
 
-if TYPE_CHECKING:
-    from minigpt4.evaluation.caption import CaptionScores
-
-AVERAGED = ("ROUGE_L", "CIDEr", "SPICE")
+AVERAGED = tuple(item.key for item in KNOWN if item.averaged)
 """Metrics whose corpus score is the mean of the images' scores. BLEU and METEOR are not: the mean of their images'
 scores is another number, and an interval around it would mislead."""
 
-NOTE = (
-    "95 % percentile bootstrap over the images (1,000 draws); only for metrics that are means over the images; "
-    "CIDEr's word weights are kept fixed"
-)
-"""How results describe the intervals."""
-
+PerImage = dict[str, dict[str, float]]
+"""Image or question id -> metric -> score."""
 Intervals = Mapping[str, Mapping[str, Sequence[float]]]
 """Checkpoint -> metric -> (lower, upper)."""
+
+
+def intervals_note(unit: str = "images") -> str:
+    """How results describe the intervals; `unit` is what the scores are means over."""
+    note = f"95 % percentile bootstrap over the {unit} (1,000 draws); only for metrics that are means over the {unit}"
+    return f"{note}{_fixed_weights(unit)}"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one set of predictions.
+
+    Attributes:
+        corpus: metric -> score of the corpus, by the keys of `table.KNOWN`.
+        per_image: image or question id -> metric -> score of that prediction.
+        controls: name -> score of the corpus where each prediction is another image's: CIDEr_shuffled.
+        bleu_counts: image id -> what BLEU sums over the images: matches of 1- to 4-grams, 1- to 4-grams, words, and
+            words of the reference closest in length; empty where BLEU was not computed.
+    """
+
+    corpus: dict[str, float]
+    per_image: PerImage
+    controls: dict[str, float] = field(default_factory=dict)
+    bleu_counts: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def bootstrap_intervals(
@@ -160,12 +176,13 @@ class Comparisons:
         return "\n".join([head, *lines])
 
 
-def compare(scores: Mapping[str, CaptionScores], seed: int = 0) -> Comparisons | None:
+def compare(scores: Mapping[str, Scores], seed: int = 0, unit: str = "images") -> Comparisons | None:
     """Compare every checkpoint with the first.
 
     Args:
         scores: checkpoint -> scores of the same images, the first one to be compared with.
         seed: seed of both kinds of resampling.
+        unit: what is resampled, for the note: images or questions.
 
     Returns:
         The comparisons; None for fewer than two checkpoints or images, or without a metric that can be resampled.
@@ -191,7 +208,7 @@ def compare(scores: Mapping[str, CaptionScores], seed: int = 0) -> Comparisons |
     differences = found[1:] - found[0]
     adjusted = holm(p_values.ravel()).reshape(p_values.shape)
     # A metric that was measured but cannot be resampled.
-    left_out = [name for name in scores[labels[0]].corpus if name not in metrics]
+    left_out = [name for name in scores[labels[0]].corpus if name not in metrics and column(name).compared]
     return Comparisons(
         labels[0],
         [
@@ -206,7 +223,7 @@ def compare(scores: Mapping[str, CaptionScores], seed: int = 0) -> Comparisons |
             for row, label in enumerate(labels[1:])
             for number, metric in enumerate(metrics)
         ],
-        _note(p_values.size, left_out),
+        _note(p_values.size, left_out, unit),
     )
 
 
@@ -214,7 +231,7 @@ def corpus_bleu(sums: Array) -> Array:
     """BLEU-1 to BLEU-4 of a corpus, as pycocoevalcap's BleuScorer computes them.
 
     Args:
-        sums: sums of `CaptionScores.bleu_counts` over the images, (..., 10).
+        sums: sums of `Scores.bleu_counts` over the images, (..., 10).
 
     Returns:
         (..., 4).
@@ -274,7 +291,7 @@ def _chunks(draws: int, images: int) -> Iterator[int]:
         yield min(size, draws - start)
 
 
-def _has(scores: Iterable[CaptionScores], metric: str, ids: Sequence[str]) -> bool:
+def _has(scores: Iterable[Scores], metric: str, ids: Sequence[str]) -> bool:
     """Whether all checkpoints have what a metric's corpus score is made of, for every image."""
     return all(
         metric in item.corpus
@@ -287,7 +304,7 @@ def _has(scores: Iterable[CaptionScores], metric: str, ids: Sequence[str]) -> bo
     )
 
 
-def _values(scores: CaptionScores, ids: Sequence[str], averaged: Sequence[str], with_bleu: bool) -> Array:
+def _values(scores: Scores, ids: Sequence[str], averaged: Sequence[str], with_bleu: bool) -> Array:
     """What the corpus scores are made of, for every image: scores to average, then counts of n-grams."""
     return np.array(
         [
@@ -298,14 +315,17 @@ def _values(scores: CaptionScores, ids: Sequence[str], averaged: Sequence[str], 
     )
 
 
-def _note(count: int, left_out: Sequence[str]) -> str:
+def _fixed_weights(unit: str) -> str:
+    return "; CIDEr's word weights are kept fixed" if unit == "images" else ""
+
+
+def _note(count: int, left_out: Sequence[str], unit: str) -> str:
     missing = "; ".join(
-        f"{column(name).label} is left out: its corpus score cannot be computed from scores of images"
+        f"{column(name).label} is left out: its corpus score cannot be computed from scores of {unit}"
         for name in left_out
     )
     return (
-        f"checkpoint minus first checkpoint; 95 % percentile bootstrap over the images, paired ({DRAWS:,} draws); "
+        f"checkpoint minus first checkpoint; 95 % percentile bootstrap over the {unit}, paired ({DRAWS:,} draws); "
         f"p by approximate randomisation ({RANDOMISATIONS:,} exchanges), two-sided, shown after Holm's correction over "
-        f"all {count} comparisons (p_holm in metrics.json); CIDEr's word weights are kept fixed"
-        + (f"; {missing}" if missing else "")
+        f"all {count} comparisons (p_holm in metrics.json){_fixed_weights(unit)}" + (f"; {missing}" if missing else "")
     )

@@ -17,14 +17,14 @@ from typing import Generic, TypeVar
 
 from rich.console import Console
 
+from minigpt4.common.boxes import Sides, iou
 from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import MetricError
 from minigpt4.common.files import write_json, writing
 from minigpt4.evaluation.predictions import load_predictions
 
-Box = tuple[float, float, float, float]
-"""xmin, ymin, xmax, ymax as shares of the image's sides."""
-NamedBox = tuple[str, Box]
+NamedBox = tuple[str, Sides]
+"""Name, and sides as shares of the image's."""
 Triple = tuple[str, str, str]
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ def _unquote(text: str) -> str:
         return text
 
 
-def _box(numbers: str) -> Box | None:
+def _box(numbers: str) -> Sides | None:
     try:
         values = [float(number) for number in numbers.split(",")]
     except ValueError:
@@ -86,15 +86,6 @@ def _box(numbers: str) -> Box | None:
         return None
     xmin, ymin, xmax, ymax = values
     return (xmin, ymin, xmax, ymax) if xmin <= xmax and ymin <= ymax else None
-
-
-def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0.0, width) * max(0.0, height)
-    both = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
-    return shared / both if both > 0 else 0.0
 
 
 def matched_boxes(found: Sequence[NamedBox], wanted: Sequence[NamedBox]) -> list[float]:

@@ -25,13 +25,18 @@ class Column:
         key: key in a row of metrics.json.
         label: name shown to people.
         percent: the value is a share, shown in per cent.
-        compared: larger is better, so the best value is marked. False for controls, where a mark would mislead.
+        compared: one value is better than another, so the best is marked. False for controls, where a mark would
+            mislead.
+        averaged: the corpus score is the mean of the scores of its images or questions.
+        smaller: smaller is better.
     """
 
     key: str
     label: str
     percent: bool = False
     compared: bool = True
+    averaged: bool = False
+    smaller: bool = False
 
     def format(self, value: Any) -> str:
         """The value as text, a dash where there is none."""
@@ -46,19 +51,42 @@ KNOWN = (
     Column("Bleu_3", "BLEU-3"),
     Column("Bleu_4", "BLEU-4"),
     Column("METEOR", "METEOR"),
-    Column("ROUGE_L", "ROUGE-L"),
-    Column("CIDEr", "CIDEr"),
-    Column("SPICE", "SPICE"),
+    Column("ROUGE_L", "ROUGE-L", averaged=True),
+    Column("CIDEr", "CIDEr", averaged=True),
+    Column("SPICE", "SPICE", averaged=True),
     Column("CIDEr_shuffled", "CIDEr, images shuffled", compared=False),
     Column("object_accuracy", "Largest object", percent=True),
     Column("all_objects_accuracy", "All objects", percent=True),
     Column("object_accuracy_shuffled", "Images shuffled", percent=True, compared=False),
     Column("repetition", "Repetition", percent=True, compared=False),
     Column("fragments", "Fragments", percent=True, compared=False),
+    Column("CHAIR_i", "CHAIRi", percent=True, smaller=True),
+    Column("CHAIR_i_shuffled", "CHAIRi, images shuffled", percent=True, compared=False),
+    Column("CHAIR_s", "CHAIRs", percent=True, smaller=True),
+    Column("CHAIR_s_shuffled", "CHAIRs, images shuffled", percent=True, compared=False),
+    Column("object_recall", "Objects named", percent=True),
+    Column("object_recall_shuffled", "Objects named, images shuffled", percent=True, compared=False),
+    Column("accuracy", "Accuracy", percent=True, averaged=True),
+    Column("accuracy_shuffled", "Accuracy, images shuffled", percent=True, compared=False),
+    Column("precision", "Precision", percent=True),
+    Column("recall", "Recall", percent=True),
+    Column("F1", "F1", percent=True),
+    Column("F1_shuffled", "F1, images shuffled", percent=True, compared=False),
+    Column("yes", "Says yes", percent=True, compared=False),
+    Column("IoU_50", "IoU ≥ 0.5", percent=True, averaged=True),
+    Column("IoU_50_shuffled", "IoU ≥ 0.5, images shuffled", percent=True, compared=False),
+    Column("mean_IoU", "Mean IoU", averaged=True),
+    Column("AP", "AP", percent=True),
+    Column("AP50", "AP50", percent=True),
+    Column("AP50_shuffled", "AP50, images shuffled", percent=True, compared=False),
+    Column("box_F1", "F1 of boxes", percent=True, averaged=True),
+    Column("unreadable", "Unreadable", percent=True, compared=False),
 )
 """Columns in the order of the table."""
-SHOWN = ("CIDEr", "METEOR", "ROUGE_L", "Bleu_4", "SPICE")
+SHOWN = ("CIDEr", "METEOR", "ROUGE_L", "Bleu_4", "SPICE", "accuracy", "F1", "IoU_50", "mean_IoU", "AP50", "box_F1")
 """Metrics for where there is room for few: beside a caption, below a table; the first that was measured comes first."""
+HEADLINES = ("accuracy", "F1", "IoU_50", "AP50")
+"""Metrics of questions that are also measured with shuffled images, and for each kind of question."""
 DISPENSABLE = ("Bleu_1", "Bleu_2", "Bleu_3")
 """Left out first where a line is too short; BLEU-4 is the one that papers report."""
 _LABEL_WIDTH = 10
@@ -91,9 +119,36 @@ def best_rows(rows: Sequence[Row], item: Column) -> set[int]:
     values = {i: row[item.key] for i, row in enumerate(rows) if is_number(row.get(item.key))}
     if not item.compared or len(values) < 2:
         return set()
-    top = item.format(max(values.values()))
+    top = item.format((min if item.smaller else max)(values.values()))
     best = {i for i, value in values.items() if item.format(value) == top}
     return best if len(best) < len(values) else set()
+
+
+def kind_table(metric: str, kinds: Mapping[str, Mapping[str, Mapping[str, float]]]) -> ScoreTable | None:
+    """One metric by kind of question: a row for each checkpoint, and one for its answers with shuffled images.
+
+    Args:
+        metric: key of the metric.
+        kinds: checkpoint -> kind -> {"questions": their number, metric: score, ...}.
+
+    Returns:
+        None where no kind was measured.
+    """
+    measured = column(metric)
+    names = list(dict.fromkeys(kind for found in kinds.values() for kind, row in found.items() if metric in row))
+    rows: list[dict[str, Any]] = []
+    for label, found in kinds.items():
+        for suffix, words in (("", ""), ("_shuffled", ", images shuffled")):
+            row = {kind: values[metric + suffix] for kind, values in found.items() if metric + suffix in values}
+            if row:
+                rows.append({"checkpoint": label + words, **row})
+    counts = {kind: round(row["questions"]) for found in kinds.values() for kind, row in found.items()}
+    columns = [
+        Column(name, f"{name} ({counts[name]:,})", percent=measured.percent, compared=measured.compared)
+        for name in names
+    ]
+    title = f"{measured.label} by kind of question (number of questions)"
+    return ScoreTable(rows, title, columns=columns) if names else None
 
 
 @dataclass(frozen=True)
@@ -107,11 +162,13 @@ class ScoreTable:
         rows: one row per checkpoint.
         title: text above the table.
         caption: text below the table.
+        columns: the columns; None: those that are in any row.
     """
 
     rows: Sequence[Row]
     title: str = ""
     caption: str = ""
+    columns: Sequence[Column] | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | Text]:
         parts = self.parts(options.max_width)
@@ -120,7 +177,7 @@ class ScoreTable:
             if number == 0 and self.title:
                 table.title = Text(self.title)
             yield table
-        hidden = [item.label for item in columns_of(self.rows) if not any(item in part for part in parts)]
+        hidden = [item.label for item in self._columns() if not any(item in part for part in parts)]
         missing = f"{', '.join(hidden)}: no room here; see the file of the scores" if hidden else ""
         if lines := [line for line in (missing, self.caption) if line]:
             yield Text("\n".join(lines), style="dim italic")
@@ -131,7 +188,7 @@ class ScoreTable:
         Args:
             width: characters of a line.
         """
-        columns = columns_of(self.rows)
+        columns = self._columns()
         if self._width(columns) > width:
             columns = [item for item in columns if item.key not in DISPENSABLE]
         parts: list[list[Column]] = [[]]
@@ -140,6 +197,9 @@ class ScoreTable:
                 parts.append([])
             parts[-1].append(item)
         return parts
+
+    def _columns(self) -> list[Column]:
+        return columns_of(self.rows) if self.columns is None else list(self.columns)
 
     def _width(self, columns: Sequence[Column]) -> int:
         """Characters that a table of these columns takes at least."""
@@ -177,3 +237,23 @@ class ScoreTable:
 def _table_width(widths: Sequence[int], padding: int = 0) -> int:
     """Characters of a table whose columns have these widths: two edges, and a space between columns."""
     return 1 + sum(width + padding + 1 for width in widths)
+
+
+def overview(tables: Mapping[str, Sequence[Row]]) -> ScoreTable:
+    """The most important score of each checkpoint in several tables, side by side.
+
+    Args:
+        tables: title -> rows; their checkpoints are the same.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    columns = []
+    for title, listed in tables.items():
+        shown = next((name for name in SHOWN if any(name in row for row in listed)), None)
+        if shown is None:
+            continue
+        measured = column(shown)
+        columns.append(Column(title, f"{title}: {measured.label}", percent=measured.percent, compared=True))
+        for row in listed:
+            label = str(row["checkpoint"])
+            rows.setdefault(label, {"checkpoint": label})[title] = row.get(shown)
+    return ScoreTable(list(rows.values()), "All splits", columns=columns)

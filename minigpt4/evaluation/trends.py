@@ -32,6 +32,19 @@ COLOURS = {
     "object_accuracy": "#6a3d9a",
     "all_objects_accuracy": "#b15928",
     "object_accuracy_shuffled": "#888888",
+    "CHAIR_i": "#d55e00",
+    "CHAIR_s": "#e69f00",
+    "object_recall": "#009e73",
+    "accuracy": "#1f62a8",
+    "accuracy_shuffled": "#888888",
+    "F1": "#009e73",
+    "F1_shuffled": "#888888",
+    "IoU_50": "#d55e00",
+    "IoU_50_shuffled": "#888888",
+    "AP": "#e69f00",
+    "AP50": "#6a3d9a",
+    "AP50_shuffled": "#888888",
+    "box_F1": "#b15928",
 }
 """One colour per metric in every plot; the first five can be told apart by colour-blind readers as well (Okabe-Ito)."""
 PANELS = (
@@ -39,6 +52,11 @@ PANELS = (
     ("ROUGE-L, METEOR, SPICE", ("ROUGE_L", "METEOR", "SPICE")),
     ("CIDEr", ("CIDEr", "CIDEr_shuffled")),
     ("Objects named correctly", ("object_accuracy", "all_objects_accuracy", "object_accuracy_shuffled")),
+    ("Objects that are not there", ("CHAIR_i", "CHAIR_s", "object_recall")),
+    ("Accuracy", ("accuracy", "accuracy_shuffled")),
+    ("F1 of yes", ("F1", "F1_shuffled")),
+    ("Boxes with an IoU of at least 0.5", ("IoU_50", "IoU_50_shuffled")),
+    ("Detection", ("AP", "AP50", "AP50_shuffled", "box_F1")),
 )
 """(title, metrics) of each panel."""
 _INK, _GREY, _GRID, _AXIS, _GROUND = "#222222", "#666666", "#e6e6e6", "#bbbbbb", "#ffffff"

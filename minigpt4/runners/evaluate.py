@@ -1,4 +1,4 @@
-"""Several checkpoints -> captions of the same images -> one table, one plot, one report."""
+"""Several checkpoints -> answers about the same images -> one table, one plot, one report, for each split."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from typing import Protocol as Interface
 
 import torch
 
 from minigpt4 import __version__
 from minigpt4.common.checkpoint import read_projection
 from minigpt4.common.distributed import Processes, start_processes
-from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.errors import ConfigError, DataError, MissingSplitError
 from minigpt4.common.files import new_folder
 from minigpt4.common.logging import set_up_logging, track
-from minigpt4.common.schema import Config, EvaluationConfig, ModelConfig
+from minigpt4.common.schema import Config, DatasetConfig, EvaluationConfig, EvaluationTask, ModelConfig
+from minigpt4.common.types import Record
 from minigpt4.datasets.builders import build_dataset
+from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.leaks import METADATA_KEY, Fingerprint, ImageSet, Leaks, TrainingRecord, find_leaks, fingerprints
 from minigpt4.evaluation.caption import check_metrics, check_references, score_checkpoints
 from minigpt4.evaluation.predictions import Prediction, checkpoint_labels, merge_shards, save_predictions
@@ -35,27 +38,197 @@ from minigpt4.evaluation.results import (
     leak_lines,
     write_results,
 )
-from minigpt4.evaluation.statistics import swap_images
+from minigpt4.evaluation.statistics import Scores, swap_images
 from minigpt4.models.loading import build_model, build_prompt_encoder, choose_precision, load_projection
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image import open_image
-from minigpt4.scenes.truth import Scene, all_objects_accuracy, load_scenes, object_accuracy
+from minigpt4.scenes.truth import all_objects_accuracy, load_scenes, object_accuracy
 from minigpt4.tasks.captioning import Captioning, check_image_ids, select_images
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate(cfg: Config, checkpoints: Sequence[str]) -> WrittenResults | None:
-    """Describe the images of a split with each checkpoint, save the captions, then score them.
+@dataclass(frozen=True)
+class Scored:
+    """What the answers of one checkpoint score.
 
-    Everything that can fail early is tried first: metrics and their Java, the split, every checkpoint.
+    Attributes:
+        scores: scores of the corpus and of each image or question.
+        more: further quantities of the row.
+        kinds: kind of question -> metric -> score.
+    """
+
+    scores: Scores
+    more: Mapping[str, float]
+    kinds: Mapping[str, Mapping[str, float]]
+
+
+class Asked(Interface):
+    """What one evaluation asks about images, and how it scores the answers.
+
+    Attributes:
+        task: name of the task in the protocol; empty: captions.
+        metrics: names of the metrics in the protocol.
+    """
+
+    task: str
+    metrics: tuple[str, ...]
+
+    def references(self, record: Record) -> Sequence[str]:
+        """The truth about a record, as it is saved beside the answer."""
+
+    def answering(
+        self, model: MiniGPT4, dataset: InstructionDataset, selection: Sequence[int], rank: int, world_size: int
+    ) -> Captioning:
+        """What makes one rank's share of the answers."""
+
+    def score(
+        self, references: Mapping[str, Sequence[str]], predictions: Mapping[str, Sequence[Prediction]]
+    ) -> Mapping[str, Scored]:
+        """The scores of each checkpoint's predictions."""
+
+
+class Captions:
+    """Descriptions of images, scored by caption metrics.
+
+    Args:
+        settings: the `evaluation` section.
+        records: the images.
+
+    Raises:
+        MiniGPT4Error: a metric cannot be computed here, or the truth lacks an image.
+    """
+
+    task = ""
+
+    def __init__(self, settings: EvaluationConfig, records: Sequence[Record]) -> None:
+        self.settings = settings
+        self.metrics = check_metrics(settings.metrics)
+        check_references({record.image_id: record.answers for record in records})
+        self._scenes = load_scenes(settings.scenes) if settings.scenes else None
+        self._objects = None
+        if settings.objects:
+            from minigpt4.runners.objects import read_objects
+
+            self._objects = read_objects(settings.objects, settings.object_words)
+            for record in records:
+                self._objects.of(record.image)
+
+    def references(self, record: Record) -> Sequence[str]:
+        """The reference captions."""
+        return record.answers
+
+    def answering(
+        self, model: MiniGPT4, dataset: InstructionDataset, selection: Sequence[int], rank: int, world_size: int
+    ) -> Captioning:
+        """As `Asked.answering`."""
+        return Captioning(model, dataset, selection, self.settings, rank, world_size)
+
+    def score(
+        self, references: Mapping[str, Sequence[str]], predictions: Mapping[str, Sequence[Prediction]]
+    ) -> dict[str, Scored]:
+        """As `Asked.score`; all captions are tokenized together."""
+        captions = {label: {item.image_id: item.caption for item in listed} for label, listed in predictions.items()}
+        scores = score_checkpoints(references, captions, self.metrics, seed=self.settings.seed)
+        return {label: Scored(scores[label], self._more(listed), {}) for label, listed in predictions.items()}
+
+    def _more(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """What else is measured of a checkpoint's captions: objects named rightly or wrongly, and fluency."""
+        captions = {item.image_id: item.caption for item in predictions}
+        more: dict[str, float] = {}
+        if self._scenes is not None:
+            more = {
+                "object_accuracy": object_accuracy(captions, self._scenes),
+                "all_objects_accuracy": all_objects_accuracy(captions, self._scenes),
+                "object_accuracy_shuffled": object_accuracy(swap_images(captions, self.settings.seed), self._scenes),
+            }
+        if self._objects is not None:
+            images = {item.image_id: item.filename for item in predictions}
+            more |= self._objects.chair(captions, images)
+            if len(captions) > 1:
+                shuffled = self._objects.chair(swap_images(captions, self.settings.seed), images)
+                more |= {f"{name}_shuffled": value for name, value in shuffled.items()}
+        if self.settings.fluency:
+            from minigpt4.evaluation.fluency import fluency_scores
+
+            more |= fluency_scores(captions.values())
+        return more
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One split of a dataset, to be evaluated.
+
+    Attributes:
+        name: name of the dataset.
+        split: name of the split.
+        dataset: the records of the split.
+        images: where their images come from.
+        selection: indices of those to evaluate.
+        asked: what is asked about them.
+    """
+
+    name: str
+    split: str
+    dataset: InstructionDataset
+    images: ImageSet
+    selection: Sequence[int]
+    asked: Asked
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The model and the checkpoints to evaluate.
+
+    Attributes:
+        model: the model, with any of the checkpoints.
+        files: label of each checkpoint -> its path as it was given.
+        trained_on: label of each checkpoint -> its record of what it was trained on; None: it has none.
+        prints: fingerprints of the images that were opened, to be found among others.
+    """
+
+    model: MiniGPT4
+    files: Mapping[str, str]
+    trained_on: Mapping[str, str | None]
+    prints: dict[Path, Fingerprint] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Label of each checkpoint -> its absolute path."""
+        return {label: str(Path(file).resolve()) for label, file in self.files.items()}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers about one subject, which are in their files.
+
+    Attributes:
+        subject: what they are about.
+        protocol: how they were made.
+        folder: where the results go.
+        predictions: label of each checkpoint -> its answers, those of earlier rows too.
+        leaks: what the checkpoints were trained on among the images.
+    """
+
+    subject: Subject
+    protocol: Protocol
+    folder: ResultsFolder
+    predictions: Mapping[str, Sequence[Prediction]]
+    leaks: Mapping[str, Leaks | None]
+
+
+def evaluate(cfg: Config, checkpoints: Sequence[str]) -> list[WrittenResults]:
+    """Let each checkpoint answer about the images of each dataset and split, save the answers, then score them.
+
+    Everything that can fail early is tried first: metrics and their Java, the splits, every checkpoint. All answers are
+    saved before any is scored.
 
     Args:
         cfg: all settings.
         checkpoints: files with a projection each; empty: the one of `model.ckpt`.
 
     Returns:
-        Table and paths of what was written, on rank 0; None on the others.
+        Table and paths of what was written for each dataset and split, on rank 0; nothing on the others.
 
     Raises:
         MiniGPT4Error: a metric, path, split or checkpoint cannot be used.
@@ -63,115 +236,215 @@ def evaluate(cfg: Config, checkpoints: Sequence[str]) -> WrittenResults | None:
     settings = cfg.evaluation
     processes = start_processes(cfg.run.device)
     set_up_logging(processes.rank)
-    metrics = check_metrics(settings.metrics)
-    scenes = load_scenes(settings.scenes) if settings.scenes else None
-    name = evaluated_dataset(settings.dataset, list(cfg.datasets))
     files = checkpoint_files(checkpoints, cfg.model.ckpt)
     labels = checkpoint_labels(files)
-    dataset = build_dataset(
-        name,
-        cfg.datasets[name],
-        cfg.model,
-        build_prompt_encoder(cfg.model),
-        [settings.split],
-        seed=cfg.run.seed,
-        train=False,
-    )
-    selection = select_images(dataset.records, settings.limit, settings.fraction, settings.seed)
-    check_image_ids(dataset.records[index] for index in selection)
-    check_references({dataset.records[index].image_id: dataset.records[index].answers for index in selection})
+    subjects = _subjects(settings, cfg.datasets, cfg.model, cfg.run.seed)
     precision = processes.run_on_main(lambda: choose_precision(cfg.model, processes.device))
     model, trained_on = _load_model(cfg.model, precision.frozen, files, processes.device)
-    captioning = Captioning(model, dataset, selection, settings, processes.rank, processes.world_size)
+    candidates = Candidates(model, dict(zip(labels, files, strict=True)), dict(zip(labels, trained_on, strict=True)))
     out_dir = processes.run_on_main(lambda: _output_folder(settings.output_dir, cfg.paths.output_root))
+    with ExitStack() as held:
+        answered = []
+        for subject in subjects:
+            out = out_dir if len(subjects) == 1 else out_dir / f"{subject.name}_{subject.split}"
+            answered.append(_answer(subject, candidates, settings, processes, out, held))
+        processes.shutdown()
+        return [_write(item, candidates.paths, settings) for item in answered] if processes.is_main else []
 
+
+def _subjects(
+    settings: EvaluationConfig, datasets: Mapping[str, DatasetConfig], model: ModelConfig, seed: int
+) -> list[Subject]:
+    """The splits to evaluate, each with what is asked about it.
+
+    Args:
+        settings: the `evaluation` section.
+        datasets: configuration of each dataset by name.
+        model: the model's configuration.
+        seed: part of the name of every random generator of a dataset.
+
+    Raises:
+        MiniGPT4Error: a dataset or split does not exist, or its records cannot be evaluated.
+    """
+    encoder = build_prompt_encoder(model)
+    subjects: list[Subject] = []
+    missing: dict[tuple[str, str], MissingSplitError] = {}
+    for name in evaluated_datasets(settings.datasets, list(datasets)):
+        for split in settings.splits:
+            try:
+                dataset = build_dataset(name, datasets[name], model, encoder, [split], seed=seed, train=False)
+            except MissingSplitError as error:
+                missing[name, split] = error
+                continue
+            selection = select_images(dataset.records, settings.limit, settings.fraction, settings.seed)
+            records = [dataset.records[index] for index in selection]
+            check_image_ids(records)
+            images = ImageSet.of(name, datasets[name], dataset, [split])
+            subjects.append(Subject(name, split, dataset, images, selection, _asked(settings, records)))
+    # RefCOCO has testA and testB, RefCOCOg test: of several datasets, each is evaluated on the splits that it has.
+    for (name, split), absent in missing.items():
+        if not any(item.name == name for item in subjects) or not any(item.split == split for item in subjects):
+            raise absent
+        logger.warning("left out: %s", absent)
+    return subjects
+
+
+def _asked(settings: EvaluationConfig, records: Sequence[Record]) -> Asked:
+    if settings.task is EvaluationTask.caption:
+        return Captions(settings, records)
+    from minigpt4.runners.questions import Questions
+
+    return Questions(settings, records)
+
+
+def _answer(
+    subject: Subject,
+    candidates: Candidates,
+    settings: EvaluationConfig,
+    processes: Processes,
+    out: Path,
+    held: ExitStack,
+) -> Answered:
+    """The answers of each checkpoint about one subject, written to their files.
+
+    Args:
+        subject: what is evaluated.
+        candidates: the model and its checkpoints.
+        settings: the `evaluation` section.
+        processes: all ranks.
+        out: folder asked for.
+        held: keeps the folder of the results for this process.
+
+    Raises:
+        DataError: none of the images can be read.
+    """
+    records, asked = subject.dataset.records, subject.asked
+    model, files = candidates.model, candidates.files
+    answering = asked.answering(model, subject.dataset, subject.selection, processes.rank, processes.world_size)
     unreadable: dict[int, str] = {}
-    for share in processes.gather(captioning.encode_images()):
+    for share in processes.gather(answering.encode_images()):
         unreadable |= share
-    skipped = [unreadable[index] for index in sorted(unreadable)]
-    records = [dataset.records[index] for index in selection if index not in unreadable]
-    if not records:
-        raise DataError(f"none of the {len(selection)} images can be read; the first: {skipped[0]}")
-    evaluated = replace(
-        ImageSet.of(name, cfg.datasets[name], dataset, [settings.split]),
-        count=len(records),
-        listed=tuple((record.image_id, image) for record in records for image in record.images),
-    )
-    leaks = _find_leaks(evaluated, dict(zip(labels, trained_on, strict=True)), processes, settings.compare_images)
+    skipped = list(dict.fromkeys(unreadable[index] for index in sorted(unreadable)))
+    readable = [records[index] for index in subject.selection if index not in unreadable]
+    if not readable:
+        raise DataError(f"none of the {len(subject.selection)} images can be read; the first: {skipped[0]}")
+    shown = dict.fromkeys((record.image_id, image) for record in readable for image in record.images)
+    evaluated = replace(subject.images, count=len(readable), listed=tuple(shown))
+    leaks = _find_leaks(evaluated, candidates, processes, settings.compare_images)
     leaked = {label: asdict(found) for label, found in leaks.items() if found and found.is_leak}
-    for line in leak_lines(leaked, len(records)):
-        logger.warning("%s", line)
-    references = {record.image_id: list(record.answers) for record in records}
+    references = {record.image_id: list(asked.references(record)) for record in readable}
     protocol = Protocol.of(
         references,
-        metrics,
-        dataset=name,
-        split=settings.split,
-        prompt=model.encoder.template.render(captioning.prompt),
+        asked.metrics,
+        dataset=subject.name,
+        split=subject.split,
+        prompt=model.encoder.template.render(answering.prompt),
         generation=asdict(settings.generation),
         selection=_selection(settings),
         notes={"frozen_weights": model.base} | ({"pictures_left_out": skipped} if skipped else {}),
+        task=asked.task,
     )
-    paths = {label: str(Path(file).resolve()) for label, file in zip(labels, files, strict=True)}
-    with ExitStack() as held:
-        folder = processes.run_on_main(lambda: choose_folder(out_dir, protocol, paths, held))
-        predictions = {row.checkpoint: list(row.predictions) for row in folder.rows}
-        for number, (label, path) in enumerate(zip(labels, files, strict=True), 1):
-            load_projection(model, path)
-            made = {"checkpoint": path, "skipped": skipped} | protocol.to_dict()
+    for line in leak_lines(leaked, protocol.images, protocol.unit):
+        logger.warning("%s", line)
+    folder = processes.run_on_main(lambda: choose_folder(out, protocol, candidates.paths, held))
+    predictions = {row.checkpoint: list(row.predictions) for row in folder.rows}
+    shares: dict[str, list[Prediction]] = {label: [] for label in files}
+    for last in answering.parts():
+        for number, (label, file) in enumerate(files.items(), 1):
+            load_projection(model, file)
             which = f" ({number} of {len(files)})" if len(files) > 1 else ""
-            predictions[label] = _describe(captioning, processes, label, which, list(references), folder, made)
-        processes.shutdown()
-        if not processes.is_main:
-            return None
-
-        captions = {label: {item.image_id: item.caption for item in listed} for label, listed in predictions.items()}
-        scores = score_checkpoints(references, captions, metrics, seed=settings.seed)
-        more = {label: _more_scores(given, scenes, settings) for label, given in captions.items()}
-        earlier = {row.checkpoint: row for row in folder.rows if row.checkpoint not in labels}
-        results = []
-        for label, listed in predictions.items():
-            row, found = earlier.get(label), leaks.get(label)
-            place = (
-                (row.path, row.file, row.leaks) if row else (paths[label], folder.files[label], found and asdict(found))
-            )
-            # The earlier evaluation may have measured more than this one.
-            known = {"checkpoint", *scores[label].corpus, *scores[label].controls}
-            kept = {key: value for key, value in row.values.items() if key not in known} if row else {}
-            results.append(CheckpointResult(label, scores[label], listed, kept | more[label], *place))
-        return write_results(
-            folder.path,
-            protocol,
-            results,
-            image_dir=dataset.images,
-            open_image=open_image,
-            title=f"{name}: {settings.split} split",
-            max_cards=settings.report_samples,
-            made={
-                "date": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
-                "command": shlex.join(sys.argv),
-                "version": __version__,
-            },
-        )
+            shares[label] += answering.describe(label + which)
+            target = folder.path / folder.files[label]
+            made = {"checkpoint": file, "skipped": skipped} | protocol.to_dict()
+            if last:
+                predictions[label] = _collect(shares[label], processes, list(references), target, made)
+            else:
+                _keep_share(shares[label], processes.rank, target, made)
+    return Answered(subject, protocol, folder, predictions, leaks)
 
 
-def evaluated_dataset(chosen: str | None, names: Sequence[str]) -> str:
-    """The dataset to evaluate.
+def _keep_share(share: Sequence[Prediction], rank: int, file: Path, made: Mapping[str, Any]) -> Path:
+    """Write the predictions of one rank beside the file of all."""
+    part = file.with_suffix(f".rank{rank}.json")
+    try:
+        save_predictions(part, share, made)
+    except OSError as error:
+        logger.warning("rank %d cannot keep its share in %s (%s)", rank, part, error.strerror)
+    return part
+
+
+def _collect(
+    share: Sequence[Prediction], processes: Processes, order: Sequence[str], file: Path, made: Mapping[str, Any]
+) -> list[Prediction]:
+    """The predictions of all ranks, written before anything can fail.
 
     Args:
-        chosen: evaluation.dataset.
+        share: predictions of this rank.
+        processes: all ranks. Each of several writes its share, which is deleted once the file of all is written.
+        order: ids of all images or questions.
+        file: file of all predictions.
+        made: how they are made, as plain data.
+    """
+    part = file.with_suffix(f".rank{processes.rank}.json")
+    if processes.world_size > 1:
+        _keep_share(share, processes.rank, file, made)
+    shares = processes.gather(share)
+    place = {image_id: number for number, image_id in enumerate(order)}
+    listed = sorted((item for given in shares for item in given), key=lambda item: place.get(item.image_id, len(place)))
+    processes.run_on_main(lambda: save_predictions(file, listed, made))
+    part.unlink(missing_ok=True)
+    return merge_shards([listed], order)
+
+
+def _write(answered: Answered, paths: Mapping[str, str], settings: EvaluationConfig) -> WrittenResults:
+    """Score the answers about one subject and write the results."""
+    subject, folder, leaks = answered.subject, answered.folder, answered.leaks
+    references = {item.image_id: list(item.references) for item in next(iter(answered.predictions.values()))}
+    scored = subject.asked.score(references, answered.predictions)
+    earlier = {row.checkpoint: row for row in folder.rows if row.checkpoint not in paths}
+    results = []
+    for label, listed in answered.predictions.items():
+        row, found, one = earlier.get(label), leaks.get(label), scored[label]
+        path, file = (row.path, row.file) if row else (paths[label], folder.files[label])
+        leaked = row.leaks if row else asdict(found) if found else None
+        # The earlier evaluation may have measured more than this one.
+        known = {"checkpoint", *one.scores.corpus, *one.scores.controls}
+        kept = {key: value for key, value in row.values.items() if key not in known} if row else {}
+        more = kept | dict(one.more)
+        results.append(CheckpointResult(label, one.scores, listed, more, path, file, leaked, one.kinds))
+    return write_results(
+        folder.path,
+        answered.protocol,
+        results,
+        image_dir=subject.dataset.images,
+        open_image=open_image,
+        title=f"{subject.name}: {subject.split} split",
+        max_cards=settings.report_samples,
+        made={
+            "date": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
+            "command": shlex.join(sys.argv),
+            "version": __version__,
+        },
+    )
+
+
+def evaluated_datasets(chosen: Sequence[str], names: Sequence[str]) -> Sequence[str]:
+    """The datasets to evaluate.
+
+    Args:
+        chosen: those that evaluation.dataset names.
         names: the configured datasets.
 
     Raises:
-        ConfigError: evaluation.dataset names none of them, or is not set although there are several.
+        ConfigError: evaluation.dataset names one that is not configured, or is not set although there are several.
     """
-    if chosen is None and len(names) == 1:
-        return names[0]
-    if chosen is None or chosen not in names:
-        raise ConfigError(
-            f"evaluation.dataset: {chosen!r} is not one of the configured datasets ({', '.join(names) or 'none'})"
-        )
-    return chosen
+    known = ", ".join(names) or "none"
+    if not chosen and len(names) != 1:
+        raise ConfigError(f"evaluation.dataset is not set; name some of the configured datasets ({known})")
+    for name in chosen:
+        if name not in names:
+            raise ConfigError(f"evaluation.dataset: {name!r} is not one of the configured datasets ({known})")
+    return chosen or names
 
 
 def checkpoint_files(checkpoints: Sequence[str], default: str | None) -> list[str]:
@@ -195,42 +468,6 @@ def checkpoint_files(checkpoints: Sequence[str], default: str | None) -> list[st
             raise ConfigError(f"--ckpt: {file} is named twice{also}; name it once")
         found[target] = file
     return files
-
-
-def _describe(
-    captioning: Captioning,
-    processes: Processes,
-    label: str,
-    which: str,
-    order: Sequence[str],
-    folder: ResultsFolder,
-    made: Mapping[str, Any],
-) -> list[Prediction]:
-    """Captions of all images by the projection that is loaded, written before anything can fail.
-
-    Args:
-        captioning: this rank's share of the images.
-        processes: all ranks. Each of several writes its share, which is deleted once the file of all is written.
-        label: label of the checkpoint.
-        which: its place among several checkpoints, for the progress.
-        order: ids of all images.
-        folder: where the predictions go.
-        made: how they are made, as plain data.
-    """
-    file = folder.path / folder.files[label]
-    part = file.with_suffix(f".rank{processes.rank}.json")
-    share = captioning.describe(label + which)
-    if processes.world_size > 1:
-        try:
-            save_predictions(part, share, made)
-        except OSError as error:
-            logger.warning("rank %d cannot keep its share in %s (%s)", processes.rank, part, error.strerror)
-    shares = processes.gather(share)
-    place = {image_id: number for number, image_id in enumerate(order)}
-    listed = sorted((item for given in shares for item in given), key=lambda item: place.get(item.image_id, len(place)))
-    processes.run_on_main(lambda: save_predictions(file, listed, made))
-    part.unlink(missing_ok=True)
-    return merge_shards([listed], order)
 
 
 def _selection(settings: EvaluationConfig) -> dict[str, Any]:
@@ -274,44 +511,27 @@ def _load_model(
 
 
 def _find_leaks(
-    evaluated: ImageSet, recorded: Mapping[str, str | None], processes: Processes, open_images: bool
+    evaluated: ImageSet, candidates: Candidates, processes: Processes, open_images: bool
 ) -> dict[str, Leaks | None]:
     """What each checkpoint was trained on among the evaluated images; None where it does not say.
 
     Args:
         evaluated: the evaluated images.
-        recorded: label of each checkpoint -> its record; None: it has none.
+        candidates: the checkpoints; fingerprints of images that are opened are kept there.
         processes: all ranks; each opens a share of the images.
         open_images: open the images to compare their content; otherwise only ids and paths are compared.
     """
     # Checkpoints of one run share a record.
-    labels = {text: label for label, text in recorded.items()}
+    labels = {text: label for label, text in candidates.trained_on.items()}
     records = {text: TrainingRecord.from_metadata(text, label) for text, label in labels.items()}
     known = [record for record in records.values() if record is not None]
-    prints: dict[Path, Fingerprint] = {}
     if open_images and known:
-        paths = sorted({path for images in (evaluated, *(i for r in known for i in r.sets)) for path in images.paths()})
+        sets = (evaluated, *(images for record in known for images in record.sets))
+        paths = sorted({path for images in sets for path in images.paths()} - candidates.prints.keys())
         mine = paths[processes.rank :: processes.world_size]
         read = track(fingerprints(mine), "images trained on and evaluated", "images", len(mine))
         for share in processes.gather({path: found for path, found in read if isinstance(found, Fingerprint)}):
-            prints |= share
+            candidates.prints.update(share)
+    prints = candidates.prints
     found = {text: find_leaks(evaluated, record, prints) if record else None for text, record in records.items()}
-    return {label: found[text] for label, text in recorded.items()}
-
-
-def _more_scores(
-    captions: Mapping[str, str], scenes: Mapping[str, Scene] | None, settings: EvaluationConfig
-) -> dict[str, float]:
-    """What else is measured of a checkpoint's captions: objects of drawn scenes, and fluency."""
-    more: dict[str, float] = {}
-    if scenes is not None:
-        more = {
-            "object_accuracy": object_accuracy(captions, scenes),
-            "all_objects_accuracy": all_objects_accuracy(captions, scenes),
-            "object_accuracy_shuffled": object_accuracy(swap_images(captions, settings.seed), scenes),
-        }
-    if settings.fluency:
-        from minigpt4.evaluation.fluency import fluency_scores
-
-        more |= fluency_scores(captions.values())
-    return more
+    return {label: found[text] for label, text in candidates.trained_on.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -27,6 +27,9 @@ from minigpt4.processors.image import stack_images
 GROUP_BATCHES = 4
 """Batches of images whose captions are generated together: one decode step of many captions costs little more than one
 of few."""
+
+Opened = list[tuple[int, tuple[Tensor, ...] | str]]
+"""Record index and images of each record of a group, or the reason why they cannot be read."""
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +84,8 @@ class Captioning:
     Groups are formed over the complete selection and distributed over the processes. An image therefore shares its
     group with the same others whatever the number of processes, and gets the same caption to the last bit.
 
+    Features of as many groups as fit `cfg.feature_memory` are kept at a time, while each checkpoint describes them.
+
     Args:
         model: the model; its projection may change between calls of `describe`.
         dataset: dataset of the split, with the processors of evaluation.
@@ -109,35 +114,75 @@ class Captioning:
         self.prompts = PromptPool([self.prompt, *dataset.prompts])
         if QUESTION not in self.prompt:
             check_placeholders(self.prompt, 1, "evaluation.prompt")
-        size = GROUP_BATCHES * cfg.batch_size
-        groups = [list(selection[start : start + size]) for start in range(0, len(selection), size)]
-        self.groups = groups[rank::world_size]
+        self.groups = self._groups(selection)[rank::world_size]
+        kept = self._groups_kept()
+        starts = range(0, max(1, len(self.groups)), kept)
+        self._first, *self._later = [self.groups[start : start + kept] for start in starts]
         self.encoded: list[EncodedImages] = []
 
+    def _groups(self, selection: Sequence[int]) -> list[list[int]]:
+        size = GROUP_BATCHES * self.cfg.batch_size
+        return [list(selection[start : start + size]) for start in range(0, len(selection), size)]
+
+    def _groups_kept(self) -> int:
+        """Groups whose features fit `cfg.feature_memory`, at least one."""
+        vision = self.model.visual_encoder
+        dtype = torch.float32 if vision is None else next(vision.parameters()).dtype
+        per_image = self.model.encoder.num_image_tokens * self.model.query_width * dtype.itemsize
+        images = [sum(len(self.dataset.records[index].images) for index in group) for group in self.groups]
+        largest = max(images, default=0) * per_image
+        return max(1, int(self.cfg.feature_memory * 2**30 // largest)) if largest else max(1, len(images))
+
     def encode_images(self) -> dict[int, str]:
-        """Run the images of this process through the frozen encoders, once for all checkpoints.
+        """Open the images of this process, and run as many as are kept at a time through the frozen encoders.
 
         Returns:
             Record index -> error message, of the images that cannot be read; they are left out.
         """
-        loader: DataLoader[list[tuple[int, tuple[Tensor, ...] | str]]] = DataLoader(
-            _Images(self.dataset),  # type: ignore[arg-type]
-            batch_sampler=self.groups,
-            num_workers=self.cfg.num_workers,
-            collate_fn=list,
-        )
-        unreadable: dict[int, str] = {}
-        with Progress("images through the frozen encoders", sum(map(len, self.groups)), "images") as progress:
-            for group in loader:
-                unreadable |= {index: item for index, item in group if isinstance(item, str)}
-                readable = {index: item for index, item in group if not isinstance(item, str)}
-                if readable:
-                    self.encoded.append(EncodedImages(tuple(readable), self._queries(sum(readable.values(), ()))))
-                progress.advance(len(group))
+        unreadable = self._encode(self._first)
+        for group in self._opened([group for groups in self._later for group in groups], "images opened"):
+            unreadable |= {index: item for index, item in group if isinstance(item, str)}
         if unreadable:
             first = next(iter(unreadable.values()))
             logger.warning("left out %d images that cannot be read; the first: %s", len(unreadable), first)
         return unreadable
+
+    def parts(self) -> Iterator[bool]:
+        """Make each part of the images available to `describe`, at least one and one at a time, after `encode_images`.
+
+        Yields:
+            Whether it is the last part.
+        """
+        yield not self._later
+        for number, groups in enumerate(self._later, 1):
+            self.encoded.clear()
+            self._encode(groups)
+            yield number == len(self._later)
+
+    def _encode(self, groups: Sequence[list[int]]) -> dict[int, str]:
+        """Add the features of some groups to `encoded`; record index -> error message of the images left out."""
+        unreadable: dict[int, str] = {}
+        for group in self._opened(groups, "images through the frozen encoders"):
+            unreadable |= {index: item for index, item in group if isinstance(item, str)}
+            readable = {index: item for index, item in group if not isinstance(item, str)}
+            if readable:
+                self.encoded.append(EncodedImages(tuple(readable), self._queries(sum(readable.values(), ()))))
+        return unreadable
+
+    def _opened(self, groups: Sequence[list[int]], what: str) -> Iterator[Opened]:
+        """(record index, its images or why they cannot be read) of each group; `what` names it for the progress."""
+        if not groups:
+            return
+        loader: DataLoader[Opened] = DataLoader(
+            _Images(self.dataset),  # type: ignore[arg-type]
+            batch_sampler=groups,
+            num_workers=self.cfg.num_workers,
+            collate_fn=list,
+        )
+        with Progress(what, sum(map(len, groups)), "images") as progress:
+            for group in loader:
+                yield group
+                progress.advance(len(group))
 
     def _queries(self, images: Sequence[Tensor]) -> Tensor | None:
         if not images:
@@ -167,10 +212,14 @@ class Captioning:
         return predictions
 
     def _prompt_ids(self, record: Record) -> list[int]:
+        instruction, earlier = self._question(record)
+        return self.model.encoder.prompt(instruction, len(record.images), record.source, earlier)
+
+    def _question(self, record: Record) -> tuple[str, list[tuple[str, str]]]:
+        """A record's question with placeholders of its images, and its earlier turns."""
         questions = self.prompts.questions(record, lambda prompts: prompts[0])
         *asked, instruction = place_images(questions, len(record.images), record.source)
-        earlier = [(question, answer) for question, (_, answer) in zip(asked, record.earlier, strict=True)]
-        return self.model.encoder.prompt(instruction, len(record.images), record.source, earlier)
+        return instruction, [(question, answer) for question, (_, answer) in zip(asked, record.earlier, strict=True)]
 
 
 class _Images(Dataset[tuple[int, tuple[Tensor, ...] | str]]):

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from minigpt4.evaluation import java
-from minigpt4.evaluation.caption import CaptionScores
 from minigpt4.evaluation.predictions import Prediction
 from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.results import CheckpointResult
+from minigpt4.evaluation.statistics import Scores
 
 FakeJava = Callable[..., Path]
 MoveFolder = Callable[[str, Path], Path]
@@ -91,7 +91,7 @@ def make_results(labels: tuple[str, ...] = ("stage 1", "epoch 0")) -> list[Check
         corpus = {"Bleu_4": 0.1, "CIDEr": float(np.mean([v["CIDEr"] for v in per_image.values()]))}
         listed = [Prediction(k, HOSTILE if k == "3" else f"{label} {k}", f"{k}.png", ("A dog.", HOSTILE)) for k in IDS]
         more = {"object_accuracy": 0.5 + place / 10}
-        made.append(CheckpointResult(label, CaptionScores(corpus, per_image), listed, more))
+        made.append(CheckpointResult(label, Scores(corpus, per_image), listed, more))
     return made
 
 

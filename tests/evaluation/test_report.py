@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from minigpt4.common.boxes import Box
+from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.report import ImageResult, _marked, select_images, write_report
 from minigpt4.evaluation.results import write_results
 from minigpt4.evaluation.statistics import Comparisons, Difference
@@ -199,3 +201,22 @@ def test_pages_search_and_enlarging(tmp_path: Path, image_folder: Path, new_wind
     assert shown()[0] == "i59"
     assert window.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
     assert window.get_log("browser") == []
+
+
+def test_boxes_are_drawn_over_the_image(tmp_path: Path, image_folder: Path) -> None:
+    found = {"a": f"<p>{HOSTILE}</p>{{<10><20><50><60>}} and {{<0><0><100><100>}}", "b": "nothing"}
+    scores = {label: {"IoU_50": 1.0, "mean_IoU": 0.8} for label in found}
+    true = (Box(0.5, 0.25, 1, 0.75, HOSTILE),)
+    image = ImageResult("7", ["x"], found, scores, "1.png", image_folder / "1.png", "where?", "kind <b>", true)
+    other = ImageResult("8", [], found, scores, "1.png", image_folder / "1.png", "what?", "", ())
+    protocol = Protocol.of({"7": ["x"], "8": []}, ["refer"], dataset="d", task="refer")
+    rows = [{"checkpoint": label, "IoU_50": 1.0} for label in found]
+    write_report(tmp_path / "r.html", protocol, rows, [image, other], open_image=open_image)
+    page = Page((tmp_path / "r.html").read_text())
+    true_boxes, found_boxes = page.all("rect", "true"), page.all("rect", "found")
+    sides = [[float(box[side] or 0) for side in ("x", "y", "width", "height")] for box in (*true_boxes, *found_boxes)]
+    # A thumbnail has 480 x 192 pixels; the sample at the top, of the second image, shows no box of the last checkpoint.
+    assert sides == [[240, 48, 240, 96]] + [[48, 38.4, 192, 76.8], [0, 0, 480, 192]] * 2
+    assert {group["data-found"] for group in page.all("g") if "data-found" in group} == {"0", "1"}
+    assert "kind <b>" in page.text and not page.all("b") and len(page.all("script")) == 1
+    assert f"{HOSTILE} {{<50><25><100><75>}}" in page.text and "2 questions, 0 to 1 references each" in page.text

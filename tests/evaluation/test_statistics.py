@@ -9,9 +9,10 @@ import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 
 from minigpt4.evaluation import statistics
-from minigpt4.evaluation.caption import CaptionScores, _bleu_counts
+from minigpt4.evaluation.caption import _bleu_counts
 from minigpt4.evaluation.statistics import (
     Difference,
+    Scores,
     bootstrap_intervals,
     compare,
     corpus_bleu,
@@ -45,14 +46,14 @@ def test_swapped_images() -> None:
     assert swapped != swap_images(captions, seed=4)
 
 
-def scored(cider: np.ndarray, counts: np.ndarray | None = None) -> CaptionScores:
+def scored(cider: np.ndarray, counts: np.ndarray | None = None) -> Scores:
     """Scores of images 0, 1, ... with their CIDEr and their counts of n-grams."""
     corpus = {"CIDEr": float(np.mean(cider))}
     per_image = {str(i): {"CIDEr": float(value)} for i, value in enumerate(cider)}
     if counts is None:
-        return CaptionScores(corpus, per_image)
+        return Scores(corpus, per_image)
     corpus |= dict(zip(("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"), corpus_bleu(counts.sum(axis=0)), strict=True))
-    return CaptionScores(corpus, per_image, bleu_counts={str(i): tuple(row) for i, row in enumerate(counts)})
+    return Scores(corpus, per_image, bleu_counts={str(i): tuple(row) for i, row in enumerate(counts)})
 
 
 @pytest.mark.parametrize("words", [0, 3, 30])
@@ -130,7 +131,7 @@ def test_nothing_to_compare() -> None:
     assert compare({}) is None
     assert compare({"a": scored(np.arange(5.0))}) is None
     assert compare({"a": scored(np.arange(1.0)), "b": scored(np.arange(1.0))}) is None
-    nothing = CaptionScores({"METEOR": 0.3}, {"1": {"METEOR": 0.3}, "2": {"METEOR": 0.3}})
+    nothing = Scores({"METEOR": 0.3}, {"1": {"METEOR": 0.3}, "2": {"METEOR": 0.3}})
     assert compare({"a": nothing, "b": nothing}) is None
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from minigpt4.common.boxes import iou
 from minigpt4.common.errors import MetricError
 from minigpt4.evaluation.structured import (
     box_scores,
-    iou,
     main,
     matched_boxes,
     parse_boxes,

@@ -88,8 +88,9 @@ def test_80_columns_show_all_but_the_lesser_bleus() -> None:
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 160])
 def test_no_width_cuts_a_value(width: int) -> None:
-    """Every column has values of its own, which are all looked for."""
-    keys = [item.key for item in KNOWN] + ["a_measure_of_my_own"]
+    """Every column of captions has values of its own, which are all looked for."""
+    known = [item for item in KNOWN[: KNOWN.index(column("fragments")) + 1] if "CHAIR" not in item.key]
+    keys = [item.key for item in known] + ["a_measure_of_my_own"]
     rows = [
         {"checkpoint": "a/long/path/of/a/checkpoint.pth" if n else "stage 1"}
         | {key: (100 * n + place) / 1000 for place, key in enumerate(keys, 1)}
@@ -97,7 +98,7 @@ def test_no_width_cuts_a_value(width: int) -> None:
     ]
     shown = printed(rows, width)
     assert "…" not in shown and max(map(len, shown.splitlines())) <= width
-    for item in [*KNOWN, column("a_measure_of_my_own")]:
+    for item in [*known, column("a_measure_of_my_own")]:
         dropped = item.key in ("Bleu_1", "Bleu_2", "Bleu_3") and width < 160
         for row in rows:
             assert (item.format(row[item.key]) in shown) != dropped, item.label

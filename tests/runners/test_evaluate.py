@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +21,7 @@ from minigpt4.common.errors import CheckpointError, ConfigError, DataError, Metr
 from minigpt4.common.schema import EvaluationConfig
 from minigpt4.common.types import Record
 from minigpt4.evaluation.predictions import Prediction, load_predictions
-from minigpt4.evaluation.results import ResultsFolder
-from minigpt4.runners.evaluate import _describe, checkpoint_files, evaluate
+from minigpt4.runners.evaluate import _collect, checkpoint_files, evaluate
 from minigpt4.tasks.captioning import Captioning, select_images
 from tests.launch import launch
 from tests.models.parity import Case
@@ -220,8 +218,7 @@ def test_without_an_output_folder_a_new_one_is_made(project: Project) -> None:
     cfg = load_config("config.yaml", [*OPTIONS, "evaluation.limit=2", "paths.output_root=root"]).config
     folders = []
     for _ in range(2):
-        written = evaluate(cfg, ["checkpoint_0.pth"])
-        assert written is not None
+        (written,) = evaluate(cfg, ["checkpoint_0.pth"])
         folders.append(written.metrics.parent)
     assert len(set(folders)) == 2
     assert {folder.parent for folder in folders} == {Path("root/evaluation")}
@@ -384,10 +381,12 @@ def test_each_rank_writes_its_share_before_the_others_are_waited_for(tmp_path: P
             raise ProcessLostError("rank 1 ended")
 
     share = [Prediction("1", "a dog")]
-    captioning = SimpleNamespace(describe=lambda label: share)
-    folder = ResultsFolder(tmp_path, [], {"epoch 0": "predictions_epoch_0.json"})
     with pytest.raises(ProcessLostError):
-        _describe(
-            captioning, Lost(device=torch.device("cpu"), rank=0, world_size=2), "epoch 0", "", ["1", "2"], folder, {}
-        )  # type: ignore[arg-type]
+        _collect(
+            share,
+            Lost(device=torch.device("cpu"), rank=0, world_size=2),
+            ["1", "2"],
+            tmp_path / "predictions_epoch_0.json",
+            {},
+        )
     assert load_predictions(tmp_path / "predictions_epoch_0.rank0.json").predictions == share

@@ -71,3 +71,33 @@ def test_a_group_without_images(parity_a: Case, tmp_path: Path) -> None:
     captioning = Captioning(parity_a.model, dataset(parity_a, RECORDS[2:]), range(1), cfg)
     assert captioning.encode_images() == {}
     assert [prediction.filename for prediction in captioning.describe("c")] == [""]
+
+
+def test_captions_do_not_depend_on_the_memory_for_features(parity_a: Case) -> None:
+    records = [Record(image_id=str(n), images=(str(n % 2),), answers=("x",)) for n in range(10)]
+    model = parity_a.model
+    images = 5 * model.encoder.num_image_tokens * model.query_width * 4 / 2**30  # five, so one group of four
+    found, kept = [], []
+    for memory in (2.0, images):
+        cfg = EvaluationConfig(
+            num_workers=0, batch_size=1, feature_memory=memory, generation=GenerationConfig(max_new_tokens=4)
+        )
+        captioning = Captioning(model, dataset(parity_a, records), range(10), cfg)
+        assert captioning.encode_images() == {}
+        predictions, lasts = [], []
+        for last in captioning.parts():
+            kept.append(sum(len(group.indices) for group in captioning.encoded))
+            lasts.append(last)
+            predictions += captioning.describe("c")
+        assert lasts == [False] * (len(lasts) - 1) + [True]
+        found.append(predictions)
+    assert found[0] == found[1] and len(found[0]) == 10
+    assert kept == [10, 4, 4, 2]
+
+
+def test_unreadable_images_are_found_before_any_caption(parity_a: Case) -> None:
+    records = [Record(image_id=str(n), images=("broken" if n == 9 else "0",), answers=("x",)) for n in range(10)]
+    cfg = EvaluationConfig(num_workers=0, batch_size=1, feature_memory=1e-9)
+    captioning = Captioning(parity_a.model, dataset(parity_a, records), range(10), cfg)
+    assert captioning.encode_images() == {9: "cannot be read"}
+    assert sum(len(group.indices) for group in captioning.encoded) == 4  # at least one group is kept

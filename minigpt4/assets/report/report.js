@@ -31,6 +31,9 @@
         // The first checkpoint stays beside the chosen one: before and after.
         answer.hidden = !all.checked && i !== chosen && i !== 0;
       });
+      card.node.querySelectorAll("[data-found]").forEach((boxes) => {
+        boxes.toggleAttribute("hidden", !all.checked && Number(boxes.dataset.found) !== chosen);
+      });
       grid.append(card.node);
     }
     turn(0);
@@ -82,6 +85,9 @@
       const image = zoom.querySelector("img"), shown = enlarged.querySelector("img");
       shown.src = image.src;
       shown.alt = image.alt;
+      shown.parentElement.querySelector("svg")?.remove();
+      const boxes = zoom.querySelector("svg");
+      if (boxes) shown.after(boxes.cloneNode(true));
       enlarged.querySelector("p").textContent = image.alt;
       enlarged.showModal();
     } else if (enlarged.open && event.target.closest("dialog")) enlarged.close();

@@ -1,0 +1,187 @@
+"""Scorers of questions, on cases worked out by hand, and average precision beside COCOeval itself."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stdout
+from typing import Any
+
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from minigpt4.common.boxes import Box
+from minigpt4.common.errors import MetricError
+from minigpt4.evaluation.detection import average_precision
+from minigpt4.evaluation.predictions import Prediction
+from minigpt4.evaluation.questions import box_text, fitting_scorer, score_answers, score_by_kind
+
+
+def answer(key: int, text: str, *references: str, **extra: Any) -> Prediction:
+    return Prediction(str(key), text, "a.png", references, extra)
+
+
+def test_accuracy_by_kind_and_with_shuffled_images() -> None:
+    people = ["red"] * 8 + ["pink"] * 2
+    items = [
+        answer(1, "red", *people, kind="colour", shuffled="blue"),
+        answer(2, "Pink.", *people, kind="colour", shuffled="red"),
+        answer(3, "2", *["two"] * 10, kind="number", shuffled="2"),
+        answer(4, "x", *["y"] * 10),  # of no kind, and without another image
+    ]
+    scores = score_answers("soft", items)
+    assert scores.corpus == pytest.approx({"accuracy": (1 + 0.6 + 1 + 0) / 4})
+    assert scores.controls == pytest.approx({"accuracy_shuffled": (0 + 1 + 1) / 3})
+    assert scores.per_image["2"] == pytest.approx({"accuracy": 0.6})
+    kinds = score_by_kind("soft", items)
+    assert list(kinds) == ["colour", "number"]
+    assert kinds["colour"] == pytest.approx({"questions": 2, "accuracy": 0.8, "accuracy_shuffled": 0.5})
+
+
+def test_yes_and_no() -> None:
+    said = ["yes", "Yes, there is.", "no", "No.", "maybe"]
+    true = ["yes", "no", "yes", "no", "no"]
+    items = [answer(key, text, truth) for key, (text, truth) in enumerate(zip(said, true, strict=True))]
+    scores = score_answers("yes_no", items)
+    # Yes is said three times (an unreadable answer counts as yes), and right once of two.
+    assert scores.corpus == pytest.approx(
+        {"accuracy": 2 / 5, "precision": 1 / 3, "recall": 1 / 2, "F1": 0.4, "yes": 3 / 5, "unreadable": 1 / 5}
+    )
+    assert scores.controls == {}
+
+
+TRUE = Box(0.2, 0.2, 0.6, 0.6, "dog")
+
+
+@pytest.mark.parametrize(
+    ("text", "overlap"),
+    [
+        ("{<20><20><60><60>}", 1),
+        ("<p>dog</p> {<20><20><60><40>}", 0.5),
+        ("{<20><20><60><39>}", 0.475),
+        ("{<60><20><90><60>}", 0),  # they touch
+        ("{<0><0><100><100>}", 0.16),
+        ("{<20><20><60><60>} or {<0><0><1><1>}", 1),  # the first counts
+        ("{<60><60><20><20>}", None),  # corners swapped
+        ("{<20><20><20><60>}", None),  # without an area
+        ("{<20><20><60><101>}", None),  # outside the image
+        ("{<20><20><60>}", None),
+        ("in the middle", None),
+        ("", None),
+    ],
+)
+def test_referring(text: str, overlap: float | None) -> None:
+    scores = score_answers("refer", [answer(1, text, box_text(TRUE))])
+    assert scores.corpus == pytest.approx(
+        {"IoU_50": float((overlap or 0) >= 0.5), "mean_IoU": overlap or 0, "unreadable": float(overlap is None)}
+    )
+
+
+def test_true_boxes_are_kept_unrounded() -> None:
+    true = Box(0.123456789, 0.2, 0.6, 2 / 3, 'a "dog"')
+    scores = score_answers("refer", [answer(1, true.text, box_text(true))])
+    assert 0.95 < scores.corpus["mean_IoU"] < 1
+    for wrong in (
+        "{<1><2><3><4>}",
+        "[]",
+        '{"box": [1, 2, 3], "label": ""}',
+        '{"box": [1, 2]}',
+        '{"box": 3, "label": ""}',
+    ):
+        with pytest.raises(MetricError, match="question 7: a reference is no box"):
+            score_answers("refer", [answer(7, "", wrong)])
+    with pytest.raises(MetricError, match="question 7: 2 true boxes, where 1 is expected"):
+        score_answers("refer", [answer(7, "", box_text(true), box_text(true))])
+
+
+IMAGES = [
+    {"id": 3, "width": 640, "height": 480},
+    {"id": 8, "width": 500, "height": 375},
+    {"id": 9, "width": 9, "height": 9},
+]
+NAMES = {1: "person", 18: "dog", 44: "bottle"}
+ANNOTATIONS = [
+    (3, 18, [100, 100, 200, 150]),
+    (3, 18, [400, 50, 100, 100]),
+    (3, 1, [10, 20, 80, 300]),
+    (8, 1, [50, 50, 100, 200]),
+    (8, 44, [300, 200, 40, 90]),
+]
+FOUND = [
+    (3, 18, [110, 105, 195, 150]),
+    (3, 18, [380, 60, 90, 120]),
+    (3, 44, [0, 0, 50, 50]),
+    (3, 1, [12, 25, 80, 280]),
+    (8, 1, [200, 100, 60, 60]),
+    (8, 1, [52, 55, 99, 190]),
+    (9, 1, [1, 1, 3, 3]),
+]
+
+
+def test_average_precision_is_that_of_cocoeval_on_its_own_layout() -> None:
+    def entries(rows: list[Any]) -> list[dict[str, Any]]:
+        return [
+            {"id": n, "image_id": i, "category_id": c, "bbox": b, "area": b[2] * b[3], "iscrowd": 0}
+            for n, (i, c, b) in enumerate(rows, 1)
+        ]
+
+    with redirect_stdout(io.StringIO()):
+        truth = COCO()
+        categories = [{"id": number, "name": name} for number, name in NAMES.items()]
+        truth.dataset = {"info": {}, "images": IMAGES, "annotations": entries(ANNOTATIONS), "categories": categories}
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes([entry | {"score": 0.5} for entry in entries(FOUND)]), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+
+    def boxes(rows: list[Any], image: dict[str, int]) -> list[Box]:
+        w, h = image["width"], image["height"]
+        return [
+            Box(x / w, y / h, (x + a) / w, (y + b) / h, NAMES[c].upper())
+            for i, c, (x, y, a, b) in rows
+            if i == image["id"]
+        ]
+
+    scores = average_precision((boxes(FOUND, image), boxes(ANNOTATIONS, image)) for image in IMAGES)
+    assert scores == pytest.approx({"AP": evaluation.stats[0], "AP50": evaluation.stats[1]})
+    assert 0.1 < scores["AP"] < scores["AP50"] < 0.9
+
+
+def test_detection() -> None:
+    dog, cat = Box(0, 0, 0.5, 0.5, "dog"), Box(0.5, 0.5, 1, 1, "cat")
+    both, one = (box_text(dog), box_text(cat)), (box_text(dog),)
+    items = [
+        answer(1, f"<p>Dog</p> {dog.text} <p>cat</p> {cat.text}", *both),
+        answer(2, f"<p>cat</p> {dog.text}", *one),  # another label
+        answer(3, "nothing"),
+        answer(4, f"<p>unicorn</p> {dog.text}"),
+    ]
+    scores = score_answers("detection", items)
+    assert [scores.per_image[str(key)]["box_F1"] for key in range(1, 5)] == [1, 0, 1, 0]
+    assert scores.corpus["box_F1"] == 0.5 and scores.corpus["unreadable"] == 0
+    assert score_answers("detection", items[:1]).corpus == pytest.approx(
+        {"AP": 1, "AP50": 1, "box_F1": 1, "unreadable": 0}
+    )
+    assert score_answers("detection", [answer(1, "?", *one)]).corpus == {
+        "AP": 0,
+        "AP50": 0,
+        "box_F1": 0,
+        "unreadable": 1,
+    }
+    assert set(score_answers("detection", items[2:3]).corpus) == {"box_F1", "unreadable"}  # no truth, no precision
+
+
+@pytest.mark.parametrize(
+    ("truth", "scorer"),
+    [
+        ([(["red"] * 10, False), (["2"] * 10, False)], "soft"),
+        ([(["red"], False), (["no"], False)], "exact"),
+        ([(["yes"], False), (["No."], False)], "yes_no"),
+        ([(["red"], True), (["2"], True)], "choice"),
+        ([(["red"] * 10, True), (["red"] * 10, False)], "soft"),
+        ([(["yes"] * 10, False)], "soft"),
+    ],
+)
+def test_the_scorer_follows_from_the_answers(truth: list[tuple[list[str], bool]], scorer: str) -> None:
+    assert fitting_scorer(truth) == scorer
