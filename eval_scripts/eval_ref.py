@@ -1,7 +1,7 @@
 """The boxes of what expressions refer to, by one or several checkpoints: accuracy at an IoU of 0.5.
 
-    python eval_scripts/eval_ref.py --cfg-path references.yaml \
-        --dataset refcoco,refcoco+,refcocog --split val,testA,testB,test
+    python eval_scripts/eval_ref.py --cfg-path eval_configs/minigptv2_ref.yaml \
+        --dataset refcoco,refcocop,refcocog --split val,testA,testB,test
 """
 
 from __future__ import annotations

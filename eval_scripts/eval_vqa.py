@@ -1,6 +1,6 @@
 """Answers to questions about images, by one or several checkpoints: VQA's accuracy, exact match, choices, or POPE.
 
-python eval_scripts/eval_vqa.py --cfg-path questions.yaml --dataset okvqa,gqa --split val
+python eval_scripts/eval_vqa.py --cfg-path eval_configs/minigptv2_vqa.yaml --dataset ok_vqa,gqa
 """
 
 from __future__ import annotations
