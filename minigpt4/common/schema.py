@@ -479,7 +479,7 @@ class RunConfig:
     group_by_length: int = number(1, at_least=1)
     """Optimizer steps whose samples are sorted by length together, so that batches need less padding; 1: no sorting.
     Only useful for language models that cannot be packed."""
-    num_workers: int = number(4, at_least=0)
+    num_workers: int = number(4, at_least=0, at_most=128)
     """Data-loading worker processes of each rank."""
     train_splits: list[str] = field(default_factory=lambda: ["train"])
     """Splits to train on."""
@@ -525,7 +525,7 @@ class EvaluationConfig:
     this control without it."""
     batch_size: int = number(16, at_least=1)
     """Images encoded together on each rank."""
-    num_workers: int = number(2, at_least=0)
+    num_workers: int = number(2, at_least=0, at_most=128)
     """Data-loading worker processes of each rank."""
     feature_memory: float = number(2.0, above=0)
     """GiB of image features that each rank keeps at a time, while one checkpoint after the other answers about them; an

@@ -16,8 +16,7 @@ from minigpt4.common.registry import builders, processors, readers
 from minigpt4.common.schema import BadData, DatasetConfig, ModelConfig, ProcessorConfig
 from minigpt4.common.types import Record
 from minigpt4.conversation.template import QUESTION, PromptPool, read_prompts
-from minigpt4.datasets.readers.rows import Reader, RowProblem
-from minigpt4.datasets.records import PackedRecords
+from minigpt4.datasets.readers.rows import PackedRecords, Reader, RowProblem
 
 if TYPE_CHECKING:
     from minigpt4.conversation.template import PromptEncoder

@@ -29,8 +29,7 @@ from minigpt4.common.types import Record
 from minigpt4.conversation.template import PromptPool
 from minigpt4.datasets.builders import SHARDS, dataset_prompts, images_folder, read_rows
 from minigpt4.datasets.leaks import THREADS, Fingerprint, fingerprints, warnings_of_splits
-from minigpt4.datasets.readers.rows import RowProblem, repeated_ids
-from minigpt4.datasets.records import PackedRecords
+from minigpt4.datasets.readers.rows import PackedRecords, RowProblem, repeated_ids
 from minigpt4.processors.image import decode_pixels, jpeg_decoder
 
 if TYPE_CHECKING:

@@ -21,13 +21,13 @@ from minigpt4.common.files import read_json, write_json, writing
 from minigpt4.evaluation.java import check_tokenizer, tokenize
 from minigpt4.evaluation.predictions import (
     PREFIX,
+    Protocol,
     ReferenceFile,
     by_id,
     read_predictions,
     read_references,
     references_of,
 )
-from minigpt4.evaluation.protocol import Protocol
 from minigpt4.evaluation.statistics import PerImage, Scores, bootstrap_intervals, intervals_note, swap_images
 from minigpt4.evaluation.table import ScoreTable
 

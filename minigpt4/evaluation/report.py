@@ -21,7 +21,7 @@ from PIL import Image
 
 from minigpt4.common.errors import DataError, counted
 from minigpt4.common.files import write_text
-from minigpt4.evaluation.protocol import Protocol
+from minigpt4.evaluation.predictions import Protocol
 from minigpt4.evaluation.statistics import Comparisons, Intervals
 from minigpt4.evaluation.table import SHOWN, Column, Row, ScoreTable, best_rows, column, columns_of
 from minigpt4.evaluation.trends import svg_colours

@@ -14,8 +14,7 @@ from typing import Any
 
 from minigpt4.common.errors import MetricError, MiniGPT4Error, first_few
 from minigpt4.common.files import hold, read_json, remove_temporary_files, write_json, write_text, writing
-from minigpt4.evaluation.predictions import Prediction, load_predictions, predictions_file
-from minigpt4.evaluation.protocol import Protocol, references_sha256
+from minigpt4.evaluation.predictions import Prediction, Protocol, load_predictions, predictions_file, references_sha256
 from minigpt4.evaluation.report import ImageResult, OpenImage, write_report
 from minigpt4.evaluation.statistics import Scores, bootstrap_intervals, compare, intervals_note
 from minigpt4.evaluation.table import HEADLINES, ScoreTable, kind_table

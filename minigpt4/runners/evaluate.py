@@ -28,8 +28,7 @@ from minigpt4.datasets.builders import build_dataset
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.leaks import METADATA_KEY, Fingerprint, ImageSet, Leaks, TrainingRecord, find_leaks, fingerprints
 from minigpt4.evaluation.caption import check_metrics, check_references, score_checkpoints
-from minigpt4.evaluation.predictions import Prediction, checkpoint_labels, merge_shards, save_predictions
-from minigpt4.evaluation.protocol import Protocol
+from minigpt4.evaluation.predictions import Prediction, Protocol, checkpoint_labels, merge_shards, save_predictions
 from minigpt4.evaluation.results import (
     CheckpointResult,
     ResultsFolder,

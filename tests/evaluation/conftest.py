@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from minigpt4.evaluation import java
-from minigpt4.evaluation.predictions import Prediction
-from minigpt4.evaluation.protocol import Protocol
+from minigpt4.evaluation.predictions import Prediction, Protocol
 from minigpt4.evaluation.results import CheckpointResult
 from minigpt4.evaluation.statistics import Scores
 

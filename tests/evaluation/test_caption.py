@@ -16,8 +16,7 @@ import pytest
 from minigpt4.common.errors import MetricError
 from minigpt4.evaluation import java
 from minigpt4.evaluation.caption import check_metrics, main, parse_metrics, score_captions, score_checkpoints
-from minigpt4.evaluation.predictions import Prediction, merge_shards, save_predictions
-from minigpt4.evaluation.protocol import references_sha256
+from minigpt4.evaluation.predictions import Prediction, merge_shards, references_sha256, save_predictions
 from minigpt4.evaluation.statistics import swap_images
 
 Captions = dict[str, list[str]]

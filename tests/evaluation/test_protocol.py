@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from minigpt4.evaluation.protocol import Protocol, references_sha256
+from minigpt4.evaluation.predictions import Protocol, references_sha256
 
 
 def test_the_hash_depends_on_the_references() -> None:

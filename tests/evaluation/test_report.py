@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.boxes import Box
-from minigpt4.evaluation.protocol import Protocol
+from minigpt4.evaluation.predictions import Protocol
 from minigpt4.evaluation.report import ImageResult, _marked, select_images, write_report
 from minigpt4.evaluation.results import write_results
 from minigpt4.evaluation.statistics import Comparisons, Difference

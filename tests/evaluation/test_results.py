@@ -18,8 +18,7 @@ import pytest
 
 from minigpt4.common.errors import DataError, MetricError
 from minigpt4.common.files import hold
-from minigpt4.evaluation.predictions import save_predictions
-from minigpt4.evaluation.protocol import Protocol
+from minigpt4.evaluation.predictions import Protocol, save_predictions
 from minigpt4.evaluation.results import LOCK, choose_folder, leak_lines, write_results
 from tests.evaluation.conftest import make_protocol, make_results
 

@@ -1,12 +1,16 @@
-"""What readers have in common: a row of columns -> a record, or the reason why there is none."""
+"""What readers have in common: a row of columns -> a record, or the reason why there is none; records in memory."""
 
 from __future__ import annotations
 
+import pickle
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
+
+import numpy as np
 
 from minigpt4.common.errors import SHOWN, DataError, did_you_mean, shown
 from minigpt4.common.files import read_json, replace_lone_surrogates
@@ -21,6 +25,9 @@ QUESTION_COLUMNS = ("question", "instruction")
 GROUNDING_COLUMNS = ("kind", "boxes", "choices")
 COLUMNS = ("image", "images", *ANSWER_COLUMNS, *QUESTION_COLUMNS, "conversation", "split", "id", *GROUNDING_COLUMNS)
 CONVERSATION = '[{"question": "...", "answer": "..."}]'
+_NAMES = tuple(known.name for known in fields(Record))
+_BOXES = _NAMES.index("boxes")
+_SIDES = ("left", "top", "right", "bottom", "label")
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,3 +332,70 @@ def _missing(column: str, row: Mapping[str, Any]) -> str:
     hints = [f"'{name}': {hint}" for name in unknown if "mean" in (hint := did_you_mean(name, COLUMNS))]
     found = ", ".join(str(name)[:SHOWN] for name in row) or "nothing"
     return f"no '{column}'; found: {found}" + (f" ({'; '.join(hints)})" if hints else "")
+
+
+class PackedRecords(Sequence[Record]):
+    """Records that are unpacked when they are asked for.
+
+    As objects they take three times the memory, and each loader worker would come to own a copy of all of them,
+    since Python counts references inside of the objects.
+
+    Args:
+        records: records in order.
+    """
+
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        packed, ends, codes = bytearray(), [0], []
+        names: dict[str | None, int] = {}
+        for record in records:
+            packed += _pack(record)
+            ends.append(len(packed))
+            codes.append(names.setdefault(record.split, len(names)))
+        self._bytes = np.frombuffer(packed, dtype=np.uint8)
+        self._ends = np.array(ends, dtype=np.int64)
+        self._codes = np.array(codes, dtype=np.int32)
+        self._names = list(names)
+        self._chosen = np.arange(len(codes))
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    @overload
+    def __getitem__(self, number: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Record]: ...
+
+    def __getitem__(self, number: int | slice) -> Record | list[Record]:
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        place = self._chosen[number]
+        return _unpack(self._bytes[self._ends[place] : self._ends[place + 1]].data)
+
+    def splits(self) -> Counter[str | None]:
+        """Number of records of each split."""
+        counts = np.bincount(self._codes[self._chosen], minlength=len(self._names))
+        return Counter({name: int(count) for name, count in zip(self._names, counts, strict=True) if count})
+
+    def of_splits(self, splits: Sequence[str]) -> PackedRecords:
+        """The records of these splits, in the same order; they share the memory."""
+        codes = [code for code, name in enumerate(self._names) if name in splits]
+        part = PackedRecords()
+        part._bytes, part._ends, part._codes, part._names = self._bytes, self._ends, self._codes, self._names
+        part._chosen = self._chosen[np.isin(self._codes[self._chosen], codes)]
+        return part
+
+
+def _pack(record: Record) -> bytes:
+    values: list[Any] = [getattr(record, name) for name in _NAMES]
+    values[_BOXES] = tuple(tuple(getattr(box, side) for side in _SIDES) for box in record.boxes)
+    return pickle.dumps(tuple(values), protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _unpack(packed: memoryview) -> Record:
+    values = dict(zip(_NAMES, pickle.loads(packed), strict=True))
+    if values["boxes"]:
+        from minigpt4.common.boxes import Box  # most annotations have none
+
+        values["boxes"] = tuple(Box(*sides) for sides in values["boxes"])
+    return Record(**values)

@@ -7,7 +7,7 @@ import pytest
 
 from minigpt4.common.boxes import Box
 from minigpt4.common.types import Record
-from minigpt4.datasets.records import PackedRecords
+from minigpt4.datasets.readers.rows import PackedRecords
 
 FULL = Record(
     image_id="7",
