@@ -238,12 +238,12 @@ def test_a_killed_run_is_resumed(project: Project, uninterrupted: Path, number: 
 def test_a_killed_run_with_adapters_is_resumed(project: Project) -> None:
     adapters = ("model.lora.r=2", "model.lora.dropout=0.3")  # random numbers in every micro-batch
     options = (*LONG, *adapters, "run.iters_per_epoch=20", "run.num_workers=1", "run.save_freq=7")
-    whole = project.train_here(*options, "run.run_dir=adapters")
-    killed = (*options, "run.run_dir=adapters_killed", "run.resume_ckpt_path=auto")
+    whole = project.train_here(*options, "run.run_dir=undisturbed_adapters")
+    killed = (*options, "run.run_dir=killed_adapters", "run.resume_ckpt_path=auto")
     with project.start(*killed) as process:
         process.read_until(logs_step(9))
         os.kill(process.pid, signal.SIGKILL)
         assert process.finish()[0] == -signal.SIGKILL
-    saved = read_checkpoint(project.folder / "adapters_killed" / "checkpoint_last.pth")
+    saved = read_checkpoint(project.folder / "killed_adapters" / "checkpoint_last.pth")
     assert saved["step"] == 7 and any(".lora_" in name for name in saved["model"])
     assert_same_run(project.train_here(*killed) / "checkpoint_1.pth", whole / "checkpoint_1.pth")
