@@ -118,6 +118,7 @@ bench: $(VENV)/.installed-dev ## Measure steps, captions, loading, images and th
 	$(BIN)/python -m benchmarks.cache
 	$(BIN)/python -m benchmarks.chat
 	$(BIN)/python -m benchmarks.scale
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m benchmarks.gradients
 
 clean: ## Remove what was built and measured
 	rm -rf output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*
