@@ -180,7 +180,7 @@ def _run_worker(command: tuple[str, ...]) -> None:
 def _enter(cwd: str, variables: dict[str, str], descriptors: Sequence[int]) -> None:
     """Take over working folder, environment variables and the descriptors for stdout and stderr.
 
-    The script's own processes are forks, as where it is not itself one: the server's way would import everything anew.
+    The script's own child processes are forked, as outside the tests; the fork server would import everything again.
     """
     multiprocessing.set_start_method("fork", force=True)
     os.chdir(cwd)

@@ -112,9 +112,9 @@ def pope_questions(
 
     Args:
         objects: image file -> all the objects in it; images without an object have no questions.
-        each: questions of each kind about objects that the image shows, and about others, as far as there are so many.
+        each: at most this many questions of each kind about objects in the image, and as many about objects not in it.
         seed: names the choice.
-        images: ask about a random choice of so many images that show something; None: about all. Which objects are
+        images: number of images to ask about, drawn at random from those with objects; None: all. Which objects are
             popular depends on all images.
 
     Returns:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 AGREEING = 3
-"""People who must have given an answer for it to count fully."""
+"""Annotators who must have given an answer for it to score 1."""
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBER_COMMA = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
@@ -71,7 +71,7 @@ def soft_accuracy(answer: str, given: Sequence[str]) -> float:
     matches = sum(normalise_answer(other) == said for other in given)
     if len(given) < AGREEING:
         return float(matches > 0)
-    # Each of those who match has one other less.
+    # Leaving out a matching annotator leaves one match fewer.
     ours, others = min(1.0, (matches - 1) / AGREEING), min(1.0, matches / AGREEING)
     return (matches * ours + (len(given) - matches) * others) / len(given)
 

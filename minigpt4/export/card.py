@@ -167,7 +167,7 @@ def _verification(checks: Sequence[Check] | None) -> str:
     made = f"Written by MiniGPT-4, rebuilt {__version__}, for transformers {version('transformers')}."
     if checks is None:
         return (
-            f"## Verification\n\n**Not verified** (`--no-verify`): nobody has compared this folder with the model that "
+            f"## Verification\n\n**Not verified** (`--no-verify`): this folder was not compared with the model that "
             f"it was made of. {made}"
         )
     rows = [f"| {each.what} | {each.found} | {each.allowed} |" for each in checks]

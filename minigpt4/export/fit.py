@@ -10,7 +10,7 @@ INSTEAD = "minigpt4 chat, generate and demo run it, and --language-model-only me
 
 
 def check_exportable(cfg: ModelConfig) -> None:
-    """Refuse what no class of transformers computes, and what nobody should pass on, before any weight is read.
+    """Refuse models that no transformers class can run, and random ones, before any weight is read.
 
     Without a Q-Former, four neighbouring patches of a row are joined (`merged_patches.py`). transformers' LLaVA
     projects each patch alone; the classes that join patches join squares of 2 x 2, behind other towers.

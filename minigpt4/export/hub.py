@@ -17,7 +17,8 @@ def check_hub_name(name: str) -> None:
         name: OWNER/NAME, or NAME for a repository of one's own.
 
     Raises:
-        ExportError: It is no name, nobody is logged in, the hub does not answer, or the repository has files already.
+        ExportError: The name is not valid, no login was found, the hub does not answer, or the repository already has
+            files.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -65,6 +66,6 @@ def push(folder: Path, name: str, *, private: bool) -> str:
     except Exception as error:
         raise ExportError(
             f"--push-to-hub: the upload failed ({one_line(error, 150)}); {folder} is complete, and "
-            f"hf upload {name} {folder} goes on with it"
+            f"hf upload {name} {folder} resumes the upload"
         ) from error
     return str(made)

@@ -101,7 +101,7 @@ def differences(tokenizer: Tokenizer, other: Any, texts: Sequence[str] = AWKWARD
 
 
 def ending_tokens(converted: Any, tokenizer: Tokenizer, end: str) -> list[int]:
-    """Tokens behind which no answer goes on: the end of the sequence, and every token that holds the end of an answer.
+    """Tokens that end an answer: the end of the sequence, and every token that contains the end of an answer.
 
     Args:
         converted: from `fast_tokenizer`.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from minigpt4.common.boxes import Box
 from minigpt4.scenes.captions import captions_of, with_article
@@ -104,24 +105,14 @@ def _background(scene: Scene, rng: random.Random) -> Asked:
     return "What is the background like?", scene.background
 
 
-def _colour(scene: Scene, rng: random.Random) -> Asked:
-    o = _choice(scene, rng, lambda o: o.shape)
-    return (f"What colour is the {o.shape}?", o.colour) if o else None
+def _asks(question: str, known_by: str, wanted: str) -> Callable[[Scene, random.Random], Asked]:
+    """Asks for one attribute of an object that another attribute tells from the rest."""
 
+    def ask(scene: Scene, rng: random.Random) -> Asked:
+        o = _choice(scene, rng, attrgetter(known_by))
+        return (question.format(getattr(o, known_by)), getattr(o, wanted)) if o else None
 
-def _shape(scene: Scene, rng: random.Random) -> Asked:
-    o = _choice(scene, rng, lambda o: o.colour)
-    return (f"What shape is the {o.colour} object?", o.shape) if o else None
-
-
-def _size(scene: Scene, rng: random.Random) -> Asked:
-    o = _choice(scene, rng, lambda o: o.name)
-    return (f"How big is the {o.name}?", o.size) if o else None
-
-
-def _place(scene: Scene, rng: random.Random) -> Asked:
-    o = _choice(scene, rng, lambda o: o.name)
-    return (f"Where is the {o.name}?", o.position) if o else None
+    return ask
 
 
 def _presence(scene: Scene, rng: random.Random) -> Asked:
@@ -162,10 +153,10 @@ def _relation(scene: Scene, rng: random.Random) -> Asked:
 VQA_KINDS: dict[str, Callable[[Scene, random.Random], Asked]] = {
     "count": _count,
     "background": _background,
-    "colour": _colour,
-    "shape": _shape,
-    "size": _size,
-    "place": _place,
+    "colour": _asks("What colour is the {}?", "shape", "colour"),
+    "shape": _asks("What shape is the {} object?", "colour", "shape"),
+    "size": _asks("How big is the {}?", "name", "size"),
+    "place": _asks("Where is the {}?", "name", "position"),
     "presence": _presence,
     "relation": _relation,
 }

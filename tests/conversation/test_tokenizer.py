@@ -137,6 +137,8 @@ def byte_folder(folder: Path) -> Path:
 class TestFit:
     def test_a_padded_vocabulary_fits(self, tmp_path: Path, tokenizer: SentencePieceTokenizer) -> None:
         check_vocabulary(tokenizer, tokenizer.vocab_size + 64, tmp_path)
+        with pytest.raises(ConfigError):  # one row too few
+            check_vocabulary(tokenizer, tokenizer.vocab_size - 1, tmp_path)
 
     @pytest.mark.parametrize("embedded", [799, 1601, 3])
     def test_sizes_that_do_not_fit(self, tokenizer: SentencePieceTokenizer, embedded: int) -> None:

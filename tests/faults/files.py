@@ -243,7 +243,7 @@ def _resumed(folder: Path) -> str:
 
 
 def _projection(name: str) -> Callable[[Path], Any]:
-    """The weights, and the metadata that somebody reads: a key whose letters have changed is read by nobody."""
+    """The weights, and the metadata that is read: a key whose letters have changed is ignored."""
 
     def read(folder: Path) -> Any:
         weights, metadata = read_projection(folder / name)

@@ -334,7 +334,26 @@ def _missing(column: str, row: Mapping[str, Any]) -> str:
     return f"no '{column}'; found: {found}" + (f" ({'; '.join(hints)})" if hints else "")
 
 
-class PackedRecords(Sequence[Record]):
+class LazyRecords(Sequence[Record], ABC):
+    """Records that are made when they are asked for, by number or slice."""
+
+    @abstractmethod
+    def record(self, number: int) -> Record:
+        """The record with a number."""
+
+    @overload
+    def __getitem__(self, number: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Record]: ...
+
+    def __getitem__(self, number: int | slice) -> Record | list[Record]:
+        if isinstance(number, slice):
+            return [self.record(n) for n in range(*number.indices(len(self)))]
+        return self.record(number)
+
+
+class PackedRecords(LazyRecords):
     """Records that are unpacked when they are asked for.
 
     As objects they take three times the memory, and each loader worker would come to own a copy of all of them,
@@ -360,15 +379,8 @@ class PackedRecords(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._chosen)
 
-    @overload
-    def __getitem__(self, number: int) -> Record: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> list[Record]: ...
-
-    def __getitem__(self, number: int | slice) -> Record | list[Record]:
-        if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(len(self)))]
+    def record(self, number: int) -> Record:
+        """One record, unpacked."""
         place = self._chosen[number]
         return _unpack(self._bytes[self._ends[place] : self._ends[place + 1]].data)
 

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -22,6 +22,7 @@ from minigpt4.common.files import DATA_VARIABLE, replace_lone_surrogates
 from minigpt4.common.schema import BadData, DatasetConfig
 from minigpt4.common.types import Record
 from minigpt4.datasets.instruction import InstructionDataset
+from minigpt4.datasets.readers.rows import LazyRecords
 from minigpt4.datasets.sampler import Order, ShardShuffle
 from minigpt4.datasets.shards.index import FOLDER, ShardIndex, has_remote, open_index, shard_paths
 
@@ -194,7 +195,7 @@ class ShardSample:
         return f"{Path(self.record.image).name} in {self.shard}"
 
 
-class ShardRecords(Sequence[Record]):
+class ShardRecords(LazyRecords):
     """The samples of all usable shards by number, in the order of the shards; read when they are asked for.
 
     Args:
@@ -212,16 +213,8 @@ class ShardRecords(Sequence[Record]):
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    @overload
-    def __getitem__(self, number: int) -> Record: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> list[Record]: ...
-
-    def __getitem__(self, number: int | slice) -> Record | list[Record]:
+    def record(self, number: int) -> Record:
         """The record of a sample, without its image; errors as for `sample`."""
-        if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(len(self)))]
         if number == self._latest[0] and self._latest[1] is not None:
             return self._latest[1]
         shard, row = self._find(number)

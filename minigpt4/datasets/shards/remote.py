@@ -135,7 +135,7 @@ class RemoteShards:
                 time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
 
     def _make_room(self, newest: Path) -> None:
-        """Delete the copies that were not opened for longest; a process that has one open goes on reading it."""
+        """Delete the least recently opened copies; a process that has one open can still read it."""
         if self.max_bytes is None:
             return
         copies: list[tuple[int, int, Path]] = []
