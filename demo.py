@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config, require_files, run_files
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.listening import check_address
 from minigpt4.common.logging import announce_imports
 from minigpt4.common.schema import Config
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     require_files(run_files(loaded.config.model, checkpoints=args.ckpt))
     announce_imports()
     from minigpt4.web.page import build_page
-    from minigpt4.web.server import check_address, password_for, serve
+    from minigpt4.web.server import password_for, serve
 
     password = password_for(args.host)
     check_address(args.host, args.port)

@@ -27,7 +27,7 @@ from minigpt4.common.sources import missing_files, source_of
 
 DISTRIBUTION = "minigpt4-rebuilt"
 INSTALL = "pip install -c constraints.txt -e '.[{}]'"
-SHOWN_EXTRAS = {"train", "eval", "demo", "quant"}
+SHOWN_EXTRAS = {"train", "eval", "demo", "serve", "quant"}
 """Extras that users may miss."""
 REINSTALL = "rm -rf .venv; make install"
 GIGABYTE = 10**9

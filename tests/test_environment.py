@@ -11,7 +11,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IN_CONDA = ("train", "eval", "quant", "demo")
+IN_CONDA = ("train", "eval", "quant", "demo", "serve")
 
 
 def required(groups: tuple[str, ...]) -> set[str]:

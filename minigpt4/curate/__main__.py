@@ -68,12 +68,13 @@ def run(step: str, cfg: Config, accept_all: bool = False, given: Sequence[str] =
             counts = apply_rules(curation.filter, ledger)
             lines.append(", ".join(f"{rule} {number:,}" for rule, number in counts.items()) or "no change")
         elif step == "review":
-            from minigpt4.curate.review import accept_rest
-            from minigpt4.curate.review_server import serve
-
             if accept_all:
+                from minigpt4.curate.review import accept_rest
+
                 lines.append(f"accepted {accept_rest(ledger):,}")
             else:
+                from minigpt4.curate.review_server import serve
+
                 serve(curation.port, ledger, images, given)
                 lines.append("ended; every decision is saved")
         else:

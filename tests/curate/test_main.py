@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,18 @@ def test_each_step_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixtur
         f"export: wrote {tmp_path}/export: 2 images with captions",
     ]
     assert lines[-1] == "export: 3 drawn = 2 accepted + 1 rejected + 0 pending (1 rejected by rule too_short)"
+
+
+def test_only_the_page_needs_a_web_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "minigpt4.curate.review_server", raising=False)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    curate("review", tmp_path, "--accept-all")
+    with pytest.raises(SystemExit):
+        curate("review", tmp_path)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "error: the package fastapi is missing; run: pip install -c constraints.txt -e '.[serve]'"
 
 
 def test_an_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +12,8 @@ import pytest
 
 from minigpt4.curate.ledger import Ledger, Tally
 from minigpt4.curate.review import Review
-from minigpt4.curate.review_server import ReviewServer
 from tests.curate.conftest import described, fill, kept, refined
-from tests.curate.test_review import decisions
+from tests.curate.test_review import decisions, served
 from tests.drawn import drawn_scenes
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -109,14 +107,9 @@ def page(ledger: Ledger, tmp_path: Path, window: Any) -> Iterator[Page]:
     (tmp_path / "image").mkdir()
     for number, image in enumerate(drawn_scenes(4)):
         image.save(tmp_path / "image" / f"{number}.jpg")
-    server = ReviewServer(0, Review(ledger, tmp_path / "image", ["--cfg-path", "curation.yaml"]))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
     window.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    yield Page(window, f"http://127.0.0.1:{server.server_port}/")
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(Review(ledger, tmp_path / "image", ["--cfg-path", "curation.yaml"])) as port:
+        yield Page(window, f"http://127.0.0.1:{port}/")
 
 
 def test_by_mouse(page: Page, ledger: Ledger) -> None:

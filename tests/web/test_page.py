@@ -142,7 +142,7 @@ def test_names_that_are_answered(monkeypatch: pytest.MonkeyPatch, listening: str
     from starlette.responses import PlainTextResponse
     from starlette.types import Message, Scope
 
-    from minigpt4.web.server import KnownNamesOnly
+    from minigpt4.common.listening import KnownNamesOnly
 
     monkeypatch.setattr(socket, "gethostname", lambda: "this-machine")
     monkeypatch.setattr(socket, "getfqdn", lambda: "this-machine.lab.example")
