@@ -37,7 +37,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--share",
         action="store_true",
-        help="also make a public link that anyone can open, with the password in MINIGPT4_PASSWORD where it is set",
+        help="also make a public link; who opens it is asked for the password in MINIGPT4_PASSWORD, too",
     )
     return parser.parse_args(arguments)
 
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from minigpt4.web.page import build_page
     from minigpt4.web.server import password_for, serve
 
-    password = password_for(args.host)
+    password = password_for(args.host, args.share)
     check_address(args.host, args.port)
     models, labels = load_models(loaded.config, args.ckpt, args.gpu_id)
     serve(build_page(models, labels), args.port, host=args.host, password=password, share=args.share)

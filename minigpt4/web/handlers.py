@@ -152,9 +152,12 @@ class Handlers:
         yield self._update(chat, gr.skip())
 
     def _update(self, chat: SideBySideChat, box: Any, error: str = "", busy: bool = False) -> Update:
+        """What the page shows now; while an answer grows, only its turn is sent, and the page keeps those before."""
         chat.finished += not busy
+        kept = max(0, len(chat.asked) - 1) if busy else 0
         conversations = [
-            {"turns": chat.view(number), "busy": busy, "finished": chat.finished} for number in range(len(self.models))
+            {"turns": chat.view(number, kept), "kept": kept, "busy": busy, "finished": chat.finished}
+            for number in range(len(self.models))
         ]
         asked = bool(chat.asked)
         possible = {"stop": busy, "restart": asked or bool(error)}

@@ -80,7 +80,7 @@ def _conversation(label: str, number: int, tasks: Sequence[str]) -> gr.HTML:
         for file, question in example_questions()
     ]
     return gr.HTML(
-        {"turns": [], "busy": False, "finished": 0},
+        {"turns": [], "kept": 0, "busy": False, "finished": 0},
         html_template="",
         js_on_load=CONVERSATION_SCRIPT.read_text(encoding="utf-8"),
         apply_default_css=False,

@@ -89,19 +89,21 @@ def serve(
     return url
 
 
-def password_for(host: str) -> str | None:
+def password_for(host: str, share: bool = False) -> str | None:
     """The password in MINIGPT4_PASSWORD; None: it is not set, and only this machine can open the page.
 
     Args:
         host: name or address that is listened on.
+        share: whether there is a public link, too.
 
     Raises:
         ConfigError: Other machines can open the page and there is no password, or it is too short.
     """
     password = os.environ.get(PASSWORD_VARIABLE) or None
-    if password is None and not is_local(host):
+    if password is None and (share or not is_local(host)):
+        way = "--share" if share else f"--host {host}"
         raise ConfigError(
-            f"--host {host} lets other machines open the page, which needs a password: set the environment variable "
+            f"{way} lets other machines open the page, which needs a password: set the environment variable "
             f"{PASSWORD_VARIABLE} (at least {MIN_PASSWORD} characters), and log in as {USER}"
         )
     if password is not None and len(password) < MIN_PASSWORD:

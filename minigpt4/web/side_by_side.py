@@ -107,12 +107,19 @@ class SideBySideChat:
             chat.restart()
         self.asked.clear()
 
-    def view(self, number: int) -> list[dict[str, Any]]:
-        """The turns with model `number`, as the page's script shows them (assets/web/conversation.js)."""
+    def view(self, number: int, kept: int = 0) -> list[dict[str, Any]]:
+        """Turns with a model, as the page's script shows them (assets/web/conversation.js).
+
+        Args:
+            number: index of the model.
+            kept: number of turns at the beginning that are left out.
+        """
         latest: list[str] = []
         shown = []
-        for turn, asked in zip(self.chats[number].turns, self.asked, strict=False):
+        for place, (turn, asked) in enumerate(zip(self.chats[number].turns, self.asked, strict=False)):
             latest = asked.files[-1:] or latest
+            if place < kept:
+                continue
             boxes = find_boxes(turn.answer)
             shown.append(
                 {

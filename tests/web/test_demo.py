@@ -65,16 +65,17 @@ def test_without_gradio_it_says_what_to_install(
 
 
 @pytest.mark.parametrize(
-    ("host", "password", "message"),
+    ("arguments", "password", "message"),
     [
-        ("0.0.0.0", None, "--host 0.0.0.0 lets other machines open the page, which needs a password"),
-        ("0.0.0.0", "short", "MINIGPT4_PASSWORD has 5 characters, should have at least 8"),
-        ("no.such.host.invalid", "long enough", "--host: no.such.host.invalid is no address of this machine"),
-        ("192.0.2.1", "long enough", "--host: 192.0.2.1 is no address of this machine"),
+        (["--host", "0.0.0.0"], None, "--host 0.0.0.0 lets other machines open the page, which needs a password"),
+        (["--share"], None, "--share lets other machines open the page, which needs a password"),
+        (["--share"], "short", "MINIGPT4_PASSWORD has 5 characters, should have at least 8"),
+        (["--host", "no.such.host.invalid"], "long enough", "no.such.host.invalid is no address of this machine"),
+        (["--host", "192.0.2.1"], "long enough", "--host: 192.0.2.1 is no address of this machine"),
     ],
 )
 def test_other_machines_need_a_password_and_an_address(
-    host: str,
+    arguments: list[str],
     password: str | None,
     message: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -85,7 +86,7 @@ def test_other_machines_need_a_password_and_an_address(
         monkeypatch.setenv("MINIGPT4_PASSWORD", password)
     monkeypatch.setattr(demo, "load_models", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit):
-        demo.main(["--host", host])
+        demo.main(arguments)
     assert message in capsys.readouterr().err
 
 

@@ -46,6 +46,18 @@ def test_texts_reach_the_page_unchanged(chat: SideBySideChat, files: list[str]) 
     assert turn["figures"].startswith("6 tokens in ") and not turn["remark"]
 
 
+def test_while_an_answer_grows_only_its_turn_is_sent(tiny: LoadedModel, files: list[str]) -> None:
+    handlers = Handlers([tiny], ["one"])
+    controls = ("", 4, 1, False, 1, 1, 1)
+    chat, *_ = list(handlers.ask(None, {"text": QUESTION, "files": files[:1]}, *controls))[-1]
+    told = [update[1] for update in handlers.ask(chat, {"text": "What is it?", "files": []}, *controls)]
+    assert [(one["kept"], len(one["turns"]), one["busy"]) for one in told] == [(1, 1, True)] * 5 + [(0, 2, False)]
+    assert [turn["question"] for turn in told[-1]["turns"]] == [QUESTION, "What is it?"]
+    assert told[-2]["turns"] == chat.view(0, kept=1) == chat.view(0)[1:]
+    again = [update[1]["kept"] for update in handlers.regenerate(chat, *controls)]
+    assert again == [1] * 5 + [0]
+
+
 def test_a_system_message_is_sent_from_the_next_question_on(chat: SideBySideChat, files: list[str]) -> None:
     finish(chat, QUESTION, files[:1])
     before = chat.chats[0].prompt

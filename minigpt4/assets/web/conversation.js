@@ -205,12 +205,13 @@ function update(turn, { question: asked, images, answer, figures, remark, boxes,
 }
 
 function render() {
-  const { turns: told, busy, finished } = props.value;
-  const follows = log.scrollHeight - log.scrollTop - log.clientHeight < 80 || turns.children.length < told.length;
-  start.hidden = told.length > 0;
-  while (turns.children.length > told.length) turns.lastChild.remove();
+  const { turns: told, kept, busy, finished } = props.value; // the first `kept` turns stay as they are shown
+  const length = kept + told.length;
+  const follows = log.scrollHeight - log.scrollTop - log.clientHeight < 80 || turns.children.length < length;
+  start.hidden = length > 0;
+  while (turns.children.length > length) turns.lastChild.remove();
   told.forEach((turn, index) => {
-    update(turns.children[index] ?? newTurn(), turn, busy && index === told.length - 1);
+    update(turns.children[kept + index] ?? newTurn(), turn, busy && index === told.length - 1);
   });
   log.setAttribute("aria-busy", busy);
   log.dataset.finished = finished;
