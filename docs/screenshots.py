@@ -1,8 +1,8 @@
-"""Make the images of these pages again: the chat page, and the quick start's report and plot.
+"""Make the images of these pages again: the chat page, the review page, and the quick start's report and plot.
 
     make quickstart && python docs/screenshots.py
 
-Needs Chromium with its driver (selenium finds them) and the extra `demo`.
+Needs Chromium with its driver (selenium finds them) and the extras `demo`, `serve` and `train`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -27,6 +28,8 @@ RESULTS = ROOT / "output" / "quickstart"
 IMAGE = ROOT / "minigpt4" / "assets" / "examples" / "scene_3.png"
 QUESTIONS = ("Describe this image in detail.", "How many objects are there?")
 PORT = 7999
+REVIEWED = "arra"
+"""Decisions in front of the sample that is shown: `a` accepts, `r` rejects."""
 PATIENCE = 120
 """Seconds to wait for anything."""
 
@@ -36,6 +39,8 @@ def main() -> None:
         raise SystemExit(f"{RESULTS / 'report.html'} does not exist; run make quickstart")
     with browser(1280, 930) as window, chat_page() as address:
         take_chat_page(window, address)
+    with browser(1280, 800) as window, review_page() as address:
+        take_review_page(window, address)
     with browser(1400, 900) as window:
         window.get((RESULTS / "report.html").as_uri())
         window.save_screenshot(str(DOCS / "quickstart_report.png"))
@@ -57,11 +62,37 @@ def browser(width: int, height: int) -> Iterator[webdriver.Chrome]:
         window.quit()
 
 
-@contextmanager
-def chat_page() -> Iterator[str]:
+def chat_page() -> AbstractContextManager[str]:
     """The address of the page with the tiny model."""
+    return page("demo.py", "--port", str(PORT))
+
+
+@contextmanager
+def review_page() -> Iterator[str]:
+    """The address of the page with descriptions by the tiny stage-1 model."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = [
+            "model.ckpt=${asset:tiny/stage1.pth}",
+            *(f"datasets.{name}.shards={folder}/{name}/{name}_dataset/*.tar" for name in ("laion", "cc_sbu")),
+            f"curation.dir={folder}/curation",
+            "curation.images=40",
+            f"curation.port={PORT}",
+        ]
+        configuration = ["--cfg-path", "train_configs/scenes_curation.yaml", "--options", *options]
+        for step in (
+            ["dataset/make_shards.py", "--out", folder, "--scenes", "60"],
+            *(["-m", "minigpt4.curate", step, *configuration] for step in ("describe", "refine", "filter")),
+        ):
+            subprocess.run([sys.executable, *step], cwd=ROOT, check=True)
+        with page("-m", "minigpt4.curate", "review", *configuration) as address:
+            yield address
+
+
+@contextmanager
+def page(*arguments: str) -> Iterator[str]:
+    """The address of a page, which a Python process serves on PORT."""
     address = f"http://127.0.0.1:{PORT}"
-    server = subprocess.Popen([sys.executable, str(ROOT / "demo.py"), "--port", str(PORT)], cwd=ROOT)
+    server = subprocess.Popen([sys.executable, *arguments], cwd=ROOT)
     try:
         until(lambda: answers_requests(address))
         yield address
@@ -98,6 +129,25 @@ def take_chat_page(window: Any, address: str) -> None:
         until(lambda before=before: finished() > before)
     time.sleep(1)  # what fades in has done so
     window.save_screenshot(str(DOCS / "chat_page.png"))
+
+
+def take_review_page(window: Any, address: str) -> None:
+    """Decide on some samples, and look at the next one that was corrected."""
+    window.get(address)
+
+    def shown(selector: str) -> Any:
+        return window.find_elements(By.CSS_SELECTOR, selector)
+
+    def move(button: str) -> None:
+        before = window.current_url
+        shown(f"#{button}")[0].click()
+        until(lambda: window.current_url != before and shown("#decision"))
+
+    for decision in REVIEWED:
+        move({"a": "accept", "r": "reject"}[decision])
+    while not shown("#diff del"):
+        move("next")
+    window.save_screenshot(str(DOCS / "review_page.png"))
 
 
 def until(condition: Callable[[], Any]) -> Any:

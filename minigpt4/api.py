@@ -219,7 +219,7 @@ class LoadedModel:
         Raises:
             DataError: An image that cannot be used.
         """
-        return self.encode_pixels(self.pixels(images))
+        return self._encode(self.pixels(images))
 
     def pixels(self, images: Sequence[Any]) -> Tensor:
         """N images as the vision encoder takes them, (N, 3, S, S); a toy's first unknown image is logged.
@@ -233,24 +233,39 @@ class LoadedModel:
             logger.warning(UNKNOWN_IMAGE)
         return pixels
 
-    def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """As `encode`, for the result of `pixels`."""
-        with self._lock:
-            return self.model.encode_queries(pixels.to(self.model.device))
+    def keep_images(self, pixels: Tensor) -> list[Any]:
+        """What conversations keep of N images, for `answer` and `answer_ids`: here the features of each, (1, Q, width).
+
+        Args:
+            pixels: as `pixels` makes them, (N, 3, S, S).
+        """
+        return list(self._encode(pixels).split(1))
+
+    def max_prompt_tokens(self, generation: GenerationConfig) -> int:
+        """Longest prompt behind which the answer fits."""
+        return self.model.max_prompt_tokens(generation)
 
     def remark(self, pixels: Tensor) -> str:
         """What to say beside an answer about images (N, 3, S, S) of which the model can know nothing; else empty."""
         return UNKNOWN_IMAGE if self.toy and not all(map(looks_drawn, pixels)) else ""
 
-    def answer_ids(self, ids: Sequence[int], queries: Tensor | None, generation: GenerationConfig) -> Iterator[Answer]:
-        """The answer to an encoded prompt as it grows.
+    def answer(
+        self, prompts: Sequence[Sequence[int]], images: Sequence[Any], generation: GenerationConfig
+    ) -> list[Answer]:
+        """The answers to encoded prompts.
 
         Args:
-            ids: token ids of the prompt.
-            queries: features of its images, as `encode` makes them; None: the prompt has none.
+            prompts: token ids of each.
+            images: those of all prompts in order, as `keep_images` keeps them.
             generation: all settings.
         """
         with self._lock:
+            return self.model.generate(prompts, generation, queries=torch.cat(list(images)) if images else None)
+
+    def answer_ids(self, ids: Sequence[int], images: Sequence[Any], generation: GenerationConfig) -> Iterator[Answer]:
+        """The answer to an encoded prompt as it grows; arguments as for `answer`. Closing the iterator stops it."""
+        with self._lock:
+            queries = torch.cat(list(images)) if images else None
             steps = self.model.stream(ids, generation, queries=queries)
         try:
             while True:
@@ -261,6 +276,10 @@ class LoadedModel:
                 yield answer
         finally:
             steps.close()  # type: ignore[attr-defined]
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        with self._lock:
+            return self.model.encode_queries(pixels.to(self.model.device))
 
     def _question(self, prompt: object) -> str:
         if prompt is not None and not isinstance(prompt, str):
@@ -273,12 +292,11 @@ class LoadedModel:
         answers: list[AnswerText] = []
         for start in range(0, len(images), batch_size):
             batch = slice(start, start + batch_size)
-            queries = self.encode(images[batch])
+            kept = self.keep_images(self.pixels(images[batch]))
             ids = [self.model.encoder.prompt(with_image_tag(prompt)) for prompt in prompts[batch]]
             for prompt in ids:
-                self.model.encoder.check_length(prompt, "prompt", self.model.max_prompt_tokens(generation))
-            with self._lock:
-                answers += [AnswerText(one.text) for one in self.model.generate(ids, generation, queries=queries)]
+                self.model.encoder.check_length(prompt, "prompt", self.max_prompt_tokens(generation))
+            answers += [AnswerText(one.text) for one in self.answer(ids, kept, generation)]
         return answers
 
 
@@ -299,7 +317,7 @@ class Chat:
         self.loaded = loaded
         self.sent: DialoguePrompt | None = None
         self._dialogue = Dialogue(loaded.model.encoder.template)
-        self._queries: list[Tensor] = []
+        self._images: list[Any] = []
 
     @property
     def turns(self) -> list[Turn]:
@@ -358,7 +376,7 @@ class Chat:
             return self._answer(Turn(question), [], settings)
         pixels = self.loaded.pixels(images)
         turn = Turn(question, len(images), remark=self.loaded.remark(pixels))
-        return self._answer(turn, list(self.loaded.encode_pixels(pixels).split(1)), settings)
+        return self._answer(turn, self.loaded.keep_images(pixels), settings)
 
     def regenerate(self, **settings: Unpack[GenerationSettings]) -> Iterator[AnswerText]:
         """Another answer to the newest question as it grows.
@@ -367,12 +385,12 @@ class Chat:
             DataError: There is no question yet, or it does not fit beside so long an answer.
             ConfigError: A setting that does not exist or cannot be; the conversation is unchanged.
         """
-        turn, queries = self._pop()
+        turn, images = self._pop()
         try:
-            return self._answer(Turn(turn.question, turn.images, remark=turn.remark), queries, settings)
+            return self._answer(Turn(turn.question, turn.images, remark=turn.remark), images, settings)
         except MiniGPT4Error:
             self.turns.append(turn)
-            self._queries += queries
+            self._images += images
             raise
 
     def undo(self) -> str:
@@ -386,35 +404,34 @@ class Chat:
     def restart(self) -> None:
         """Forget everything."""
         self.turns.clear()
-        self._queries.clear()
+        self._images.clear()
         self.sent = None
 
-    def _pop(self) -> tuple[Turn, list[Tensor]]:
-        """Remove the newest turn and the features of its images."""
+    def _pop(self) -> tuple[Turn, list[Any]]:
+        """Remove the newest turn and what was kept of its images."""
         if not self.turns:
             raise DataError("nothing was asked yet; ask something first")
         turn = self.turns.pop()
-        kept = len(self._queries) - turn.images
-        queries = self._queries[kept:]
-        del self._queries[kept:]
-        return turn, queries
+        first = len(self._images) - turn.images
+        images = self._images[first:]
+        del self._images[first:]
+        return turn, images
 
-    def _answer(self, turn: Turn, queries: list[Tensor], settings: Any) -> Iterator[AnswerText]:
+    def _answer(self, turn: Turn, images: list[Any], settings: Any) -> Iterator[AnswerText]:
         """The answer as it grows; whatever can be refused is refused before the iterator is returned."""
         generation = override_generation(self.loaded.defaults, settings)
-        model = self.loaded.model
-        self.sent = self._dialogue.fit(turn.question, turn.images, model.encoder, model.max_prompt_tokens(generation))
+        encoder, longest = self.loaded.model.encoder, self.loaded.max_prompt_tokens(generation)
+        self.sent = self._dialogue.fit(turn.question, turn.images, encoder, longest)
         self.turns.append(turn)
-        self._queries += queries
-        steps = self.loaded.answer_ids(self.sent.ids, torch.cat(self._queries) if self._queries else None, generation)
+        self._images += images
+        steps = self.loaded.answer_ids(self.sent.ids, tuple(self._images), generation)
 
         def growing() -> Iterator[AnswerText]:
             start = time.perf_counter()
             for answer in steps:
                 turn.answer, turn.tokens = answer.text, len(answer.token_ids)
-                turn.seconds += time.perf_counter() - start
+                turn.seconds = time.perf_counter() - start
                 yield AnswerText(turn.answer)
-                start = time.perf_counter()
 
         return growing()
 

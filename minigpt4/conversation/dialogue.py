@@ -16,7 +16,7 @@ class Turn:
         images: number of images that came with it.
         answer: answer generated so far.
         tokens: number of tokens generated for it.
-        seconds: time spent on generating them, reading the prompt included.
+        seconds: time from asking to the newest of them.
         remark: what a reader should know about the answer; empty: nothing.
     """
 
