@@ -69,10 +69,10 @@ def chat_page() -> AbstractContextManager[str]:
 
 @contextmanager
 def review_page() -> Iterator[str]:
-    """The address of the page with descriptions by the tiny stage-1 model."""
+    """The address of the page with descriptions by the tiny model."""
     with tempfile.TemporaryDirectory() as folder:
         options = [
-            "model.ckpt=${asset:tiny/stage1.pth}",
+            "model.ckpt=${asset:tiny/aligned.pth}",
             *(f"datasets.{name}.shards={folder}/{name}/{name}_dataset/*.tar" for name in ("laion", "cc_sbu")),
             f"curation.dir={folder}/curation",
             "curation.images=40",
