@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from minigpt4.common.errors import ConfigError, DataError
 
@@ -208,12 +208,16 @@ def hold(file: Path, output: Path) -> Iterator[None]:
             stream.seek(0)
             holder = stream.read()
             stream.close()
-            raise DataError(f"another command{holder and f' ({holder})'} is writing to {output}")
+            raise DataError(
+                f"another command{holder and f' ({holder})'} is writing to {output}; wait until it has ended, or "
+                "choose another place"
+            )
         # The one before may have deleted the file that was opened here, and another one made a new one.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
                 break
         stream.close()
+    _held.add(stream)
     try:
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -221,7 +225,23 @@ def hold(file: Path, output: Path) -> Iterator[None]:
         yield
     finally:
         file.unlink(missing_ok=True)
+        _held.discard(stream)
         stream.close()
+
+
+_held: set[IO[str]] = set()
+"""Lock files that `hold` has open in this process."""
+
+
+def _close_held() -> None:
+    """Give a forked child's copies back: a loader worker that outlives this process would keep the locks."""
+    for stream in _held:
+        stream.close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_close_held)
 
 
 @contextmanager

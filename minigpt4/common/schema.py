@@ -308,7 +308,7 @@ class ProcessorConfig:
     name: str = "???"
     """Registered name, for example blip2_image_train or plain_text."""
     image_size: int | None = number(None, at_least=1)
-    """Image processors: side in pixels; null: the model's."""
+    """Image processors: side in pixels; the only one possible is the model's, which null stands for."""
     prompt: str = ""
     """Text processors: text in front of a caption."""
     max_words: int | None = number(None, at_least=1)

@@ -158,10 +158,14 @@ def _sample_options(name: str, cfg: DatasetConfig, model: ModelConfig, train: bo
     phase = "train" if train else "eval"
     image: ProcessorConfig = getattr(cfg.vis_processor, phase)
     text: ProcessorConfig = getattr(cfg.text_processor, phase)
+    key = f"datasets.{name}.vis_processor.{phase}"
+    if image.image_size not in (None, model.image_size):
+        raise ConfigError(
+            f"{key}.image_size: {image.image_size}, but the model takes images of {model.image_size} pixels; leave the "
+            "line out, or change model.image_size"
+        )
     return {
-        "image_processor": _build_processor(
-            f"datasets.{name}.vis_processor.{phase}", image.name, image_size=image.image_size or model.image_size
-        ),
+        "image_processor": _build_processor(key, image.name, image_size=model.image_size),
         "text_processor": _build_processor(
             f"datasets.{name}.text_processor.{phase}", text.name, prompt=text.prompt, max_words=text.max_words
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from minigpt4.common.checkpoint import read_checkpoint, write_checkpoint, write_
 from minigpt4.common.config import OLD_PRECISIONS
 from minigpt4.common.distributed import restarts_allowed
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.common.files import new_folder, remove_temporary_files, write_text
+from minigpt4.common.files import hold, new_folder, remove_temporary_files, write_text
 from minigpt4.common.logging import append_epoch, write_epochs
 from minigpt4.common.schema import RunConfig
 from minigpt4.runners.optim import Plan
@@ -36,6 +36,8 @@ CONFIG = "config.yaml"
 """Resolved configuration of the run."""
 LOG = "log.txt"
 """One JSON object an epoch."""
+LOCK = ".run.lock"
+"""Held by the process that trains in the folder."""
 RESUME_KEYS = ("model", "optimizer", "scaler", "epoch", "step", "progress", "run")
 """Entries of a checkpoint without which no run can be resumed."""
 IGNORED_KEYS = (
@@ -221,18 +223,21 @@ def check_same_run(content: Mapping[str, Any], identity: Mapping[str, Any], path
         logger.warning("resuming with a difference: %s", difference)
 
 
-def open_run_folder(run: RunConfig, config: Mapping[str, Any], resumed: Path | None = None) -> Path:
+def open_run_folder(run: RunConfig, config: Mapping[str, Any], held: ExitStack, resumed: Path | None = None) -> Path:
     """Make the run's folder where needed, and write config.yaml into it; to be called on rank 0 only.
 
     What killed attempts left is deleted: temporary files, and log.txt where none of them wrote a checkpoint.
+    Until `held` is closed, no other run can open the folder.
 
     Args:
         run: section `run` of the configuration: `run_dir` is taken as it is; else a new folder is made in `output_dir`.
         config: resolved configuration in plain form.
+        held: closed at the end of the run.
         resumed: checkpoint to resume from, whose folder is the run's; None: start from the beginning.
 
     Raises:
-        ConfigError: The folder cannot be made, or nothing can be written into it.
+        ConfigError: The folder cannot be made, nothing can be written into it, or a run has begun in it since.
+        DataError: Another run is writing to the folder.
     """
     try:
         if resumed is not None:
@@ -242,6 +247,8 @@ def open_run_folder(run: RunConfig, config: Mapping[str, Any], resumed: Path | N
             folder.mkdir(parents=True, exist_ok=True)
         else:
             folder = new_folder(Path(run.output_dir) / run.job_name)
+        held.enter_context(hold(folder / LOCK, folder))
+        _check_folder(run, resumed)  # once more: nobody else writes now
         for name in ("checkpoint_*", CONFIG, LOG):
             remove_temporary_files(folder, name)
         if resumed is None:
@@ -339,12 +346,38 @@ def restore_derived_files(
     folder = path.parent
     with _report_failed_write(path):
         _write_safetensors(path, content)
-    if _is_best(content) and path.name != BEST:
-        save(folder, BEST, content)
+    if path.name != BEST:
+        _restore_best(folder, content)
     with _report_failed_write(folder / LOG):
         write_epochs(folder / LOG, epochs)
     if path.name == epoch_file(content["epoch"]):
         delete_old_checkpoints(folder, content, keep)
+
+
+def _restore_best(folder: Path, content: Mapping[str, Any]) -> None:
+    """Make BEST the best epoch up to a checkpoint: it may be older, or a later epoch's, of an abandoned attempt."""
+    if _is_best(content):
+        save(folder, BEST, content)
+        return
+    wanted = content["progress"]["best_epoch"]
+    try:
+        found = read_resumable(folder / BEST)["epoch"]
+    except CheckpointError:
+        found = None  # there is none, or it is damaged
+    if found == wanted:
+        return
+    try:
+        if wanted is not None:
+            save(folder, BEST, read_resumable(folder / epoch_file(wanted)))
+            return
+    except CheckpointError as error:
+        logger.warning("%s cannot be written again: %s", folder / BEST, error)
+    for suffix in (".pth", ".safetensors"):
+        stale = (folder / BEST).with_suffix(suffix)
+        if stale.exists():
+            aside = stale.with_name(f"abandoned_{stale.name}")
+            logger.warning("%s is not of this run's best epoch so far; it is now %s", stale, aside.name)
+            stale.replace(aside)
 
 
 def _check_folder(run: RunConfig, resumed: Path | None) -> None:

@@ -59,7 +59,6 @@ def attach_feature_caches(
 
     Raises:
         DataError: A cache is stale or broken.
-        ConfigError: A dataset's processors prepare images of another size than the model's.
     """
     datasets = [(name, dataset) for group in groups for name, dataset in group.items()]
     cached = [(name, dataset) for name, dataset in datasets if configs[name].feature_cache]
@@ -75,12 +74,6 @@ def attach_feature_caches(
         return bridge(vision(normalize(images.to(processes.device)))).to("cpu", torch.float16)
 
     for name, dataset in cached:
-        size = getattr(dataset.image_processor, "image_size", None)
-        if size != model.image_size:
-            raise ConfigError(
-                f"datasets.{name}: images are prepared with side {size}, the model takes {model.image_size}; "
-                f"a feature cache needs both to be the same: leave datasets.{name}.vis_processor.*.image_size out"
-            )
         folder = Path(str(configs[name].feature_cache))
         identity = cache_identity(model, model.image_size, dtype)
         processes.run_on_main(lambda folder=folder, identity=identity: _open_folder(folder, identity))  # type: ignore[misc]

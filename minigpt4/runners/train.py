@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sized
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -119,41 +120,42 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     if start_from is not None:
         load_projection(model, start_from)
 
-    # The run folder, which the log goes to from now on.
-    folder = processes.run_on_main(lambda: open_run_folder(run, loaded.resolved, start_from))
-    if processes.is_main:
-        log_to_file(folder / "train.log")
-    logger.info("run folder: %s", folder)
+    # The run folder, which the log goes to from now on, and which no other run can open.
+    with ExitStack() as held:
+        folder = processes.run_on_main(lambda: open_run_folder(run, loaded.resolved, held, start_from))
+        if processes.is_main:
+            log_to_file(folder / "train.log")
+        logger.info("run folder: %s", folder)
 
-    # The loop.
-    trainer = trainer_class(
-        run=run,
-        plan=plan,
-        processes=processes,
-        model=model,
-        gradients=GradientSum(parameters.values(), processes),
-        task=task,
-        optimizer=build_optimizer_step(parameters, run, processes.device, scale_loss=precision.scale_loss),
-        schedule=schedule,
-        train_batches=lambda step: train_loader(run, train_data, start_step=step, **share),
-        valid_batches=valid_loader(run, valid_data, **share),
-        folder=folder,
-        identity=identity,
-        metadata=processes.run_on_main(
-            lambda: training_metadata(
-                cfg.datasets,
-                (train_data, run.train_splits),
-                (valid_data, run.valid_splits),
-                start_from or cfg.model.ckpt,
-                resumed=start_from is not None,
-            )
-        ),
-        trackers=Trackers(run.trackers, run.job_name, folder, loaded.resolved, active=processes.is_main),
-        peak=PeakFlops(precision.frozen, processes),
-    )
-    if start_from is not None:
-        trainer.resume(start_from)
-    log_result(folder, trainer.state, trainer.train(), epoch_file(plan.max_epoch - 1), train_data, valid_data)
+        # The loop.
+        trainer = trainer_class(
+            run=run,
+            plan=plan,
+            processes=processes,
+            model=model,
+            gradients=GradientSum(parameters.values(), processes),
+            task=task,
+            optimizer=build_optimizer_step(parameters, run, processes.device, scale_loss=precision.scale_loss),
+            schedule=schedule,
+            train_batches=lambda step: train_loader(run, train_data, start_step=step, **share),
+            valid_batches=valid_loader(run, valid_data, **share),
+            folder=folder,
+            identity=identity,
+            metadata=processes.run_on_main(
+                lambda: training_metadata(
+                    cfg.datasets,
+                    (train_data, run.train_splits),
+                    (valid_data, run.valid_splits),
+                    start_from or cfg.model.ckpt,
+                    resumed=start_from is not None,
+                )
+            ),
+            trackers=Trackers(run.trackers, run.job_name, folder, loaded.resolved, active=processes.is_main),
+            peak=PeakFlops(precision.frozen, processes),
+        )
+        if start_from is not None:
+            trainer.resume(start_from)
+        log_result(folder, trainer.state, trainer.train(), epoch_file(plan.max_epoch - 1), train_data, valid_data)
     processes.shutdown()
 
 

@@ -13,7 +13,7 @@ from minigpt4.common.schema import BadData, Config, DatasetConfig, ProcessorConf
 from minigpt4.conversation.template import PromptEncoder
 from minigpt4.datasets.builders import images_folder, load_records, select_splits
 from minigpt4.datasets.instruction import InstructionDataset
-from tests.datasets.conftest import build, write_jsonl
+from tests.datasets.conftest import SIDE, build, write_jsonl
 
 MakeConfig = Callable[..., Config]
 
@@ -30,10 +30,16 @@ def test_splits_and_processors(make_config: MakeConfig, encoder: PromptEncoder) 
     assert valid[0].answer == "row 16"
 
 
-def test_the_processors_size_wins_over_the_models(make_config: MakeConfig, encoder: PromptEncoder) -> None:
+@pytest.mark.parametrize("size", [6, 2**53])
+def test_images_of_another_size_than_the_models_are_refused(
+    make_config: MakeConfig, encoder: PromptEncoder, size: int
+) -> None:
     cfg = make_config()
-    cfg.datasets["mine"].vis_processor.train.image_size = 6
-    assert build(cfg, encoder, "train")["mine"].open_image(0).shape == (3, 6, 6)
+    cfg.datasets["mine"].vis_processor.train.image_size = cfg.model.image_size
+    assert build(cfg, encoder, "train")["mine"].open_image(0).shape == (3, SIDE, SIDE)
+    cfg.datasets["mine"].vis_processor.train.image_size = size
+    with pytest.raises(ConfigError, match=rf"datasets\.mine\.vis_processor\.train\.image_size: {size}, but the model"):
+        build(cfg, encoder, "train")
 
 
 def test_no_split_asked_for_is_no_dataset(make_config: MakeConfig, encoder: PromptEncoder) -> None:

@@ -228,15 +228,22 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_the_lock_of_a_killed_evaluation_holds_no_command_up(tmp_path: Path) -> None:
+    read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         with hold(tmp_path / LOCK, tmp_path):
+            if os.fork() == 0:  # a loader worker, which outlives the command: until this test closes the pipe
+                os.close(write)
+                os.read(read, 1)
+                os._exit(0)
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
     assert (tmp_path / LOCK).read_text().startswith(f"process {pid} on ")
     with hold(tmp_path / LOCK, tmp_path):
         assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
     assert not (tmp_path / LOCK).exists()
+    os.close(write)
+    os.close(read)
 
 
 LEAKS = {

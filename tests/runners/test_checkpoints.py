@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from minigpt4.common import files
 from minigpt4.common.checkpoint import read_checkpoint, write_checkpoint
-from minigpt4.common.errors import CheckpointError, ConfigError
+from minigpt4.common.errors import CheckpointError, ConfigError, DataError
 from minigpt4.common.schema import RunConfig
 from minigpt4.runners.checkpoints import (
     RESUME_KEYS,
@@ -196,7 +197,7 @@ def test_run_folders_are_never_shared(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(files, "datetime", Noon)
     run = RunConfig(output_dir=str(tmp_path), job_name="job")
-    folders = [open_run_folder(run, {}) for _ in range(3)]
+    folders = [open_run_folder(run, {}, ExitStack()) for _ in range(3)]
     assert [f.relative_to(tmp_path).as_posix() for f in folders] == [
         "job/20260102-120000",
         "job/20260102-120000-2",
@@ -204,7 +205,22 @@ def test_run_folders_are_never_shared(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"set run\.output_dir or run\.run_dir"):
-        open_run_folder(RunConfig(run_dir=str(tmp_path / "file" / "run")), {})
+        open_run_folder(RunConfig(run_dir=str(tmp_path / "file" / "run")), {}, ExitStack())
+
+
+def test_a_second_run_leaves_the_folder_of_the_first_alone(tmp_path: Path) -> None:
+    run = RunConfig(run_dir=str(tmp_path))
+    with ExitStack() as first:
+        open_run_folder(run, {"run": "first"}, first)
+        (tmp_path / "log.txt").write_text("an epoch\n")
+        with pytest.raises(DataError, match=r"another command \(process \d+ on .*\) is writing to"):
+            open_run_folder(run, {"run": "second"}, ExitStack())
+        (tmp_path / "checkpoint_0.pth").touch()
+    # The second one found no checkpoint when it looked; the first has ended before it opens the folder.
+    with pytest.raises(ConfigError, match="holds the checkpoints of an earlier run"):
+        open_run_folder(run, {"run": "second"}, ExitStack())
+    assert (tmp_path / "config.yaml").read_text() == "run: first\n"
+    assert (tmp_path / "log.txt").read_text() == "an epoch\n"
 
 
 @pytest.mark.slow

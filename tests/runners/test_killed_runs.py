@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,27 @@ def test_old_checkpoints_are_deleted(undisturbed: Path, tmp_path: Path, best: in
     assert kept(tmp_path) == ("1 5 best" if best == 1 else "4 5 best")
 
 
+def test_the_best_checkpoint_of_an_abandoned_attempt_is_replaced(
+    undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    template = read_checkpoint(undisturbed / "checkpoint_1.pth")
+    best = tmp_path / "checkpoint_best.pth"
+    for epoch in range(6):
+        content = template | {"epoch": epoch, "progress": template["progress"] | {"best_epoch": epoch}}
+        save(tmp_path, f"checkpoint_{epoch}.pth", content)
+    save(tmp_path, "checkpoint_best.pth", content)  # epoch 5's
+    third = template | {"epoch": 3, "progress": template["progress"] | {"best_epoch": 1}}
+    restore_derived_files(tmp_path / "checkpoint_3.pth", third, [], keep=None)
+    assert read_checkpoint(best)["epoch"] == 1
+
+    save(tmp_path, "checkpoint_best.pth", content)
+    (tmp_path / "checkpoint_1.pth").unlink()
+    restore_derived_files(tmp_path / "checkpoint_3.pth", third, [], keep=None)
+    assert not best.exists() and not best.with_suffix(".safetensors").exists()
+    assert read_checkpoint(tmp_path / "abandoned_checkpoint_best.pth")["epoch"] == 5
+    assert "is not of this run's best epoch so far" in caplog.text
+
+
 def test_a_run_killed_while_it_deletes_goes_on_deleting(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -267,4 +289,4 @@ def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(checkpoints, "write_text", fail)
     with pytest.raises(ConfigError, match=r"No space left on device; set run\.output_dir or run\.run_dir"):
-        open_run_folder(RunConfig(run_dir=str(tmp_path)), {})
+        open_run_folder(RunConfig(run_dir=str(tmp_path)), {}, ExitStack())

@@ -10,7 +10,7 @@ import torch
 
 from minigpt4.common.config import load_config
 from minigpt4.common.distributed import Processes
-from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.errors import DataError
 from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.models.loading import build_model, build_prompt_encoder
@@ -118,11 +118,6 @@ def test_an_unreadable_image_is_replaced_as_without_a_cache(project: Project) ->
     sample = group["shapes"].sample(3, epoch=0)
     assert sample.image_id != "image_3"
     assert "image_3.png" in sample.skipped[0]
-
-
-def test_images_of_another_size_are_refused(project: Project) -> None:
-    with pytest.raises(ConfigError, match="prepared with side 70, the model takes 56"):
-        use("datasets.shapes.vis_processor.train.image_size=70")
 
 
 @pytest.mark.distributed
