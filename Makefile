@@ -8,7 +8,7 @@ TEST_PROCESSES ?= 2
 CURATE = $(BIN)/python -m minigpt4.curate
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart stages demo test coverage torture check lint type format docs bench clean
+.PHONY: help install quickstart stages demo test slow coverage torture check lint type format docs bench clean
 
 ifeq ($(origin PYTHON)$(if $(wildcard $(BIN)/python),, absent),command line)
 ifneq ($(shell $(PYTHON) -V 2>&1),$(shell $(BIN)/python -V))
@@ -82,13 +82,16 @@ demo: $(VENV)/.installed-dev ## Open the chat page on the tiny model
 
 PYTEST = $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-test: $(VENV)/.installed-dev ## Run the tests (a part: TESTS=tests/models)
-	$(PYTEST) $(TESTS)
+test: $(VENV)/.installed-dev ## Run the tests but for the slow ones (a part: TESTS=tests/models)
+	$(PYTEST) -m "not slow" $(TESTS)
 
-coverage: $(VENV)/.installed-dev ## Run the tests and count the lines of the package that they run
+slow: $(VENV)/.installed-dev ## Run the tests that take longer than half a minute each
+	$(PYTEST) -m slow $(TESTS)
+
+coverage: $(VENV)/.installed-dev ## Run all tests and count the lines of the package that they run
 	$(PYTEST) --cov=minigpt4 --cov-report=term:skip-covered $(TESTS)
 
-check: lint type test ## Everything that has to pass before a change is merged
+check: lint type test slow ## Everything that has to pass before a change is merged
 
 torture: $(VENV)/.installed-dev ## Kill, fill and damage everything, hundreds of times (about half an hour); FAULTS='--seed 1'
 	$(BIN)/python -m tests.faults $(FAULTS)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from minigpt4.api import LoadedModel
     from tests.models.parity import Case
 
+LONG_MARKERS = ("slow", "distributed", "browser")
+LONG_FILES = ("test_quickstart.py", "test_notebook.py", "test_meteor_spice.py", "test_checkpoints.py")
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -93,10 +96,10 @@ def _windows(program: tuple[str, str]) -> Iterator[Any]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files of slow tests where several processes share the files, so that all end at about one time."""
+    """Begin with the files of long tests where several processes share the files, so that all end at about one time."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: item.path not in slow)
+        long = {item.path for item in items for name in LONG_MARKERS if item.get_closest_marker(name)}
+        items.sort(key=lambda item: item.path not in long and item.path.name not in LONG_FILES)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -228,7 +228,6 @@ def test_a_process_takes_the_number_format_that_the_first_chose(
     assert given == [torch.bfloat16]
 
 
-@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_processes_write_what_one_writes(folder: Path, tmp_path: Path, asked: list[int]) -> None:
     complete = generate(tmp_path / "one.jsonl", "--images", str(folder))

@@ -36,7 +36,6 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, shown
 
 
-@pytest.mark.slow
 def test_training_makes_captions_fit_the_image(quickstart: tuple[Path, str]) -> None:
     rows: list[dict[str, Any]] = json.loads((quickstart[0] / "metrics.json").read_text())["rows"]
     before, after = rows
@@ -47,7 +46,6 @@ def test_training_makes_captions_fit_the_image(quickstart: tuple[Path, str]) -> 
     assert after["object_accuracy_shuffled"] < 0.15
 
 
-@pytest.mark.slow
 def test_the_last_lines_say_where_everything_is(quickstart: tuple[Path, str]) -> None:
     folder, shown = quickstart
     assert [line.split(":")[0] for line in shown.splitlines()[-4:]] == ["Scores", "Plot", "Report", "Chat"]

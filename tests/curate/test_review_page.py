@@ -16,7 +16,7 @@ from tests.curate.conftest import described, fill, kept, refined
 from tests.curate.test_review import decisions, served
 from tests.drawn import drawn_scenes
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 PATIENCE = 40
 """Seconds to wait for a page, on a busy machine."""
 NOTHING = "Nothing waits for a decision."

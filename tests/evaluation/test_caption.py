@@ -100,7 +100,6 @@ def test_published_scores(shared_data: Path) -> None:
         assert value == pytest.approx(expected["measured"][name], abs=1e-9), name
 
 
-@pytest.mark.slow
 def test_published_meteor(shared_data: Path) -> None:
     references, predictions, expected = _fakecap(shared_data)
     scores = score_captions(references, predictions, ["meteor"])

@@ -223,7 +223,6 @@ def test_a_second_run_leaves_the_folder_of_the_first_alone(tmp_path: Path) -> No
     assert (tmp_path / "log.txt").read_text() == "an epoch\n"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_run_is_resumed(project: Project, uninterrupted: Path, number: signal.Signals) -> None:
     run = f"killed_by_{number.name}"
@@ -250,7 +249,6 @@ def test_a_killed_run_is_resumed(project: Project, uninterrupted: Path, number: 
     assert len(read_epochs(folder)) == 2
 
 
-@pytest.mark.slow
 def test_a_killed_run_with_adapters_is_resumed(project: Project) -> None:
     adapters = ("model.lora.r=2", "model.lora.dropout=0.3")  # random numbers in every micro-batch
     options = (*LONG, *adapters, "run.iters_per_epoch=20", "run.num_workers=1", "run.save_freq=7")

@@ -28,7 +28,7 @@ from tests.runners.project import (
     untimed_epochs,
 )
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = pytest.mark.distributed
 
 
 def kill_worker(agent: Running, rank: int, step: int) -> str:

@@ -13,7 +13,6 @@ from tests.runners.project import Project, read_epochs, tensorboard_scalars
 
 
 @pytest.mark.distributed
-@pytest.mark.slow
 def test_the_same_curve_weights_and_files_as_with_complete_copies(project: Project, pair: Path) -> None:
     status, output = project.train(*PAIR, "run.run_dir=sharded", "run.shard_llm=all", processes=2)
     assert status == 0, output
@@ -32,7 +31,6 @@ def test_the_same_curve_weights_and_files_as_with_complete_copies(project: Proje
 
 
 @pytest.mark.distributed
-@pytest.mark.slow
 def test_a_run_resumes_without_sharding_and_validates_fewer_images_than_ranks(tmp_path: Path) -> None:
     """One image to validate on: the second rank has none, and computes all the same."""
     project = Project.make(tmp_path, train=8, val=1)

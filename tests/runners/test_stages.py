@@ -157,7 +157,6 @@ def test_stage_2_without_a_checkpoint_says_how(tmp_path: Path, monkeypatch: pyte
         stage2(write_stage2(tmp_path), dry_run=True)
 
 
-@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_see_the_same_samples(data: Path, complete: Path, tmp_path: Path) -> None:
     """Rank 0 makes the index, and the other rank waits for it."""

@@ -18,7 +18,7 @@ from minigpt4.models.generation import Answer
 from tests.web.conftest import served
 from tests.web.test_browser import Page
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 ANSWER = "<p>a <b>circle</b></p> {<10><20><50><80>} and {<60><0><100><40>}"
 
 

@@ -20,7 +20,7 @@ from minigpt4.models.toy import UNKNOWN_IMAGE
 from tests.drawn import drawn_scenes
 from tests.test_api import counted_passes
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 DESCRIBE = "Describe this image in detail."
 PATIENCE = 40
 """Seconds to wait for anything, on a busy machine."""
