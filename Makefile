@@ -34,16 +34,22 @@ SIZE = up to 6.4 GB. No NVIDIA GPU was found: without CUDA it is 1.8 GB (Ctrl-C,
 else
 SIZE = $(if $(filter cpu,$(TORCH)),up to 1.8 GB,up to 6.4 GB)
 endif
-ANNOUNCE = echo "Installing into $(VENV): $(SIZE)"
+FAILED = $(if $(TORCH),echo "TORCH=$(TORCH) takes torch from PyTorch's own package index. Where that cannot be reached: \
+make install without TORCH (6.4 GB); or install torch and torchvision yourself (docs/install.md: By hand)" >&2;)
+define install
+@echo "Installing into $(VENV): $(SIZE)"
+@echo '$(INSTALL) ".[$(EXTRAS)]"'
+@$(INSTALL) ".[$(EXTRAS)]" || { $(FAILED) exit 1; }
+endef
 
+$(VENV)/.installed: EXTRAS = train,eval
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/uv
-	@$(ANNOUNCE)
-	$(INSTALL) ".[train,eval]"
+	$(install)
 	@touch $@
 
+$(VENV)/.installed-dev: EXTRAS = dev
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/uv
-	@$(ANNOUNCE)
-	$(INSTALL) ".[dev]"
+	$(install)
 	@touch $@ $(VENV)/.installed
 
 install: $(VENV)/.installed-dev ## Make .venv with everything a developer needs (no GPU: TORCH=cpu saves 4.6 GB)

@@ -44,9 +44,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def load_models(cfg: Config, checkpoints: Sequence[str], gpu_id: int | None) -> tuple[list[LoadedModel], list[str]]:
     """The models and their labels; the frozen parts are loaded once."""
-    from minigpt4.api import from_config
+    from minigpt4.api import find_device, from_config
 
-    device = "auto" if gpu_id is None else f"cuda:{gpu_id}"
+    device = "auto" if gpu_id is None else find_device(f"cuda:{gpu_id}", "--gpu-id")
     first = from_config(cfg, checkpoints[0] if checkpoints else None, device=device)
     models = [first, *(first.with_projection(path) for path in checkpoints[1:])]
     names = [str(Path(*Path(path).parts[-2:])) for path in checkpoints] or [Path(str(cfg.model.ckpt)).name]

@@ -63,7 +63,11 @@ def load(
 
 
 def from_config(
-    cfg: Config, ckpt: str | Path | None = None, *, device: str = "auto", precision: str | torch.dtype = "auto"
+    cfg: Config,
+    ckpt: str | Path | None = None,
+    *,
+    device: str | torch.device = "auto",
+    precision: str | torch.dtype = "auto",
 ) -> LoadedModel:
     """As `load`, from a configuration that has been read; ranks share a format that one of them chose, as a dtype."""
     if ckpt is not None:
@@ -73,14 +77,15 @@ def from_config(
     formats = [known.value for known in Precision]
     if isinstance(precision, str) and precision not in formats:
         raise ConfigError(f"precision: '{precision}' should be one of {', '.join(formats)}")
-    place = _device(cfg.run.device if device == "auto" else device)
-    if place.type == "cpu":
+    if isinstance(device, str):
+        device = find_device(cfg.run.device, "run.device") if device == "auto" else find_device(device, "device")
+    if device.type == "cpu":
         use_onednn_if_exact()
     if isinstance(precision, str):
         model = cfg.model if precision == "auto" else replace(cfg.model, precision=Precision(precision))
-        precision = choose_precision(model, place).frozen
+        precision = choose_precision(model, device).frozen
     return LoadedModel(
-        build_model(cfg.model, place, precision),
+        build_model(cfg.model, device, precision),
         processors.get(IMAGE_PROCESSOR)(image_size=cfg.model.image_size),
         cfg.evaluation.generation,
         cfg.evaluation.prompt or DESCRIBE,
@@ -436,16 +441,23 @@ class Chat:
         return growing()
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str, key: str) -> torch.device:
+    """A device of this machine.
+
+    Args:
+        name: auto, cpu, cuda, or cuda:1 and so on; auto: the first GPU, or the CPU where there is none.
+        key: the setting or argument that names it, for messages.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda" if gpus else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device: '{name}' should be auto, cpu, cuda or cuda:N") from error
+        raise ConfigError(f"{key}: '{name}' should be auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= gpus):
-        raise ConfigError(
-            f"device (demo: --gpu-id): there is no '{name}' here (GPUs: {gpus}); choose auto, cpu, or another number"
-        )
+        raise ConfigError(f"{key}: there is no '{name}' here (GPUs: {gpus}); name another, or leave it out")
     return device

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from minigpt4.common.cli import EXTRAS, add_options_argument, exit_on_error, run_files
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import MiniGPT4Error, one_line
-from minigpt4.common.files import DATA_VARIABLE, OUTPUT_VARIABLE, PROJECT, WEIGHTS_VARIABLE, near_path
+from minigpt4.common.files import DATA_VARIABLE, OUTPUT_VARIABLE, PROJECT, WEIGHTS_VARIABLE, near_path, nearest_existing
 from minigpt4.common.schema import Config, LowResource
 from minigpt4.common.sources import missing_files, source_of
 
@@ -199,27 +199,19 @@ def disk_findings(roots: Iterable[tuple[str, str, str]], missing: Iterable[str])
     """
     coming = list(missing)
     for name, path, variable in roots:
-        folder = _existing(Path(path))
+        folder = nearest_existing(Path(path))
         sizes = [_bytes_of(file) for file in coming if Path(file).is_relative_to(path)]
         wanted, free = sum(sizes) + RESERVE, shutil.disk_usage(folder).free
         text = f"{path}: {free / GIGABYTE:,.1f} GB free"
         if not sizes and variable != OUTPUT_VARIABLE:
             yield Finding(f"disk, {name}", text)
-        elif not os.access(folder, os.W_OK):
+        elif not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
             yield Finding(f"disk, {name}", f"{folder} cannot be written to", f"set {variable} to another folder")
         elif free < wanted:
             remedy = f"make room, or set {variable} to a folder on another disk"
             yield Finding(f"disk, {name}", f"{text}, {wanted / GIGABYTE:,.1f} GB are wanted", remedy)
         else:
             yield Finding(f"disk, {name}", text)
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above that exists."""
-    folder = folder.absolute()
-    while not os.path.isdir(folder):  # unlike Path's, it answers for folders that may not be looked into
-        folder = folder.parent
-    return folder
 
 
 def _bytes_of(path: str) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from minigpt4.common.cli import (
     add_config_arguments,
@@ -17,8 +18,10 @@ from minigpt4.common.cli import (
     require_files,
     run_files,
 )
+from minigpt4.common.files import require_writable
 from minigpt4.common.logging import announce_imports
 from minigpt4.common.schema import EvaluationTask, Scorer
+from minigpt4.datasets.builders import evaluated_datasets, quick_missing_splits, require_evaluated_splits
 from minigpt4.evaluation.caption import parse_metrics
 from minigpt4.evaluation.table import overview
 
@@ -74,11 +77,14 @@ def main(task: EvaluationTask | None = None, description: str | None = __doc__) 
         args.task = task.value
     loaded = read_config(args, evaluation_options(args))
     cfg = loaded.config
-    names = cfg.evaluation.datasets
-    evaluated = {name: dataset for name, dataset in cfg.datasets.items() if name in names} or cfg.datasets
+    names = evaluated_datasets(cfg.evaluation.datasets, list(cfg.datasets))
+    evaluated = {name: cfg.datasets[name] for name in names}
     if cfg.evaluation.task is EvaluationTask.caption:
         parse_metrics(cfg.evaluation.metrics)
+    require_writable(Path(cfg.evaluation.output_dir or cfg.paths.output_root), "evaluation.output_dir (--out)")
     require_files(run_files(cfg.model, evaluated, args.ckpt))
+    splits = cfg.evaluation.splits
+    require_evaluated_splits({name: quick_missing_splits(name, evaluated[name], splits) for name in names}, splits)
     announce_imports()
     from minigpt4.runners.evaluate import evaluate
 

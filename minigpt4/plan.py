@@ -2,7 +2,8 @@
 
     minigpt4 plan --cfg-path train_configs/YOURS.yaml
 
-Needs the annotations and the language model's folder, of which only `config.json` and the tokenizer are read.
+Needs the annotations and the language model's folder, of which only `config.json` and the tokenizer are read; of a
+language model named as on the hub, no more than these are downloaded.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
-from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config
+from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config, require_files
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.files import missing_file
+from minigpt4.common.files import language_model_folder, missing_file
 from minigpt4.common.logging import announce_imports
+from minigpt4.datasets.builders import require_training_splits
 
 READ = "--include config.json --include 'tokenizer*'"
 """Arguments of `hf download` for the files that a plan reads."""
@@ -53,9 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not 0 < args.mfu <= 1:
         raise ConfigError(f"--mfu: {args.mfu} should be above 0 and at most 1")
     _require_tokenizer(cfg.model.llama_model)
+    require_files(file for name, dataset in cfg.datasets.items() for file in dataset.files(name))
+    require_training_splits(cfg.datasets, cfg.run.train_splits, cfg.run.valid_splits)
+    described = language_model_folder(cfg.model.llama_model, "model.llama_model", weights=False)
     announce_imports()
     from minigpt4.runners.plan import print_plan
 
+    cfg = replace(cfg, model=replace(cfg.model, llama_model=str(described)))
     print_plan(cfg, args.processes, args.mfu)
 
 

@@ -12,7 +12,7 @@ import yaml
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.files import CONFIGS
-from tests.test_contributing import FENCE, PAGES, text_of
+from tests.test_documentation import FENCE, PAGES, text_of
 
 jsonschema = pytest.importorskip("jsonschema")
 ROOT = Path(__file__).resolve().parent.parent

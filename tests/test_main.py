@@ -61,6 +61,21 @@ def test_help_and_mistakes_do_not_wait_for_torch(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     (tmp_path / "rows.jsonl").write_text('{"image": "a.jpg", "answer": "a"}\n')
     (tmp_path / "card.yaml").write_text("reader: jsonl\nannotations: rows.jsonl\n")
+    run = {
+        "model": {"arch": "minigpt4", "model_type": "tiny"},
+        "datasets": {"mine": {"card": "card.yaml"}},
+        "evaluation": {"output_dir": "rows.jsonl/out"},
+    }
+    for name, section in (
+        ("no_split", {"train_splits": ["train"], "valid_splits": ["val"]}),
+        ("no_folder", {"valid_splits": [], "run_dir": "rows.jsonl"}),
+        ("used", {"valid_splits": [], "run_dir": "used"}),
+        ("no_cache", {}),
+    ):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(run | {"run": section}))
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "checkpoint_0.pth").touch()
+    cached = ["--options", "datasets.mine.feature_cache=cache"]
     (tmp_path / "broken.yaml").write_text("run: [\n")
     (tmp_path / "unknown.yaml").write_text("run: {max_epochs: 3}\n")
     more = {
@@ -68,7 +83,7 @@ def test_help_and_mistakes_do_not_wait_for_torch(tmp_path: Path) -> None:
         "generate": ["--images", ".", "--out", "answers.jsonl"],
         "chat": ["--image", "a.png"],
     }
-    tries = [([name, "--help"], "usage: minigpt4 " + name) for name in COMMANDS if name != "precompute"]
+    tries = [([name, "--help"], "usage: minigpt4 " + name) for name in COMMANDS]
     for name in ("train", "eval", "curate", "demo", "generate", "chat"):
         for file, message in (
             ("none.yaml", "none.yaml does not exist"),
@@ -81,6 +96,16 @@ def test_help_and_mistakes_do_not_wait_for_torch(tmp_path: Path) -> None:
         (["check", "none"], "no card 'none'"),
         (["check", "--cfg-path", "unknown.yaml"], "unknown key"),
         (["prepare"], "2 files and folders are missing"),
+        (["train", "--cfg-path", "no_split.yaml"], "there is no split 'val'; the annotations have train (1)"),
+        (["train", "--cfg-path", "no_split.yaml", "--dry-run"], "there is no split 'val'"),
+        (["plan", "--cfg-path", "no_split.yaml"], "there is no split 'val'"),
+        (["precompute", "--cfg-path", "no_split.yaml", *cached], "there is no split 'val'"),
+        (["precompute", "--cfg-path", "no_cache.yaml"], "no dataset has a feature_cache"),
+        (["train", "--cfg-path", "no_folder.yaml"], "run.run_dir: the folder rows.jsonl cannot be made or written to"),
+        (["train", "--cfg-path", "used.yaml"], "run.run_dir: used holds the checkpoints of an earlier run"),
+        (["eval", "--cfg-path", "used.yaml", "--split", "tst", "--out", "o"], "there is no split 'tst'"),
+        (["eval", "--cfg-path", "used.yaml"], "rows.jsonl/out cannot be made or written to: "),
+        (["eval", "--cfg-path", "used.yaml", "--dataset", "his"], "evaluation.dataset: 'his' is not one of"),
         (["chat", "--image", "none.png"], "image none.png does not exist"),
         (["chat", "--image", "card.yml"], "; did you mean 'card.yaml'?"),
         (["generate", "--images", "card.yml", "--out", "a.jsonl"], "; did you mean 'card.yaml'?"),

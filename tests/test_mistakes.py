@@ -1,12 +1,13 @@
 """The mistakes that users make, each with its answer: one line that says what is wrong and what to do next.
 
-docs/troubleshooting.md explains them. `MISTAKES` and `ELSEWHERE` number them.
+docs/troubleshooting.md explains them: `EXPLAINED`. `MISTAKES` and `ELSEWHERE` number them.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from minigpt4.__main__ import main
 from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.files import language_model_folder
+from minigpt4.common.sources import in_cache
 from tests.runners.project import PARITY_A, REPOSITORY, Project, logging_restored
 
 Make = Callable[[Project], str]
@@ -179,6 +181,13 @@ MISTAKES: list[tuple[int, list[str], Make | None, list[str]]] = [
     (26, [*TRAIN, "--options", "datasets.shapes.annotations="], broken_rows, ["broken.jsonl, line 2", "broken JSON"]),
 ]
 """Number, command line (with the path that is made first at its end), and parts of the message."""
+TROUBLESHOOTING = (REPOSITORY / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+EXPLAINED = [
+    re.compile(".*".join(map(re.escape, message.split("..."))))
+    for row in re.findall(r"^\| (.*?) \|", TROUBLESHOOTING, flags=re.MULTILINE)
+    for message in re.findall(r"`([^`]*)`", row)
+]
+"""The messages that the documentation explains; `...` stands for anything there."""
 TESTED_BELOW = {15, 26, 27, 31, 33}
 
 
@@ -208,6 +217,7 @@ def test_a_mistake_is_one_clear_message(
     message = err[err.index("error: ") :]
     assert err.count("error: ") == 1 and "Traceback" not in err and "ran" not in out.split()
     assert not [part for part in parts if part not in message], message
+    assert any(pattern.search(message) for pattern in EXPLAINED), f"docs/troubleshooting.md does not explain: {message}"
     assert not (project.folder / "output").exists()
 
 
@@ -257,26 +267,90 @@ def test_torchruns_report_ends_with_the_message(
     assert last.strip() == "traceback : error: run.device: 'tpu' should be auto, cpu or cuda"
 
 
+class Hub:
+    """A model of the hub, with its cache: what `snapshot_download` makes of it, without a network.
+
+    Attributes:
+        cached: files in the cache.
+        online: whether the network answers.
+    """
+
+    FILES = ("config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin", "model.gguf")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.online = folder, True
+
+    @property
+    def cached(self) -> set[str]:
+        return {file.name for file in self.folder.iterdir()}
+
+    def model_info(self, *_: Any, **__: Any) -> Any:
+        return type(
+            "Info", (), {"siblings": [huggingface_hub.hf_api.RepoSibling(rfilename=name) for name in self.FILES]}
+        )
+
+    def download(
+        self,
+        name: str,
+        local_files_only: bool = False,
+        allow_patterns: Sequence[str] | None = None,
+        ignore_patterns: Sequence[str] | None = None,
+    ) -> str:
+        """As the hub's own: files that are not ignored and missing in the cache are an error without a network."""
+        wanted = huggingface_hub.utils.filter_repo_objects(
+            self.FILES, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        )
+        missing = {*wanted} - self.cached
+        if missing and (local_files_only or not self.online):
+            raise OSError(f"the cached snapshot lacks {missing}")
+        for file in missing:
+            (self.folder / file).write_text("{}")
+        return str(self.folder)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
+    (tmp_path / "cache").mkdir()
+    hub = Hub(tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", hub.model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.download)
+    return hub
+
+
 class TestModelsOfTheHub:
-    def test_it_is_downloaded_without_formats_that_are_not_read(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    def test_it_is_downloaded_once_without_formats_that_are_not_read(self, hub: Hub) -> None:
+        assert language_model_folder("Qwen/Qwen2.5-0.5B", "model.llama_model") == hub.folder
+        assert hub.cached == {"config.json", "tokenizer.json", "model.safetensors"}
+        hub.online = False
+        assert language_model_folder("Qwen/Qwen2.5-0.5B", "model.llama_model") == hub.folder
+
+    def test_a_plan_downloads_no_weights_and_a_run_does_not_take_its_files_for_the_model(self, hub: Hub) -> None:
+        assert language_model_folder("Qwen/Qwen2.5-0.5B", "model.llama_model", weights=False) == hub.folder
+        assert hub.cached == {"config.json", "tokenizer.json"}
+        hub.online = False
+        assert language_model_folder("Qwen/Qwen2.5-0.5B", "model.llama_model", weights=False) == hub.folder
+        with pytest.raises(ConfigError, match=r"hf download Qwen/Qwen2\.5-0\.5B --local-dir"):
+            language_model_folder("Qwen/Qwen2.5-0.5B", "model.llama_model")
+        hub.online = True
+        language_model_folder("Qwen/Qwen2.5-0.5B", "model.llama_model")
+        assert "model.safetensors" in hub.cached
+
+    def test_shards_that_are_missing_in_the_cache_are_not_taken_for_all(
+        self, hub: Hub, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.chdir(tmp_path)
-        asked: list[Any] = []
-
-        def download(name: str, local_files_only: bool = False, ignore_patterns: Sequence[str] = ()) -> str:
-            if local_files_only:
-                raise OSError("not in the cache")
-            asked.append((name, ignore_patterns))
-            return str(tmp_path)
-
-        siblings = [huggingface_hub.hf_api.RepoSibling(rfilename="model.safetensors")]
-        info = type("Info", (), {"siblings": siblings})
-        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-        assert language_model_folder("Qwen/Qwen2.5-0.5B", "model.llama_model") == tmp_path
-        ((name, ignored),) = asked
-        assert name == "Qwen/Qwen2.5-0.5B" and {"*.bin", "*.gguf"} <= set(ignored)
+        index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+        for name, content in (
+            ("config.json", {}),
+            ("model.safetensors.index.json", index),
+            ("model-1.safetensors", {}),
+        ):
+            (hub.folder / name).write_text(json.dumps(content))
+        # An older cache does not know which files there are.
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(hub.folder))
+        assert in_cache("Qwen/Qwen2.5-0.5B", weights=True) is None
+        (hub.folder / "model-2.safetensors").touch()
+        assert in_cache("Qwen/Qwen2.5-0.5B", weights=True) == hub.folder
 
     @pytest.mark.parametrize("path", ["weights/vicuna-7b", "weights/mine", "here/mine", "heer/mine", "./a/b", "a/b/c"])
     def test_the_network_is_not_asked_for_what_looks_like_a_path(

@@ -78,8 +78,13 @@ def require_path(path: str | None, key: str, folder: bool = False) -> Path:
     raise ConfigError(describe_missing(key, path))
 
 
-def language_model_folder(path: str | None, key: str) -> Path:
+def language_model_folder(path: str | None, key: str, *, weights: bool = True) -> Path:
     """The folder of a language model; a model of the Hugging Face hub, named OWNER/NAME, is downloaded first.
+
+    Args:
+        path: configured value.
+        key: its key in the configuration, for messages.
+        weights: whether a model of the hub is wanted with its weights, or its configuration and tokenizer only.
 
     Raises:
         ConfigError: As for `require_path`, or it cannot be downloaded.
@@ -88,7 +93,7 @@ def language_model_folder(path: str | None, key: str) -> Path:
         from minigpt4.common.sources import from_hub, is_hub_name
 
         if is_hub_name(path):
-            return from_hub(path, key)
+            return from_hub(path, key, weights=weights)
     return require_path(path, key, folder=True)
 
 
@@ -131,6 +136,34 @@ def near_path(path: str | Path, folders: Iterable[Path] = ()) -> str:
         if near:
             return f"; did you mean '{os.path.relpath(folder / near[0])}'?"
     return ""
+
+
+def require_writable(folder: Path, key: str) -> None:
+    """Refuse a folder that cannot be made or written into, without making it.
+
+    Args:
+        folder: folder that files will be written into; it need not exist yet.
+        key: its key in the configuration, or its argument, for the message.
+
+    Raises:
+        ConfigError: The message names what is in the way: something else of that name, or a folder without permission.
+    """
+    existing = nearest_existing(folder)
+    if not os.path.isdir(existing):
+        reason = f"{existing} is no folder"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        reason = f"nothing may be written into {existing}"
+    else:
+        return
+    raise ConfigError(f"{key}: the folder {folder} cannot be made or written to: {reason}; name another folder")
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path, or the nearest folder above that exists."""
+    path = path.absolute()
+    while not os.path.lexists(path):  # unlike Path's, it answers for folders that may not be looked into
+        path = path.parent
+    return path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

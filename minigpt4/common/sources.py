@@ -13,7 +13,15 @@ from pathlib import Path
 import yaml
 
 from minigpt4.common.errors import ConfigError, one_line
-from minigpt4.common.files import CONFIGS, DATA_VARIABLE, OUTPUT_VARIABLE, WEIGHTS_VARIABLE, missing_file, near_path
+from minigpt4.common.files import (
+    CONFIGS,
+    DATA_VARIABLE,
+    OUTPUT_VARIABLE,
+    WEIGHTS_VARIABLE,
+    missing_file,
+    near_path,
+    read_json,
+)
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """OWNER/NAME of a model on the hub."""
@@ -21,6 +29,8 @@ UNUSED = ["*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.tflite", "onnx/*",
 """Files of a model on the hub in formats that are not read here."""
 PICKLES = ["*.bin", "*.pth", "*.pt"]
 """Files of weights that are not needed where there are safetensors."""
+DESCRIPTION = ["*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt"]
+"""Files of a model on the hub that hold no weights: its configuration, tokenizer and chat template."""
 REHEARSAL = "A rehearsal without the weights: --options model.arch=minigpt4 model.model_type=tiny"
 """Last line where weights are missing."""
 PATIENCE = 10
@@ -119,21 +129,24 @@ def is_hub_name(path: str) -> bool:
     )
 
 
-def from_hub(name: str, key: str) -> Path:
+def from_hub(name: str, key: str, *, weights: bool = True) -> Path:
     """The folder of a model of the hub, downloaded where it is not in the hub's cache yet.
 
     Args:
         name: OWNER/NAME.
         key: the setting that names it, for messages.
+        weights: download its weights too; without them it is a few MB.
 
     Raises:
         ConfigError: It cannot be downloaded; the message has the command that does so where the network allows.
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    with suppress(Exception):  # it is not in the cache, or not all of it
-        return Path(snapshot_download(name, local_files_only=True))
+    if cached := in_cache(name, weights):
+        return cached
     try:
+        if not weights:
+            return Path(snapshot_download(name, allow_patterns=DESCRIPTION, ignore_patterns=UNUSED))
         listed = HfApi().model_info(name, timeout=PATIENCE).siblings or []
         is_safe = any(file.rfilename.endswith(".safetensors") for file in listed)
         return Path(snapshot_download(name, ignore_patterns=UNUSED + (PICKLES if is_safe else [])))
@@ -144,3 +157,27 @@ def from_hub(name: str, key: str) -> Path:
             f"({one_line(error, 150)}); where the network allows, run: hf download {name} --local-dir {folder}, and "
             f"set {key}={folder}"
         ) from error
+
+
+def in_cache(name: str, weights: bool) -> Path | None:
+    """The folder of a model that the hub's cache holds completely; None: it does not."""
+    from huggingface_hub import snapshot_download
+
+    # Files that were never wanted count as missing there, unless they are named again.
+    kinds = [(None, UNUSED + PICKLES), (None, UNUSED)] if weights else [(DESCRIPTION, UNUSED)]
+    for allowed, ignored in kinds:
+        with suppress(Exception):  # it is not in the cache, or not all of it
+            folder = Path(
+                snapshot_download(name, local_files_only=True, allow_patterns=allowed, ignore_patterns=ignored)
+            )
+            if (folder / "config.json").is_file() and (not weights or _has_weights(folder)):
+                return folder
+    return None
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder of the cache holds weights, all of their shards: `minigpt4 plan` downloads none."""
+    indexes = [read_json(file)["weight_map"].values() for file in folder.glob("*.index.json")]
+    if indexes:
+        return any(all((folder / shard).is_file() for shard in shards) for shards in indexes)
+    return any(next(folder.glob(kind), None) for kind in ["*.safetensors", *PICKLES])

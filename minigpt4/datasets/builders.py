@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,9 @@ logger = logging.getLogger(__name__)
 SHARDS = "webdataset"
 """Builder of datasets whose images and captions are in tar shards."""
 SHOWN = 20
-"""Bad rows named in the log; `python -m minigpt4.datasets.check` names all."""
+"""Bad rows named in the log; `minigpt4 check` names all."""
+QUICKLY_READ = 50_000_000
+"""Bytes of annotations that are read in a second."""
 
 
 def prepare_datasets(datasets: Mapping[str, DatasetConfig]) -> dict[str, ShardIndex]:
@@ -227,7 +230,7 @@ def load_records(name: str, cfg: DatasetConfig, prompts: PromptPool | None = Non
     if problems and cfg.bad_rows is BadData.stop:
         others = f" (and {count - 1:,} more rows)" if count > 1 else ""
         raise DataError(
-            f"{problems[0]}{others}; python -m minigpt4.datasets.check names every bad row, and "
+            f"{problems[0]}{others}; `minigpt4 check` names every bad row, and "
             f"datasets.{name}.bad_rows=skip leaves them out"
         )
     if not records:
@@ -246,16 +249,104 @@ def select_splits(name: str, records: PackedRecords, splits: Sequence[str]) -> P
     Raises:
         MissingSplitError: One of them has no record; the message lists those that have.
     """
-    counts = records.splits()
+    for error in _missing_splits(name, records.splits(), splits).values():
+        raise error
+    return records.of_splits(splits)
+
+
+def _missing_splits(name: str, counts: Mapping[str | None, int], splits: Sequence[str]) -> dict[str, MissingSplitError]:
+    """The splits of which there is no record, each with an error that lists those that have some."""
+    known = ", ".join(f"{known} ({count:,})" for known, count in counts.items())
+    missing = {}
     for split in splits:
-        if not counts[split]:
-            known = ", ".join(f"{known} ({count:,})" for known, count in counts.items())
+        if not counts.get(split):
             hint = f", or set or raise datasets.{name}.val_fraction" if split == "val" else ""
-            raise MissingSplitError(
+            missing[split] = MissingSplitError(
                 f"datasets.{name}: there is no split '{split}'; the annotations have {known}: name one of these in "
                 f"run.train_splits, run.valid_splits or evaluation.split (--split){hint}"
             )
-    return records.of_splits(splits)
+    return missing
+
+
+def quick_missing_splits(name: str, cfg: DatasetConfig, splits: Sequence[str]) -> dict[str, MissingSplitError]:
+    """The splits that dataset `name` lacks, found before torch is imported; none where that would take long.
+
+    Rows are read until every split was seen. Shards, folders, files beyond `QUICKLY_READ`, and what is wrong with rows
+    are left to `build_dataset`.
+
+    Raises:
+        MiniGPT4Error: As for `read_rows`.
+    """
+    if cfg.builder == SHARDS:
+        return {}
+    if any(path.is_dir() or path.stat().st_size > QUICKLY_READ for path in annotations_paths(name, cfg)):
+        return {}
+    counts: Counter[str | None] = Counter()
+    for row in read_rows(name, cfg):
+        if isinstance(row, Record):
+            counts[row.split] += 1
+            if all(counts[split] for split in splits):
+                break
+    return _missing_splits(name, counts, splits) if counts else {}
+
+
+def require_training_splits(datasets: Mapping[str, DatasetConfig], train: Sequence[str], valid: Sequence[str]) -> None:
+    """Refuse early what `build_datasets` would refuse: splits that the datasets do not have.
+
+    Args:
+        datasets: configuration of each dataset by name.
+        train: splits to train on, all of which each dataset needs.
+        valid: splits of the validation, all of which one dataset needs.
+
+    Raises:
+        MissingSplitError: The message lists the splits that there are.
+    """
+    without_valid: list[MissingSplitError] = []
+    for name, cfg in datasets.items():
+        missing = quick_missing_splits(name, cfg, [*train, *valid])
+        for split in train:
+            if split in missing:
+                raise missing[split]
+        without_valid += list(missing.values())[:1]
+    if without_valid and len(without_valid) == len(datasets):
+        raise without_valid[0]
+
+
+def evaluated_datasets(chosen: Sequence[str], names: Sequence[str]) -> Sequence[str]:
+    """The datasets to evaluate.
+
+    Args:
+        chosen: those that evaluation.dataset names.
+        names: the configured datasets.
+
+    Raises:
+        ConfigError: evaluation.dataset names one that is not configured, or is not set although there are several.
+    """
+    known = ", ".join(names) or "none"
+    if not chosen and len(names) != 1:
+        raise ConfigError(f"evaluation.dataset is not set; name some of the configured datasets ({known})")
+    for name in chosen:
+        if name not in names:
+            raise ConfigError(f"evaluation.dataset: {name!r} is not one of the configured datasets ({known})")
+    return chosen or names
+
+
+def require_evaluated_splits(datasets: Mapping[str, Mapping[str, MissingSplitError]], splits: Sequence[str]) -> None:
+    """Refuse datasets without any of the evaluated splits, and splits that none of them has.
+
+    RefCOCO has testA and testB, RefCOCOg test: of several datasets, each is evaluated on the splits that it has.
+
+    Args:
+        datasets: the missing splits of each dataset by name.
+        splits: the splits to evaluate.
+
+    Raises:
+        MissingSplitError: The message lists the splits that there are.
+    """
+    for missing in datasets.values():
+        for split, error in missing.items():
+            if len(missing) == len(set(splits)) or all(split in other for other in datasets.values()):
+                raise error
 
 
 def read_rows(name: str, cfg: DatasetConfig) -> Iterator[Record | RowProblem]:

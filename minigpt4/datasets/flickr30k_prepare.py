@@ -6,6 +6,7 @@ import argparse
 import glob
 import json
 import os
+import shlex
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from minigpt4.common.cli import exit_on_error, require_files
+from minigpt4.common.cli import command, exit_on_error, require_files
 from minigpt4.common.errors import DataError, counted, first_few
 from minigpt4.common.files import DATA_VARIABLE, remove_temporary_files, write_text, writing
 from minigpt4.common.logging import set_up_logging, track
@@ -28,6 +29,8 @@ COLUMNS = ("raw", "split", "filename")
 SPLITS = ("train", "val", "test")
 IMAGE_FOLDERS = ("images", "flickr30k-images")
 """Default names of the image folder; the second is that of the published archive."""
+TRAINING = "train_configs/minigpt4_flickr_finetune.yaml"
+"""Configuration that trains on the prepared file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +201,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.print(
             f"left out, not in {images}: {counted(len(summary.missing), 'images')} ({first_few(summary.missing)})"
         )
-    options = f"datasets.flickr30k.annotations={arguments.out} datasets.flickr30k.images={arguments.images}"
-    more = "" if arguments.is_default else f" --options {options}"
-    console.print(f"to check them:           python -m minigpt4.datasets.check flickr30k{more}")
+    paths = {"annotations": arguments.out, "images": arguments.images}
+    options = ["--options", *(f"datasets.flickr30k.{key}={path}" for key, path in paths.items())]
+    more = [] if arguments.is_default else options
+    console.print(f"to check them:           {command('check', 'flickr30k', *more)}")
     if arguments.is_default:
-        console.print("to train on them:        python train.py --cfg-path train_configs/minigpt4_flickr_finetune.yaml")
+        console.print(f"to train on them:        {command('train', '--cfg-path', TRAINING)}")
     else:
-        console.print(f"to use them in any run: {more}")
+        console.print(f"to use them in any run:  {shlex.join(options)}")

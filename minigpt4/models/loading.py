@@ -247,7 +247,9 @@ class ChosenPrecision:
         return f"frozen weights in {_name(self.frozen)}, projection in float32{scaled} (model.precision: {self.reason})"
 
 
-def choose_precision(cfg: ModelConfig, device: torch.device, processes: int | None = None) -> ChosenPrecision:
+def choose_precision(
+    cfg: ModelConfig, device: torch.device, processes: int | None = None, in_float32: int | None = None
+) -> ChosenPrecision:
     """Number formats by `model.precision`, said in the log; `auto` follows the device, the files and the free memory.
 
     It is what the device computes natively and fastest, and on a CPU bfloat16 where float32 does not fit. Autocast is
@@ -260,8 +262,11 @@ def choose_precision(cfg: ModelConfig, device: torch.device, processes: int | No
         cfg: section `model`.
         device: device of the model.
         processes: processes of this machine that each load the weights; None: as many as torchrun started.
+        in_float32: bytes of the frozen weights in float32; None: judged by their files.
     """
-    chosen = _automatic(cfg, device, processes) if cfg.precision is Precision.auto else _as_set(cfg.precision)
+    chosen = (
+        _automatic(cfg, device, processes, in_float32) if cfg.precision is Precision.auto else _as_set(cfg.precision)
+    )
     logger.info("precision: %s", chosen)
     return chosen
 
@@ -270,12 +275,15 @@ def _as_set(precision: Precision) -> ChosenPrecision:
     return ChosenPrecision(DTYPES[precision], precision.value)
 
 
-def _automatic(cfg: ModelConfig, device: torch.device, processes: int | None) -> ChosenPrecision:
+def _automatic(
+    cfg: ModelConfig, device: torch.device, processes: int | None, in_float32: int | None
+) -> ChosenPrecision:
     if device.type == "cuda":
         native = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
         return ChosenPrecision(native, f"auto, {_name(native)} is native on {device.type}")
     copies = processes or int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    needed, free = copies * weight_bytes(cfg, torch.float32), free_memory(device)
+    needed = copies * (weight_bytes(cfg, torch.float32) if in_float32 is None else in_float32)
+    free = free_memory(device)
     if needed <= free:
         return ChosenPrecision(torch.float32, f"auto, float32 is fastest on {device.type} and fits in its memory")
     return ChosenPrecision(

@@ -1,43 +1,33 @@
-"""The files of a run: its folder, its checkpoints, and the check that a checkpoint belongs to the run that resumes."""
+"""The checkpoints of a run, and the check that a checkpoint belongs to the run that resumes."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError
 
 from minigpt4.common.checkpoint import read_checkpoint, write_checkpoint, write_safetensors
 from minigpt4.common.config import OLD_PRECISIONS
-from minigpt4.common.distributed import restarts_allowed
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.common.files import hold, new_folder, remove_temporary_files, write_text
 from minigpt4.common.logging import append_epoch, write_epochs
 from minigpt4.common.schema import RunConfig
 from minigpt4.runners.optim import Plan
+from minigpt4.runners.run_folder import AUTO, LOG, check_run_folder
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
-"""`run.resume_ckpt_path`: resume from the latest valid checkpoint in `run.run_dir`, if there is one."""
 LAST = "checkpoint_last.pth"
 """Checkpoint within an epoch."""
 BEST = "checkpoint_best.pth"
 """Copy of the checkpoint with the lowest validation loss."""
 EPOCH_FILE = re.compile(r"checkpoint_(\d+)\.(?:pth|safetensors)")
 """Names of the files of `epoch_file`, with the epoch."""
-CONFIG = "config.yaml"
-"""Resolved configuration of the run."""
-LOG = "log.txt"
-"""One JSON object an epoch."""
-LOCK = ".run.lock"
-"""Held by the process that trains in the folder."""
 RESUME_KEYS = ("model", "optimizer", "scaler", "epoch", "step", "progress", "run")
 """Entries of a checkpoint without which no run can be resumed."""
 IGNORED_KEYS = (
@@ -92,19 +82,6 @@ OPEN_ENDED_KEYS = ("model.vit_args.*", "model.q_former_args.*")
 """Only here is a key that the checkpoint lacks a difference; elsewhere it is an option added to the project since."""
 
 
-def check_restartable(run: RunConfig) -> None:
-    """Refuse a launch whose restarted workers would not find their run.
-
-    Raises:
-        ConfigError: torchrun may restart workers, but `run_dir` and `resume_ckpt_path` do not lead them back.
-    """
-    if restarts_allowed() and (run.run_dir is None or run.resume_ckpt_path != AUTO):
-        raise ConfigError(
-            "torchrun --max-restarts: restarted workers find their run only in a fixed folder; set "
-            f"--options run.run_dir=FOLDER run.resume_ckpt_path={AUTO}, or leave --max-restarts out"
-        )
-
-
 def run_identity(config: Mapping[str, Any], plan: Plan, datasets: Mapping[str, Any]) -> dict[str, Any]:
     """The entries "config" and "run" of every checkpoint, which say what run it belongs to.
 
@@ -132,19 +109,14 @@ def find_resume_point(run: RunConfig, identity: Mapping[str, Any]) -> Path | Non
         ConfigError: `auto` without a run_dir, a checkpoint of another run, or a run_dir that holds another run.
         CheckpointError: The checkpoint cannot be resumed from.
     """
+    check_run_folder(run)
     found = None if run.resume_ckpt_path in (None, AUTO) else Path(str(run.resume_ckpt_path))
     if run.resume_ckpt_path == AUTO:
-        if run.run_dir is None:
-            raise ConfigError(
-                f"run.resume_ckpt_path: {AUTO} looks into run.run_dir, which is not set; set it to the run's folder, "
-                "or name a checkpoint"
-            )
-        found = latest_valid_checkpoint(Path(run.run_dir))
+        found = latest_valid_checkpoint(Path(str(run.run_dir)))
         if found is None:
             logger.info("%s holds no checkpoint yet: starting from the beginning", run.run_dir)
     if found is not None:
         check_same_run(read_resumable(found), identity, found)
-    _check_folder(run, found)
     return found
 
 
@@ -221,45 +193,6 @@ def check_same_run(content: Mapping[str, Any], identity: Mapping[str, Any], path
         )
     for difference in warned:
         logger.warning("resuming with a difference: %s", difference)
-
-
-def open_run_folder(run: RunConfig, config: Mapping[str, Any], held: ExitStack, resumed: Path | None = None) -> Path:
-    """Make the run's folder where needed, and write config.yaml into it; to be called on rank 0 only.
-
-    What killed attempts left is deleted: temporary files, and log.txt where none of them wrote a checkpoint.
-    Until `held` is closed, no other run can open the folder.
-
-    Args:
-        run: section `run` of the configuration: `run_dir` is taken as it is; else a new folder is made in `output_dir`.
-        config: resolved configuration in plain form.
-        held: closed at the end of the run.
-        resumed: checkpoint to resume from, whose folder is the run's; None: start from the beginning.
-
-    Raises:
-        ConfigError: The folder cannot be made, nothing can be written into it, or a run has begun in it since.
-        DataError: Another run is writing to the folder.
-    """
-    try:
-        if resumed is not None:
-            folder = resumed.parent
-        elif run.run_dir is not None:
-            folder = Path(run.run_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-        else:
-            folder = new_folder(Path(run.output_dir) / run.job_name)
-        held.enter_context(hold(folder / LOCK, folder))
-        _check_folder(run, resumed)  # once more: nobody else writes now
-        for name in ("checkpoint_*", CONFIG, LOG):
-            remove_temporary_files(folder, name)
-        if resumed is None:
-            write_epochs(folder / LOG, [])
-        write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-    except OSError as error:
-        raise ConfigError(
-            f"the run folder cannot be made or written: {error}; set run.output_dir or run.run_dir to a folder that "
-            "can be written, on a disk with free space"
-        ) from error
-    return folder
 
 
 def epoch_file(epoch: int) -> str:
@@ -378,23 +311,6 @@ def _restore_best(folder: Path, content: Mapping[str, Any]) -> None:
             aside = stale.with_name(f"abandoned_{stale.name}")
             logger.warning("%s is not of this run's best epoch so far; it is now %s", stale, aside.name)
             stale.replace(aside)
-
-
-def _check_folder(run: RunConfig, resumed: Path | None) -> None:
-    """Refuse a `run_dir` that would mix two runs, before large files are read."""
-    if run.run_dir is None:
-        return
-    folder = Path(run.run_dir)
-    if resumed is not None and folder.resolve() != resumed.parent.resolve():
-        raise ConfigError(
-            f"run.run_dir is {folder}, but run.resume_ckpt_path is in {resumed.parent}, where the run continues; "
-            "leave run.run_dir out"
-        )
-    if resumed is None and any(folder.glob("checkpoint_*.pth")):
-        raise ConfigError(
-            f"run.run_dir: {folder} holds the checkpoints of an earlier run; continue it, also where it was "
-            f"interrupted, by adding --options run.resume_ckpt_path={AUTO}, or choose another folder"
-        )
 
 
 def _write_safetensors(path: Path, content: Mapping[str, Any]) -> None:

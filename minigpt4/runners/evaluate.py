@@ -24,7 +24,7 @@ from minigpt4.common.files import new_folder
 from minigpt4.common.logging import set_up_logging, track
 from minigpt4.common.schema import Config, DatasetConfig, EvaluationConfig, EvaluationTask, ModelConfig
 from minigpt4.common.types import Record
-from minigpt4.datasets.builders import build_dataset
+from minigpt4.datasets.builders import build_dataset, evaluated_datasets, require_evaluated_splits
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.leaks import METADATA_KEY, Fingerprint, ImageSet, Leaks, TrainingRecord, find_leaks, fingerprints
 from minigpt4.evaluation.caption import check_metrics, check_references, score_checkpoints
@@ -267,23 +267,22 @@ def _subjects(
     """
     encoder = build_prompt_encoder(model)
     subjects: list[Subject] = []
-    missing: dict[tuple[str, str], MissingSplitError] = {}
-    for name in evaluated_datasets(settings.datasets, list(datasets)):
+    names = evaluated_datasets(settings.datasets, list(datasets))
+    missing: dict[str, dict[str, MissingSplitError]] = {name: {} for name in names}
+    for name in names:
         for split in settings.splits:
             try:
                 dataset = build_dataset(name, datasets[name], model, encoder, [split], seed=seed, train=False)
             except MissingSplitError as error:
-                missing[name, split] = error
+                missing[name][split] = error
                 continue
             selection = select_images(dataset.records, settings.limit, settings.fraction, settings.seed)
             records = [dataset.records[index] for index in selection]
             check_image_ids(records)
             images = ImageSet.of(name, datasets[name], dataset, [split])
             subjects.append(Subject(name, split, dataset, images, selection, _asked(settings, records)))
-    # RefCOCO has testA and testB, RefCOCOg test: of several datasets, each is evaluated on the splits that it has.
-    for (name, split), absent in missing.items():
-        if not any(item.name == name for item in subjects) or not any(item.split == split for item in subjects):
-            raise absent
+    require_evaluated_splits(missing, settings.splits)
+    for absent in (error for errors in missing.values() for error in errors.values()):
         logger.warning("left out: %s", absent)
     return subjects
 
@@ -425,25 +424,6 @@ def _write(answered: Answered, paths: Mapping[str, str], settings: EvaluationCon
             "version": __version__,
         },
     )
-
-
-def evaluated_datasets(chosen: Sequence[str], names: Sequence[str]) -> Sequence[str]:
-    """The datasets to evaluate.
-
-    Args:
-        chosen: those that evaluation.dataset names.
-        names: the configured datasets.
-
-    Raises:
-        ConfigError: evaluation.dataset names one that is not configured, or is not set although there are several.
-    """
-    known = ", ".join(names) or "none"
-    if not chosen and len(names) != 1:
-        raise ConfigError(f"evaluation.dataset is not set; name some of the configured datasets ({known})")
-    for name in chosen:
-        if name not in names:
-            raise ConfigError(f"evaluation.dataset: {name!r} is not one of the configured datasets ({known})")
-    return chosen or names
 
 
 def checkpoint_files(checkpoints: Sequence[str], default: str | None) -> list[str]:

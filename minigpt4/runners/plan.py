@@ -19,7 +19,7 @@ from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.loaders import steps_per_epoch
 from minigpt4.datasets.shards.dataset import ShardDataset
 from minigpt4.models.flops import HALF_FLOPS, WorkMeter, forward_flops
-from minigpt4.models.loading import build_prompt_encoder, choose_precision
+from minigpt4.models.loading import build_prompt_encoder, choose_precision, weight_bytes
 from minigpt4.models.memory import (
     TrainingMemory,
     empty_model,
@@ -208,17 +208,21 @@ def run_table(
     return table
 
 
-def planned_format(cfg: ModelConfig, on_gpu: bool, world_size: int) -> torch.dtype:
+def planned_format(cfg: ModelConfig, full: nn.Module, on_gpu: bool, world_size: int) -> torch.dtype:
     """Number format that a run will choose by `model.precision`; bfloat16 on a GPU that is not here.
 
     Args:
         cfg: section `model`.
+        full: `empty_model` in float32, which says what weights take whose files are not here yet.
         on_gpu: whether the run is planned for a GPU.
         world_size: number of processes, which on a CPU share its memory.
     """
     if on_gpu and cfg.precision is Precision.auto and not torch.cuda.is_available():
         return torch.bfloat16
-    return choose_precision(cfg, torch.device("cuda" if on_gpu else "cpu"), world_size).frozen
+    in_float32 = None
+    if not weight_bytes(cfg, torch.float32, with_encoders=False):
+        in_float32 = sum(part.numel() * part.element_size() for part in full.parameters() if not part.requires_grad)
+    return choose_precision(cfg, torch.device("cuda" if on_gpu else "cpu"), world_size, in_float32).frozen
 
 
 def print_plan(cfg: Config, world_size: int, mfu: float) -> None:
@@ -242,8 +246,8 @@ def print_plan(cfg: Config, world_size: int, mfu: float) -> None:
     plan = make_plan(run, steps_per_epoch(run, train_data, world_size), world_size)
     lengths = text_lengths(train_data, run.batch_size)
     on_gpu = run.device != "cpu" and (run.device != "auto" or torch.cuda.is_available())
-    dtype = planned_format(cfg.model, on_gpu, world_size)
     full, half = (empty_model(cfg.model, encoder, each) for each in (torch.float32, torch.bfloat16))
+    dtype = planned_format(cfg.model, full, on_gpu, world_size)
     longest, targets = zip(*lengths.longest, strict=True)
     in_float32, in_half = (
         training_memory(m, longest, targets, on_gpu=True, world_size=world_size) for m in (full, half)

@@ -28,13 +28,11 @@ from minigpt4.datasets.loaders import steps_per_epoch, train_loader, valid_loade
 from minigpt4.datasets.shards.dataset import ShardDataset
 from minigpt4.models.llm import shard_llm, shards_llm
 from minigpt4.models.loading import build_model, build_prompt_encoder, choose_precision, load_projection
+from minigpt4.runners.cached_features import attach_feature_caches
 from minigpt4.runners.checkpoints import (
     BEST,
-    CONFIG,
-    check_restartable,
     epoch_file,
     find_resume_point,
-    open_run_folder,
     run_identity,
 )
 from minigpt4.runners.metrics import PeakFlops, Trackers, check_trackers
@@ -46,7 +44,7 @@ from minigpt4.runners.optim import (
     share_global_batch,
     trainable_parameters,
 )
-from minigpt4.runners.precompute import attach_feature_caches
+from minigpt4.runners.run_folder import CONFIG, open_run_folder
 from minigpt4.runners.trainer import TrainState
 
 logger = logging.getLogger(__name__)
@@ -73,7 +71,6 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
     trainer_class = runners.get(run.runner)
     lr_schedule = schedules.get(run.lr_sched)
     check_trackers(run.trackers)
-    check_restartable(run)
 
     processes = start_processes(run.device)
     share = {"world_size": processes.world_size, "rank": processes.rank}

@@ -26,7 +26,6 @@ from minigpt4.datasets.sampler import micro_batch_numbers
 from minigpt4.models.flops import Work
 from minigpt4.runners.checkpoints import (
     LAST,
-    LOG,
     epoch_file,
     read_resumable,
     restore_derived_files,
@@ -45,6 +44,7 @@ from minigpt4.runners.metrics import (
     peak_memory,
 )
 from minigpt4.runners.optim import OptimizerStep, Plan
+from minigpt4.runners.run_folder import LOG
 from minigpt4.tasks.training import Task
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,15 @@ import pytest
 from minigpt4.common.errors import ConfigError, DataError, MissingSplitError
 from minigpt4.common.schema import BadData, Config, DatasetConfig, ProcessorConfig, SplitProcessors, check_values
 from minigpt4.conversation.template import PromptEncoder
-from minigpt4.datasets.builders import images_folder, load_records, select_splits
+from minigpt4.datasets import builders
+from minigpt4.datasets.builders import (
+    images_folder,
+    load_records,
+    quick_missing_splits,
+    require_evaluated_splits,
+    require_training_splits,
+    select_splits,
+)
 from minigpt4.datasets.instruction import InstructionDataset
 from tests.datasets.conftest import SIDE, build, write_jsonl
 
@@ -252,6 +260,37 @@ class TestRecords:
         records = load_records("mine", jsonl_config(tmp_path, 100, val_fraction=0.5))
         assert list(select_splits("mine", records, ["val", "train"])) == list(records)
         assert 0 < len(select_splits("mine", records, ["val"])) < 100
+
+    def test_missing_splits_are_found_without_reading_more_than_is_needed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cfg, read = jsonl_config(tmp_path, 100, val_fraction=0.5), []
+        rows = list(builders.read_rows("mine", cfg))
+        monkeypatch.setattr(builders, "read_rows", lambda *_: (read.append(row) or row for row in rows))
+        assert quick_missing_splits("mine", cfg, ["train", "val"]) == {}
+        assert 2 <= len(read) < 20
+        missing = quick_missing_splits("mine", cfg, ["val", "tst"])
+        assert len(read) > 100 and list(missing) == ["tst"] and "(--split)" in str(missing["tst"])
+        monkeypatch.setattr(builders, "QUICKLY_READ", 100)
+        assert quick_missing_splits("mine", cfg, ["tst"]) == {}
+
+    def test_every_dataset_needs_the_splits_trained_on_and_one_those_of_the_validation(self, tmp_path: Path) -> None:
+        folders = [tmp_path / name for name in ("plain", "split")]
+        for folder in folders:
+            folder.mkdir()
+        plain, split = jsonl_config(folders[0], 50), jsonl_config(folders[1], 50, val_fraction=0.5)
+        require_training_splits({"plain": plain, "split": split}, ["train"], ["val"])
+        with pytest.raises(MissingSplitError, match=r"datasets\.plain: there is no split 'val'"):
+            require_training_splits({"split": split, "plain": plain}, ["train", "val"], [])
+        with pytest.raises(MissingSplitError, match=r"datasets\.plain: there is no split 'val'"):
+            require_training_splits({"plain": plain}, ["train"], ["val"])
+
+    def test_an_evaluated_dataset_needs_one_of_the_splits_and_a_split_one_of_the_datasets(self) -> None:
+        a, b = MissingSplitError("testA"), MissingSplitError("test")
+        require_evaluated_splits({"refcoco": {"test": b}, "refcocog": {"testA": a}}, ["testA", "test"])
+        for missing in ({"refcoco": {}, "refcocog": {"testA": a, "test": b}}, {"one": {"test": b}}):
+            with pytest.raises(MissingSplitError):
+                require_evaluated_splits(missing, ["testA", "test"])
 
     def test_missing_paths_name_key_and_variable(self, tmp_path: Path) -> None:
         cfg = DatasetConfig(reader="jsonl", annotations="no.jsonl")

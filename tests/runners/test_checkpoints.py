@@ -20,12 +20,11 @@ from minigpt4.common.errors import CheckpointError, ConfigError, DataError
 from minigpt4.common.schema import RunConfig
 from minigpt4.runners.checkpoints import (
     RESUME_KEYS,
-    check_restartable,
     check_same_run,
     find_resume_point,
     latest_valid_checkpoint,
-    open_run_folder,
 )
+from minigpt4.runners.run_folder import check_run_folder, open_run_folder
 from tests.runners.conftest import LONG
 from tests.runners.project import (
     Project,
@@ -178,15 +177,28 @@ def test_a_folder_that_would_mix_two_runs_is_refused(tmp_path: Path) -> None:
         find_resume_point(run, identity())
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=rf"run\.run_dir: the folder .*: {tmp_path / 'file'} is no folder"):
+        check_run_folder(RunConfig(run_dir=str(tmp_path / "file" / "run")))
+    check_run_folder(RunConfig(run_dir=str(tmp_path / "new" / "run")))
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match=rf"run\.output_dir: .* nothing may be written into {tmp_path}; name another"):
+        check_run_folder(RunConfig(output_dir=str(tmp_path / "out"), job_name="job"))
+
+
 def test_restarted_workers_need_a_folder_to_find_their_run(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [RunConfig(), RunConfig(run_dir="here"), RunConfig(run_dir="here", resume_ckpt_path="here/checkpoint_0.pth")]
     for run in runs:
-        check_restartable(run)
+        check_run_folder(run)
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     for run in runs:
         with pytest.raises(ConfigError, match=r"set --options run\.run_dir=FOLDER run\.resume_ckpt_path=auto"):
-            check_restartable(run)
-    check_restartable(RunConfig(run_dir="here", resume_ckpt_path="auto"))
+            check_run_folder(run)
+    check_run_folder(RunConfig(run_dir="here", resume_ckpt_path="auto"))
 
 
 def test_run_folders_are_never_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

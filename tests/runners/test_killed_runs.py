@@ -19,14 +19,14 @@ from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.schema import RunConfig
 from minigpt4.common.types import Batch, Sample
 from minigpt4.datasets import loaders
-from minigpt4.runners import checkpoints
+from minigpt4.runners import checkpoints, run_folder
 from minigpt4.runners.checkpoints import (
     latest_valid_checkpoint,
-    open_run_folder,
     restore_derived_files,
     save,
     save_epoch,
 )
+from minigpt4.runners.run_folder import open_run_folder
 from tests.runners.project import Project, assert_same, assert_same_run, untimed_epochs
 
 Train = Callable[..., Path]
@@ -287,6 +287,6 @@ def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeyp
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "write_text", fail)
+    monkeypatch.setattr(run_folder, "write_text", fail)
     with pytest.raises(ConfigError, match=r"No space left on device; set run\.output_dir or run\.run_dir"):
         open_run_folder(RunConfig(run_dir=str(tmp_path)), {}, ExitStack())

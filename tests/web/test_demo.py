@@ -19,7 +19,7 @@ from tests.drawn import drawn_scenes
     [
         (["--ckpt", "a.pth", "b.pth", "c.pth"], "--ckpt: 3 checkpoints; give one, or two"),
         (["--ckpt", "none.pth"], "none.pth does not exist"),
-        (["--gpu-id", "99"], "there is no 'cuda:99' here"),
+        (["--gpu-id", "99"], "error: --gpu-id: there is no 'cuda:99' here (GPUs: "),
         (["--cfg-path", "none.yaml"], "none.yaml does not exist"),
         (["--port", "0"], "--port: 0 is no port; leave it out"),
         (["--port", "99999"], "--port: 99999 cannot be used; choose another"),

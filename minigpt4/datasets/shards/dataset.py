@@ -36,7 +36,7 @@ NAME_BYTES = 8 * tarfile.BLOCKSIZE
 CAPTION_KEY = "caption"
 """Key of the caption in a `.json` member."""
 SHOWN = 20
-"""Bad shards named in the log; `python -m minigpt4.datasets.check` names all."""
+"""Bad shards named in the log; `minigpt4 check` names all."""
 
 
 def index_shards(name: str, cfg: DatasetConfig) -> ShardIndex:
@@ -84,7 +84,7 @@ def prepare_shards(name: str, cfg: DatasetConfig) -> ShardIndex:
         first, why = next(iter(problems.items()))
         others = f" (and {len(problems) - 1:,} more shards)" if len(problems) > 1 else ""
         remedy = (
-            f"python -m minigpt4.datasets.check names them all; datasets.{name}.bad_shards=skip trains without them"
+            f"`minigpt4 check` names them all; datasets.{name}.bad_shards=skip trains without them"
             if some_usable
             else f"set the pattern by --options datasets.{name}.shards=PATTERN, or the environment variable "
             f"{DATA_VARIABLE}"
@@ -172,7 +172,7 @@ class ShardDataset(InstructionDataset):
         return self.image_processor(sample.image, sample.image_name)
 
     def _remedy(self, reason: str) -> str:
-        return f"the shards look wrong ({reason}); python -m minigpt4.datasets.check names every bad sample"
+        return f"the shards look wrong ({reason}); `minigpt4 check` names every bad sample"
 
 
 @dataclass(frozen=True, slots=True)

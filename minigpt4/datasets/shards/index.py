@@ -287,7 +287,7 @@ def _add_to_table(
     """Scan these shards and add them to the table, which is written now and then."""
     logger.info(
         "scanning %d shards; their index goes to %s (for many shards, do this before a run of several processes: "
-        "python -m minigpt4.datasets.check CARD --no-images)",
+        "minigpt4 check CARD --no-images)",
         len(paths),
         folder,
     )

@@ -14,7 +14,7 @@ from minigpt4.common.errors import DataError
 from minigpt4.datasets.builders import build_datasets
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.models.loading import build_model, build_prompt_encoder
-from minigpt4.runners import precompute
+from minigpt4.runners import cached_features, precompute
 from tests.launch import launch
 from tests.runners.project import Project, printed_losses
 
@@ -35,7 +35,7 @@ def use(*options: str) -> tuple[bool, list[dict[str, InstructionDataset]]]:
         build_datasets(cfg.datasets, cfg.model, encoder, [split], seed=cfg.run.seed, train=split == "train")
         for split in ("train", "val")
     ]
-    return precompute.attach_feature_caches(
+    return cached_features.attach_feature_caches(
         groups, cfg.datasets, cfg.model, cfg.run, torch.float32, Processes(device=CPU)
     ), groups
 
@@ -54,7 +54,7 @@ def test_the_same_losses_without_the_encoders(project: Project, monkeypatch: pyt
         raise AssertionError("the encoders were loaded")
 
     monkeypatch.setattr("minigpt4.models.loading.build_image_encoders", never)
-    monkeypatch.setattr(precompute, "build_image_encoders", never)
+    monkeypatch.setattr(cached_features, "build_image_encoders", never)
     second = losses(project, "second", CACHE)
     assert len(plain) == 6
     assert second == first
@@ -76,7 +76,7 @@ def test_cached_features_are_those_of_the_model(project: Project) -> None:
 
 
 def test_only_what_is_missing_is_computed(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precompute, "SHARD_IMAGES", 10)
+    monkeypatch.setattr(cached_features, "SHARD_IMAGES", 10)
     use()
     shards = sorted(Path("cache").glob("*.safetensors"))
     assert len(shards) == 4  # 24 training images in three, 7 of validation in one
