@@ -107,11 +107,21 @@ def missing_file(path: str, key: str) -> str:
     where = "" if os.path.isabs(path) else f" (the current folder is {Path.cwd()})"
     if key.startswith("-"):
         return f"{key}: {path} does not exist{where}{near_path(path)}"
-    roots = {DATA_VARIABLE: "data", WEIGHTS_VARIABLE: "weights", OUTPUT_VARIABLE: "output"}
-    under = [name for name, default in roots.items() if Path(path).is_relative_to(os.environ.get(name, default))]
-    variable = under[0] if under else _VARIABLE_OF.get(key.rpartition(".")[2])
+    variable = root_variable(path, key)
     root = f", or set the environment variable {variable} to the folder that holds it" if variable else ""
     return f"{key}: {path} does not exist{where}{near_path(path)}; set it by --options {key}=PATH{root}"
+
+
+def root_variable(path: str, key: str) -> str | None:
+    """The environment variable that moves the folder which a path is in, or should be; None: there is none.
+
+    Args:
+        path: the path.
+        key: as for `missing_file`.
+    """
+    roots = {DATA_VARIABLE: "data", WEIGHTS_VARIABLE: "weights", OUTPUT_VARIABLE: "output"}
+    under = [name for name, default in roots.items() if Path(path).is_relative_to(os.environ.get(name, default))]
+    return under[0] if under else _VARIABLE_OF.get(key.rpartition(".")[2])
 
 
 def near_path(path: str | Path, folders: Iterable[Path] = ()) -> str:

@@ -15,12 +15,11 @@ import yaml
 from minigpt4.common.errors import ConfigError, one_line
 from minigpt4.common.files import (
     CONFIGS,
-    DATA_VARIABLE,
-    OUTPUT_VARIABLE,
     WEIGHTS_VARIABLE,
     missing_file,
     near_path,
     read_json,
+    root_variable,
 )
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -94,11 +93,11 @@ def refuse_missing(missing: Sequence[tuple[str, str]]) -> None:
         how = "name them by these arguments" if local[0][0].startswith("-") else "set --options KEY=PATH"
         listed = "\n".join(f"  {_line(key, path)}" for key, path in local)
         weights = any(key == "model.llama_model" and source_of(path) for key, path in local)
+        variables = dict.fromkeys(filter(None, (root_variable(path, key) for key, path in local)))
+        roots = f", or set {' and '.join(variables)} in the environment to their folders" if variables else ""
         raise ConfigError(
             f"{len(local)} files and folders are missing (the current folder is {Path.cwd()}):\n{listed}\n"
-            f"Where they are elsewhere, {how}, or set the environment variables {WEIGHTS_VARIABLE}, "
-            f"{DATA_VARIABLE} and {OUTPUT_VARIABLE} to the folders that hold them."
-            + (f"\n{REHEARSAL}" if weights else "")
+            f"Where they are elsewhere, {how}{roots}." + (f"\n{REHEARSAL}" if weights else "")
         )
     for key, path in missing:
         from_hub(path, key)
