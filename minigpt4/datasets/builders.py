@@ -271,8 +271,8 @@ def _missing_splits(name: str, counts: Mapping[str | None, int], splits: Sequenc
 def quick_missing_splits(name: str, cfg: DatasetConfig, splits: Sequence[str]) -> dict[str, MissingSplitError]:
     """The splits that dataset `name` lacks, found before torch is imported; none where that would take long.
 
-    Rows are read until every split was seen. Shards, folders, files beyond `QUICKLY_READ`, and what is wrong with rows
-    are left to `build_dataset`.
+    Rows are read until every split was seen. Shards, folders, files beyond `QUICKLY_READ` and those with rows that cannot
+    be used are left to `build_dataset`.
 
     Raises:
         MiniGPT4Error: As for `read_rows`.
@@ -283,10 +283,11 @@ def quick_missing_splits(name: str, cfg: DatasetConfig, splits: Sequence[str]) -
         return {}
     counts: Counter[str | None] = Counter()
     for row in read_rows(name, cfg):
-        if isinstance(row, Record):
-            counts[row.split] += 1
-            if all(counts[split] for split in splits):
-                break
+        if isinstance(row, RowProblem):
+            return {}
+        counts[row.split] += 1
+        if all(counts[split] for split in splits):
+            break
     return _missing_splits(name, counts, splits) if counts else {}
 
 
