@@ -271,8 +271,8 @@ def _missing_splits(name: str, counts: Mapping[str | None, int], splits: Sequenc
 def quick_missing_splits(name: str, cfg: DatasetConfig, splits: Sequence[str]) -> dict[str, MissingSplitError]:
     """The splits that dataset `name` lacks, found before torch is imported; none where that would take long.
 
-    Rows are read until every split was seen. Shards, folders, files beyond `QUICKLY_READ` and those with rows that cannot
-    be used are left to `build_dataset`.
+    Rows are read until every split was seen. Shards, folders, files beyond `QUICKLY_READ` and those with unusable rows
+    are left to `build_dataset`.
 
     Raises:
         MiniGPT4Error: As for `read_rows`.

@@ -81,7 +81,7 @@ def build_model(
         check_memory(cfg, dtype, device, with_encoders=with_encoders)
     vision, bridge = None, None
     began = time.monotonic()
-    logger.info("loading %s%s", f"{cfg.vit_model}, " if with_encoders else "", llm_folder)
+    logger.info("loading %s%s", f"{cfg.vit_weights or cfg.vit_model}, " if with_encoders else "", llm_folder)
     if with_encoders:
         vision, bridge = build_image_encoders(cfg, device, dtype)
     else:
