@@ -9,7 +9,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # so that a clone works without being installed
 
-from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config, require_files, run_files
+from minigpt4.common.cli import (
+    add_config_arguments,
+    checks_early,
+    exit_on_error,
+    read_config,
+    require_files,
+    run_files,
+)
 from minigpt4.common.logging import announce_imports
 from minigpt4.datasets.builders import require_training_splits
 from minigpt4.runners.run_folder import check_run_folder
@@ -32,9 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     resume = cfg.run.resume_ckpt_path
     more = [("run.resume_ckpt_path", resume)] if resume and resume != "auto" else []
     require_files([*run_files(cfg.model, cfg.datasets), *more])
-    if not args.dry_run:
-        check_run_folder(cfg.run)
-    require_training_splits(cfg.datasets, cfg.run.train_splits, cfg.run.valid_splits)
+    if checks_early():
+        if not args.dry_run:
+            check_run_folder(cfg.run)
+        require_training_splits(cfg.datasets, cfg.run.train_splits, cfg.run.valid_splits)
     announce_imports()
     from minigpt4.runners.train import train  # imports torch and transformers, which --help need not wait for
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from minigpt4.common.cli import (
     add_config_arguments,
+    checks_early,
     command,
     console,
     exit_on_error,
@@ -81,10 +82,11 @@ def main(task: EvaluationTask | None = None, description: str | None = __doc__) 
     evaluated = {name: cfg.datasets[name] for name in names}
     if cfg.evaluation.task is EvaluationTask.caption:
         parse_metrics(cfg.evaluation.metrics)
-    require_writable(Path(cfg.evaluation.output_dir or cfg.paths.output_root), "evaluation.output_dir (--out)")
     require_files(run_files(cfg.model, evaluated, args.ckpt))
-    splits = cfg.evaluation.splits
-    require_evaluated_splits({name: quick_missing_splits(name, evaluated[name], splits) for name in names}, splits)
+    if checks_early():
+        require_writable(Path(cfg.evaluation.output_dir or cfg.paths.output_root), "evaluation.output_dir (--out)")
+        splits = cfg.evaluation.splits
+        require_evaluated_splits({name: quick_missing_splits(name, evaluated[name], splits) for name in names}, splits)
     announce_imports()
     from minigpt4.runners.evaluate import evaluate
 

@@ -19,7 +19,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from minigpt4.__main__ import main
-from minigpt4.common.cli import exit_on_error
+from minigpt4.common.cli import exit_on_error, require_files
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.files import language_model_folder
 from minigpt4.common.sources import in_cache
@@ -265,6 +265,15 @@ def test_torchruns_report_ends_with_the_message(
     lines = str(ChildFailedError("train.py", {0: failure})).splitlines()
     last = [line for line in lines if line.strip("=- ")][-1]
     assert last.strip() == "traceback : error: run.device: 'tpu' should be auto, cpu or cuda"
+
+
+def test_of_the_processes_of_a_machine_the_first_names_missing_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = [("model.ckpt", "none.pth"), ("model.vit_weights", "none_either.pth")]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    require_files(missing)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ConfigError, match="2 files and folders are missing"):
+        require_files(missing)
 
 
 class Hub:

@@ -110,8 +110,16 @@ def run_files(
         yield from dataset.files(name)
 
 
+def checks_early() -> bool:
+    """Whether this process makes the checks that need no torch; under torchrun the first of each machine does.
+
+    What it says ends the others, which would say the same.
+    """
+    return int(os.environ.get("LOCAL_RANK") or 0) == 0
+
+
 def require_files(files: Iterable[tuple[str, str]]) -> None:
-    """Refuse a run some of whose files are missing, before the seconds that importing torch takes.
+    """Refuse a run some of whose files are missing, before the seconds that importing torch takes: see `checks_early`.
 
     Args:
         files: (key, path) of each, the key as in the configuration or on the command line.
@@ -121,7 +129,7 @@ def require_files(files: Iterable[tuple[str, str]]) -> None:
             that is named as on the hub cannot be downloaded.
     """
     missing = [(key, path) for key, path in files if not os.path.exists(path)]
-    if missing:
+    if missing and checks_early():
         from minigpt4.common.sources import refuse_missing
 
         refuse_missing(missing)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config, require_files, run_files
+from minigpt4.common.cli import add_config_arguments, checks_early, exit_on_error, read_config, require_files, run_files
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.logging import announce_imports, set_up_logging
 from minigpt4.datasets.builders import build_datasets, require_training_splits
@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not any(dataset.feature_cache for dataset in cfg.datasets.values()):
         raise ConfigError("no dataset has a feature_cache; name a folder in datasets.NAME.feature_cache")
     require_files((key, path) for key, path in run_files(cfg.model, cfg.datasets) if key != "model.ckpt")
-    require_training_splits(cfg.datasets, cfg.run.train_splits, cfg.run.valid_splits)
+    if checks_early():
+        require_training_splits(cfg.datasets, cfg.run.train_splits, cfg.run.valid_splits)
     announce_imports()
     from minigpt4.common.distributed import start_processes
     from minigpt4.models.loading import build_prompt_encoder, choose_precision

@@ -233,7 +233,7 @@ class Trainer:
         self.state.meter.add(records, work)
         self._work_since_line += work
         if records and records[0].step == 0 and self.processes.is_main:
-            check_first_loss(records[0].loss, self.model.encoder.tokenizer.vocab_size)
+            check_first_loss(records[0].loss, self.model.encoder.tokenizer.vocab_size, self.model.base)
         self._guard.check(records, self.processes)
         self.state.skipped_in_a_row = self._guard.in_a_row
         return records
@@ -462,16 +462,26 @@ class FiniteGuard:
                 logger.warning("%s", message)
 
 
-def check_first_loss(loss: float, vocab_size: int) -> None:
-    """Warn when the first loss is that of guessing, which a language model with its weights never shows."""
+def check_first_loss(loss: float, vocab_size: int, base: Mapping[str, str]) -> None:
+    """Warn when the first loss is that of guessing, which a language model with its weights never shows.
+
+    Args:
+        loss: loss of the first step, in nats a token.
+        vocab_size: tokens of the language model.
+        base: names of the frozen parts -> fingerprints (`MiniGPT4.base`).
+    """
     guessing = math.log(vocab_size)
     if loss > guessing - 0.5:
+        from minigpt4.models.toy import is_toy
+
         logger.warning(
-            "the first loss is %.2f, no better than guessing among %s tokens (%.2f): the language model's weights look "
-            "broken or random; check model.llama_model",
+            "the first loss is %.2f, no better than guessing among %s tokens (%.2f): %s",
             loss,
             f"{vocab_size:,}",
             guessing,
+            "the tiny model knows captions of drawn scenes only; this is a rehearsal of the steps, not of the numbers"
+            if is_toy(base)
+            else "the language model's weights look broken or random; check model.llama_model",
         )
 
 

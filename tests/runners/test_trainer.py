@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minigpt4.common.checkpoint import read_checkpoint
+from minigpt4.common.checkpoint import fingerprint, read_checkpoint
+from minigpt4.common.files import asset
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.toy import FILES
 from minigpt4.runners.trainer import Trainer, TrainingError, check_first_loss
 from tests.runners.project import PARITY_A, Project, read_epochs
 
@@ -114,10 +116,13 @@ def test_one_bad_step_is_skipped_and_counted(train_here: Train, monkeypatch: pyt
 
 def test_first_loss(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        check_first_loss(2.1, 32000)
+        check_first_loss(2.1, 32000, {})
         assert not caplog.records
-        check_first_loss(10.375, 32000)
-    assert "no better than guessing among 32,000 tokens" in caplog.text
+        check_first_loss(10.375, 32000, {})
+    assert "no better than guessing among 32,000 tokens" in caplog.text and "broken or random" in caplog.text
+    caplog.clear()
+    check_first_loss(16.1, 736, {name: fingerprint(asset(file)) for name, file in FILES.items()})
+    assert "a rehearsal of the steps" in caplog.text and "broken" not in caplog.text
 
 
 def test_out_of_memory_says_what_to_lower(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
