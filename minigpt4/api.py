@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from minigpt4.common.boxes import TASKS, AnswerText
+from minigpt4.common.boxes import AnswerText, misspelt
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError, DataError, MiniGPT4Error
 from minigpt4.common.matmul import use_onednn_if_exact
@@ -128,7 +128,7 @@ class LoadedModel:
         self.prompt = prompt
         # A step changes the language model while it runs (`packed_attention`), so steps must not overlap.
         self._lock = lock or threading.Lock()
-        self._warned = False
+        self._warned: set[str] = set()
 
     @property
     def summary(self) -> str:
@@ -140,8 +140,8 @@ class LoadedModel:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Identifiers of tasks that may stand in front of a question, as `[vqa]`: those of MiniGPT-v2, or none."""
-        return TASKS if self.model.encoder.template.in_pieces else ()
+        """As `Template.tasks`."""
+        return self.model.encoder.template.tasks
 
     @property
     def note(self) -> str:
@@ -227,16 +227,12 @@ class LoadedModel:
         return self._encode(self.pixels(images))
 
     def pixels(self, images: Sequence[Any]) -> Tensor:
-        """N images as the vision encoder takes them, (N, 3, S, S); a toy's first unknown image is logged.
+        """N images as the vision encoder takes them, (N, 3, S, S).
 
         Raises:
             DataError: An image that cannot be used.
         """
-        pixels = stack_images([self.image_processor(image) for image in images])
-        if not self._warned and self.remark(pixels):
-            self._warned = True
-            logger.warning(UNKNOWN_IMAGE)
-        return pixels
+        return stack_images([self.image_processor(image) for image in images])
 
     def keep_images(self, pixels: Tensor) -> list[Any]:
         """What conversations keep of N images, for `answer` and `answer_ids`: here the features of each, (1, Q, width).
@@ -250,9 +246,21 @@ class LoadedModel:
         """Longest prompt behind which the answer fits."""
         return self.model.max_prompt_tokens(generation)
 
-    def remark(self, pixels: Tensor) -> str:
-        """What to say beside an answer about images (N, 3, S, S) of which the model can know nothing; else empty."""
-        return UNKNOWN_IMAGE if self.toy and not all(map(looks_drawn, pixels)) else ""
+    def remark(self, question: str, pixels: Tensor | None) -> str:
+        """What to say beside an answer; it is logged once. Empty unless the model can know nothing of the images, or
+        the question a misspelt task or box.
+
+        Args:
+            question: the question.
+            pixels: its images, (N, 3, S, S); None: there are none.
+        """
+        unknown = self.toy and pixels is not None and not all(map(looks_drawn, pixels))
+        remarks = [UNKNOWN_IMAGE if unknown else "", misspelt(question) if self.tasks else ""]
+        for remark in filter(None, remarks):
+            if remark not in self._warned:
+                self._warned.add(remark)
+                logger.warning("%s", remark)
+        return "; ".join(filter(None, remarks))
 
     def answer(
         self, prompts: Sequence[Sequence[int]], images: Sequence[Any], generation: GenerationConfig
@@ -297,7 +305,10 @@ class LoadedModel:
         answers: list[AnswerText] = []
         for start in range(0, len(images), batch_size):
             batch = slice(start, start + batch_size)
-            kept = self.keep_images(self.pixels(images[batch]))
+            pixels = self.pixels(images[batch])
+            for image, prompt in zip(pixels, prompts[batch], strict=True):
+                self.remark(prompt, image.unsqueeze(0))
+            kept = self.keep_images(pixels)
             ids = [self.model.encoder.prompt(with_image_tag(prompt)) for prompt in prompts[batch]]
             for prompt in ids:
                 self.model.encoder.check_length(prompt, "prompt", self.max_prompt_tokens(generation))
@@ -378,9 +389,9 @@ class Chat:
         if not isinstance(question, str) or not question.strip():
             raise DataError("the question is empty; write one")
         if not len(images):
-            return self._answer(Turn(question), [], settings)
+            return self._answer(Turn(question, remark=self.loaded.remark(question, None)), [], settings)
         pixels = self.loaded.pixels(images)
-        turn = Turn(question, len(images), remark=self.loaded.remark(pixels))
+        turn = Turn(question, len(images), remark=self.loaded.remark(question, pixels))
         return self._answer(turn, self.loaded.keep_images(pixels), settings)
 
     def regenerate(self, **settings: Unpack[GenerationSettings]) -> Iterator[AnswerText]:

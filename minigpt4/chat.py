@@ -45,8 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for path in args.image:
         if not os.path.exists(path):
             raise DataError(f"image {path} does not exist{near_path(path)}")
+    from minigpt4.conversation.template import check_task
     from minigpt4.processors.image import open_image
 
+    check_task(args.task, cfg.model)
     images = [open_image(path) for path in args.image]  # a broken image is found before minutes of loading
     from minigpt4.api import from_config
 

@@ -76,8 +76,13 @@ NO_READER = "no reader here: write its rows as JSONL (docs/your-data.md)"
 EVALUATED = ("cc_sbu_align", "flickr30k", "flickr30k_grounded_detail")
 """Datasets whose files for evaluation are those of training; the others have files of the original's own form."""
 OWN_FORM = "its file has a form of the original's own: evaluate the published files (docs/minigpt-v2.md)"
-LOWER_CASE = ("laion", "cc_sbu", "coco_caption", "textcaps_caption")
-"""Datasets whose captions the original gives to the text processor."""
+LOWER_CASE = (
+    "laion", "cc_sbu", "coco_caption", "textcaps_caption", "coco_vqa", "ok_vqa", "aok_vqa", "gqa", "ocrvqa",
+    "invrefcoco", "invrefcocop", "invrefcocog", "unnatural_instruction",
+)  # fmt: skip
+"""Datasets whose captions or answers the original gives to the text processor."""
+QUESTIONS_ONLY = ("refcoco", "refcocop", "refcocog", "refvg", "llava_detail", "llava_reason")
+"""Those whose questions only it gives to the text processor."""
 
 
 @dataclass
@@ -275,8 +280,9 @@ def _convert_dataset(name: str, old: Mapping[str, Any], key: str, new: Converted
     for phase, text in (old.get("text_processor") or {}).items():
         given = text.get("name", "blip_caption")
         used = given if card in LOWER_CASE else "plain_text"
-        is_for_questions = card in OF_V2 or card.startswith("flickr_")
-        reason = "for questions there; here they keep their case" if is_for_questions else "which is ignored there"
+        reason = (
+            "for questions there; here they keep their case" if card in QUESTIONS_ONLY else "which is ignored there"
+        )
         why = f"was {given}, {reason}" if used != given else ""
         new.set(f"{key}.text_processor.{phase}.name", used, why)
         if used == given:

@@ -86,6 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     questions = questions_of_files(args.images, prompt) if args.images else questions_of_jsonl(args.jsonl, prompt)
     questions = [replace(question, prompt=with_task(question.prompt, args.task)) for question in questions]
     require_files(run_files(cfg.model, checkpoints=[args.ckpt] if args.ckpt else []))
+    from minigpt4.conversation.template import check_task
+
+    check_task(args.task, cfg.model)
     import torch
 
     from minigpt4.api import from_config

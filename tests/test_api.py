@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from PIL import Image
 
 from minigpt4 import load
 from minigpt4.api import LoadedModel
-from minigpt4.common.boxes import Box
+from minigpt4.common.boxes import TASKS, Box
 from minigpt4.common.checkpoint import write_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError, DataError
 from minigpt4.common.files import asset
+from minigpt4.conversation.template import Template
 from minigpt4.models.generation import Answer
 from minigpt4.models.minigpt4 import MiniGPT4
 from tests.drawn import drawn_scenes
@@ -301,6 +303,22 @@ class TestLoad:
         code = "import minigpt4, sys; print('torch' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout == "False\n"
+
+
+def test_a_misspelt_task_is_remarked_on_once_in_the_log(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    image, model = drawn_scenes()[0].image, copy(tiny)
+    model._warned = set()
+    model.describe(image, "[refre] it", max_new_tokens=1)
+    assert not caplog.messages  # a model without tasks takes any text
+    monkeypatch.setattr(Template, "tasks", TASKS)
+    model.describe([image, image], ["[refre] it", "[refer] it"], max_new_tokens=1)
+    chat = model.chat()
+    chat.ask("[refre] it", [image], max_new_tokens=1)
+    chat.ask("[vqa] what?", max_new_tokens=1)
+    remark = "[refre] is no task; did you mean 'refer'?"
+    assert caplog.messages == [remark] and [turn.remark for turn in chat.turns] == [remark, ""]
 
 
 def test_answers_know_their_boxes(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

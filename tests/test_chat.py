@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw
 
 from minigpt4.api import Chat, LoadedModel
 from minigpt4.chat import main
+from minigpt4.common.boxes import TASKS
+from minigpt4.conversation.template import Template
 from minigpt4.models.toy import NOTE
 
 DESCRIBE = "Describe this image in detail."
@@ -62,6 +64,10 @@ def test_a_task_stands_in_front_of_each_question(
         return iter(["a box"])
 
     monkeypatch.setattr(Chat, "stream", stream)
+    with pytest.raises(SystemExit):
+        chat(capsys, "--task", "refer", "--ask", "the circle")
+    assert "--task refer: only MiniGPT-v2 knows tasks" in capsys.readouterr().err and not seen
+    monkeypatch.setattr(Template, "tasks", TASKS)
     chat(capsys, "--task", "refer", "--ask", "the circle", "the square")
     keyboard(monkeypatch, "the star")
     chat(capsys, "--task", "vqa")

@@ -17,9 +17,11 @@ import torch
 
 from minigpt4 import api
 from minigpt4.api import LoadedModel
+from minigpt4.common.boxes import TASKS
 from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import PROJECT
+from minigpt4.conversation.template import Template
 from minigpt4.generate import AnswerFile, Question, main, questions_of_files, questions_of_jsonl, row_of
 from minigpt4.models.loading import ChosenPrecision
 from tests.drawn import drawn_scenes
@@ -87,7 +89,10 @@ def test_rows_with_questions(folder: Path, tmp_path: Path, asked: list[int]) -> 
     assert rows[3]["error"].endswith("none.png does not exist")
 
 
-def test_a_task_stands_in_front_of_each_question(folder: Path, tmp_path: Path, asked: list[int]) -> None:
+def test_a_task_stands_in_front_of_each_question(
+    folder: Path, tmp_path: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Template, "tasks", TASKS)
     rows = generate(tmp_path / "out.jsonl", "--images", str(folder), "--prompt", "the circle", "--task", "refer")
     assert {row["prompt"] for row in rows} == {"[refer] the circle"}
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt4.common.errors import DataError, shown
+from minigpt4.common.errors import DataError, did_you_mean, shown
 
 TASKS = ("caption", "vqa", "refer", "identify", "grounding", "detection")
 """What MiniGPT-v2 can be asked to do, as `[vqa]` in front of a question (arXiv:2310.09478, table 1)."""
@@ -16,6 +16,7 @@ _TOKEN = re.compile(
     r"<p>(?P<label>.*?)</p>" + r"|\{\s*" + r"\s*".join(rf"<\s*(?P<{side}>\d{{1,3}})\s*>" for side in "abcd") + r"\s*\}",
     re.DOTALL,
 )
+_LIKE_A_BOX = re.compile(r"\{\s*(?:<(?:[-+.,\d\s]|nan|inf)+>\s*)+\}", re.IGNORECASE)
 
 
 Sides = tuple[float, float, float, float]
@@ -47,8 +48,10 @@ class Box:
 
     @property
     def text(self) -> str:
-        """The box without its label, sides rounded to hundredths within the image."""
-        return "{" + "".join(f"<{min(GRID, max(0, round(GRID * side)))}>" for side in self.sides) + "}"
+        """The box without its label, in hundredths within the image, of which it is at least one wide and high."""
+        left, top, right, bottom = (min(GRID, max(0, round(GRID * side))) for side in self.sides)
+        left, top = min(left, GRID - 1), min(top, GRID - 1)
+        return f"{{<{left}><{top}><{max(right, left + 1)}><{max(bottom, top + 1)}>}}"
 
 
 def iou(a: Sides, b: Sides) -> float:
@@ -111,6 +114,26 @@ def find_boxes(text: str) -> list[Box]:
     return boxes
 
 
+def annotated_boxes(text: str) -> list[Box]:
+    """As `find_boxes`, of an annotation, where nothing may look like a box and be none.
+
+    A box without an area is left out only: the published files, whose sides are cut to hundredths, have such boxes.
+
+    Raises:
+        DataError: A box has another form, or is not inside the image.
+    """
+    for found in _LIKE_A_BOX.finditer(text):
+        token = _TOKEN.fullmatch(found[0])
+        left, top, right, bottom = (int(token[side]) for side in "abcd") if token else (1, 1, 0, 0)
+        if not (left <= right <= GRID and top <= bottom <= GRID):
+            raise DataError(
+                f"the box {found[0]} should be {{<left><top><right><bottom>}} in hundredths of the image's sides: "
+                f"whole numbers from 0 to {GRID}, left below right and top below bottom; of pixels, write "
+                f"{GRID} * x / width and {GRID} * y / height"
+            )
+    return find_boxes(text)
+
+
 class AnswerText(str):
     """A model's answer, which knows the boxes in it."""
 
@@ -123,5 +146,33 @@ class AnswerText(str):
 
 
 def with_task(question: str, task: str | None) -> str:
-    """A question with the identifier of a task in front; None: as it is."""
-    return question if task is None else f"[{task}] {question}"
+    """A question with the identifier of a task in front; None: as it is.
+
+    Raises:
+        DataError: It has that of another task already.
+    """
+    own = _identifier(question)
+    if task is None or own == task:
+        return question
+    if own in TASKS:
+        raise DataError(f"the question {shown(question)} begins with [{own}], but the task is {task}; leave one out")
+    return f"[{task}] {question}"
+
+
+def misspelt(question: str) -> str:
+    """What in a question nearly is the identifier of a task, or a box; otherwise empty.
+
+    Other identifiers are left alone: a model may have been trained on tasks of its own.
+    """
+    try:
+        annotated_boxes(question)
+    except DataError as error:
+        return str(error)
+    own = _identifier(question)
+    hint = did_you_mean(own.lower(), TASKS)
+    return f"[{own}] is no task; {hint}" if own not in TASKS and "mean" in hint else ""
+
+
+def _identifier(question: str) -> str:
+    found = re.match(r"\s*\[(\w+)\]", question)
+    return found[1] if found else ""

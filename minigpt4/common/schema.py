@@ -17,6 +17,8 @@ from minigpt4.common.errors import ConfigError, did_you_mean
 
 DESCRIBE = "Describe this image in detail."
 """Question where neither the caller nor `evaluation.prompt` gives one."""
+NUM_QUERY_TOKEN = 32
+"""Learned queries of the published Q-Former."""
 MAX_BITS = 63
 """Bits of the largest integer that torch can store."""
 
@@ -224,7 +226,7 @@ class ModelConfig:
     MiniGPT-4 on LLaMA-2."""
     q_former_model: str | None = None
     """File with query tokens, ln_vision and Q-Former weights, in BLIP-2's layout; null: as for `vit_weights`."""
-    num_query_token: int = number(32, at_least=1)
+    num_query_token: int = number(NUM_QUERY_TOKEN, at_least=1)
     """Learned queries, which is the number of image tokens in the prompt."""
     q_former_args: dict[str, Any] = field(default_factory=dict)
     """Further fields of transformers' `Blip2QFormerConfig`."""
@@ -267,6 +269,12 @@ class ModelConfig:
             yield "has_qformer", "minigpt_v2 has no Q-Former; set it to false, or model.arch to minigpt4"
         if self.q_former_model and not self.has_qformer:
             yield "q_former_model", f"{self.q_former_model} would not be used, as has_qformer is false; change one"
+        if self.num_query_token != NUM_QUERY_TOKEN and not self.has_qformer:
+            yield (
+                "num_query_token",
+                f"{self.num_query_token} would not be used, as has_qformer is false: image_size decides the number of "
+                "image tokens; leave it out",
+            )
         if self.prompt_template.count("{}") != 1:
             yield "prompt_template", f"{self.prompt_template!r} must contain '{{}}' once, where the instruction goes"
         for section, options in (("vit_args", self.vit_args), ("q_former_args", self.q_former_args)):

@@ -64,6 +64,13 @@ class Template:
     in_pieces: bool = False
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """Identifiers of tasks that may stand in front of a question, as `[vqa]`: those of MiniGPT-v2, or none."""
+        from minigpt4.common.boxes import TASKS  # training asks nobody
+
+        return TASKS if self.in_pieces else ()
+
+    @property
     def opening_pattern(self) -> str:
         """The pattern of the first turn, without a system message."""
         return self.first_pattern or self.pattern
@@ -145,6 +152,19 @@ def configured_template(cfg: ModelConfig) -> Template:
         same = [known for known in TEMPLATES.values() if (known.pattern, known.end) == (template.pattern, template.end)]
         template = replace(same[0], system="") if same else template
     return replace(template, system=cfg.system) if cfg.system else template
+
+
+def check_task(task: str | None, cfg: ModelConfig) -> None:
+    """Refuse a task where the configured model was trained on none.
+
+    Raises:
+        ConfigError: It was not; or as for `configured_template`.
+    """
+    if task is not None and task not in configured_template(cfg).tasks:
+        raise ConfigError(
+            f"--task {task}: only MiniGPT-v2 knows tasks, and this model's template is another "
+            f"(model.prompt_template {cfg.prompt_template!r}); leave --task out, or name MiniGPT-v2 by --cfg-path"
+        )
 
 
 def own_template(folder: Path) -> Template:

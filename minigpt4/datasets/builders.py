@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.common.errors import ConfigError, DataError, MissingSplitError
+from minigpt4.common.errors import ConfigError, DataError, MissingSplitError, counted
 from minigpt4.common.files import require_path
 from minigpt4.common.registry import builders, processors, readers
 from minigpt4.common.schema import BadData, DatasetConfig, ModelConfig, ProcessorConfig
-from minigpt4.common.types import Record
-from minigpt4.conversation.template import QUESTION, PromptPool, read_prompts
+from minigpt4.common.types import IMAGE_TOKEN, Record
+from minigpt4.conversation.template import QUESTION, PromptPool, place_images, read_prompts
 from minigpt4.datasets.readers.rows import PackedRecords, Reader, RowProblem
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 SHARDS = "webdataset"
 """Builder of datasets whose images and captions are in tar shards."""
+MAX_TOKENS = 4
+"""Tokens of a character at most: a tokenizer that does not know it writes its bytes."""
 SHOWN = 20
 """Bad rows named in the log; `minigpt4 check` names all."""
 QUICKLY_READ = 50_000_000
@@ -130,7 +133,8 @@ def build_instruction(
     from minigpt4.datasets.instruction import InstructionDataset
 
     options = _sample_options(name, cfg, model, train)
-    records = select_splits(name, load_records(name, cfg, PromptPool(options["prompts"])), splits)
+    check = partial(check_askable, PromptPool(options["prompts"]), encoder)
+    records = select_splits(name, load_records(name, cfg, check), splits)
     return InstructionDataset(name, records, images=images_folder(name, cfg), encoder=encoder, seed=seed, **options)
 
 
@@ -200,39 +204,58 @@ def dataset_prompts(name: str, cfg: DatasetConfig, model: ModelConfig) -> Sequen
     raise ConfigError(f"datasets.{name}.prompts is not set and neither is model.prompt_path; name a file of prompts")
 
 
-def load_records(name: str, cfg: DatasetConfig, prompts: PromptPool | None = None) -> PackedRecords:
+def check_askable(prompts: PromptPool, encoder: PromptEncoder, record: Record) -> None:
+    """Refuse a record that cannot become a sample at the start, not hours later when its turn comes.
+
+    Args:
+        prompts: prompts of its dataset.
+        encoder: encodes prompts and answers.
+        record: an annotated image.
+
+    Raises:
+        DataError: It has no question and the dataset no prompt for that, or too many tokens.
+    """
+    first, *later = prompts.questions(record, partial(max, key=len))
+    # Hardly any record has to be encoded to know that it fits.
+    room = encoder.max_context_len - len(record.images) * encoder.num_image_tokens
+    if MAX_TOKENS * len(encoder.template.render(first)) > room or any(IMAGE_TOKEN in question for question in later):
+        *asked, last = place_images([first, *later], len(record.images), record.source)
+        answers = [answer for _, answer in record.earlier]
+        earlier = list(zip(asked, answers, strict=True))
+        encoder.encode_example(last, record.answers[0], len(record.images), record.source, earlier)
+
+
+def load_records(name: str, cfg: DatasetConfig, check: Callable[[Record], None] | None = None) -> PackedRecords:
     """All usable rows of dataset `name`; those that are not, are counted and the first ones logged (`bad_rows: skip`).
 
     Args:
         name: key of the dataset in the configuration.
         cfg: its configuration.
-        prompts: prompts that each record must be askable by; None: this is not checked.
+        check: raises a DataError for a record that cannot be used; None: all can.
 
     Raises:
         ConfigError: As for `read_rows`.
-        DataError: As for `read_rows`; or a row cannot be used or asked, or there is none.
+        DataError: As for `read_rows`; or a row cannot be used, or there is none.
     """
     problems: list[RowProblem] = []
-    count = 0
+    count, malformed = 0, False
 
     def usable() -> Iterator[Record]:
-        nonlocal count
+        nonlocal count, malformed
         for row in read_rows(name, cfg):
-            if isinstance(row, Record):
-                if prompts is not None and row.question is None:
-                    prompts.questions(row, lambda texts: texts[0])
-                yield row
+            found = _checked(row, check) if isinstance(row, Record) and check is not None else row
+            if isinstance(found, Record):
+                yield found
             else:
                 count += 1
-                problems.extend([row] * (len(problems) < SHOWN))
+                malformed |= not isinstance(row, Record)
+                problems.extend([found] * (len(problems) < SHOWN))
 
     records = PackedRecords(usable())
     if problems and cfg.bad_rows is BadData.stop:
-        others = f" (and {count - 1:,} more rows)" if count > 1 else ""
-        raise DataError(
-            f"{problems[0]}{others}; `minigpt4 check` names every bad row, and "
-            f"datasets.{name}.bad_rows=skip leaves them out"
-        )
+        others = f" (and {counted(count - 1, 'more rows')})" if count > 1 else ""
+        check_names = "`minigpt4 check` names every bad row, and " if malformed else ""
+        raise DataError(f"{problems[0]}{others}; {check_names}datasets.{name}.bad_rows=skip leaves them out")
     if not records:
         why = f"; the first row: {problems[0]}" if problems else ""
         raise DataError(f"datasets.{name}.annotations: {annotations_paths(name, cfg)[0]} holds no record{why}")
@@ -241,6 +264,14 @@ def load_records(name: str, cfg: DatasetConfig, prompts: PromptPool | None = Non
     if count > SHOWN:
         logger.warning("dataset %s: %d more rows cannot be used and are left out", name, count - SHOWN)
     return records
+
+
+def _checked(record: Record, check: Callable[[Record], None]) -> Record | RowProblem:
+    try:
+        check(record)
+    except DataError as error:
+        return RowProblem(record.source, str(error).removeprefix(f"{record.source}: "))
+    return record
 
 
 def select_splits(name: str, records: PackedRecords, splits: Sequence[str]) -> PackedRecords:

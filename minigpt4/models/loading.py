@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from minigpt4.common.checkpoint import RANDOM_SEED, fingerprint, frozen_identity, read_checkpoint, read_projection
 from minigpt4.common.errors import CheckpointError, ConfigError, DataError
 from minigpt4.common.files import language_model_folder, read_json, require_path
 from minigpt4.common.logging import duration
 from minigpt4.common.registry import models
-from minigpt4.common.schema import LowResource, ModelConfig, Precision
+from minigpt4.common.schema import LoraConfig, LowResource, ModelConfig, Precision
 from minigpt4.conversation.template import STAGE1_PATTERN, PromptEncoder, configured_template
 from minigpt4.conversation.tokenizer import check_vocabulary, load_tokenizer
 from minigpt4.models.llm import build_llm, compile_blocks, recompute_blocks
@@ -28,6 +29,7 @@ from minigpt4.models.qformer import build_qformer, query_width
 from minigpt4.models.vision import VisionEncoder, build_vision_encoder, empty_vision_encoder
 
 if TYPE_CHECKING:
+    from minigpt4.models.lora import Adapters
     from minigpt4.models.minigpt4 import Bridge
 
 logger = logging.getLogger(__name__)
@@ -88,11 +90,7 @@ def build_model(
         _check_encoder_weights(cfg)
     llm_dtype, llm_device = (None, torch.device("cpu")) if keep_llm_on_cpu else (dtype, device)
     llm = build_llm(llm_folder, cfg.low_resource, llm_dtype, llm_device)
-    adapters = None
-    if cfg.lora.r:
-        from minigpt4.models.lora import add_lora
-
-        adapters = add_lora(llm, cfg.lora)
+    adapters = _build_adapters(llm, cfg.lora)
     if cfg.recompute_llm:
         recompute_blocks(llm)
     if cfg.compile:
@@ -106,6 +104,16 @@ def build_model(
         load_projection(model, cfg.ckpt)
     logger.info("loaded in %s", duration(time.monotonic() - began))
     return model.eval()
+
+
+def _build_adapters(llm: nn.Module, settings: LoraConfig) -> Adapters | None:
+    if settings.r:
+        from minigpt4.models.lora import add_lora
+
+        return add_lora(llm, settings)
+    if settings != LoraConfig():
+        logger.warning("model.lora.r is 0, so there are no adapters, and nothing else in model.lora is used")
+    return None
 
 
 def build_prompt_encoder(cfg: ModelConfig) -> PromptEncoder:
@@ -198,7 +206,7 @@ def _check_metadata(model: MiniGPT4, metadata: dict[str, str], source: str) -> N
         if key in metadata and metadata[key] != ours.get(key):
             raise CheckpointError(
                 f"{source} was trained with {key} {json.dumps(metadata[key])}, this configuration has "
-                f"{json.dumps(ours.get(key, 'none'))}; set model.{key} to the checkpoint's, or choose another "
+                f"{json.dumps(ours.get(key, 'none'))}; set {_setting(key, metadata, ours)}, or choose another "
                 "checkpoint"
             )
     if "prompt_template" in metadata and metadata.get("system", "") != ours["system"]:
@@ -223,6 +231,17 @@ def _check_metadata(model: MiniGPT4, metadata: dict[str, str], source: str) -> N
         logger.warning(
             "%s was trained with image encoders of other sizes (%s); answers may be worse", source, "; ".join(sizes)
         )
+
+
+def _setting(key: str, metadata: dict[str, str], ours: dict[str, str]) -> str:
+    """The setting that makes what a checkpoint's metadata has under `key`, and its value."""
+    if key == "num_query_token":
+        theirs, own = (recorded.get("base.has_qformer", "true") for recorded in (metadata, ours))
+        if theirs != own:
+            return f"model.has_qformer to {theirs}"
+        if own == "false":
+            return f"model.image_size to {metadata.get('base.image_size', 'that of the checkpoint')}"
+    return f"model.{key} to the checkpoint's"
 
 
 @dataclass(frozen=True, slots=True)

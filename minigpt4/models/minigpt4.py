@@ -234,7 +234,7 @@ class MiniGPT4(nn.Module):
             raise CheckpointError(
                 f"{source} is no checkpoint of this model: missing {first_few(missing, 3) or 'nothing'}, unexpected "
                 f"{first_few(unexpected, 3) or 'nothing'}; it must hold {first_few(names.values(), 3)}"
-                + _lora_hint(state)
+                + (self._lora_hint(state) or "; copy it again, or choose another")
             )
         for own, name in names.items():
             parameter = self.get_parameter(own)
@@ -242,7 +242,7 @@ class MiniGPT4(nn.Module):
                 raise CheckpointError(
                     f"{source} was trained for another model: {name} has shape {tuple(state[name].shape)}, this "
                     f"language model (width {self.llm_width}) needs {tuple(parameter.shape)}; check model.ckpt and "
-                    f"model.llama_model{_lora_hint(state)}"
+                    f"model.llama_model{self._lora_hint(state)}"
                 )
             if not state[name].is_floating_point() or not bool(state[name].isfinite().all()):
                 raise CheckpointError(
@@ -255,6 +255,17 @@ class MiniGPT4(nn.Module):
         with torch.no_grad():
             for own, name in names.items():
                 self.get_parameter(own).copy_(state[name])
+
+    def _lora_hint(self, state: Mapping[str, Tensor]) -> str:
+        """What to set where a checkpoint has other adapters than the model."""
+        found = {name.rsplit(".", 3)[1]: len(tensor) for name, tensor in state.items() if ".lora_A." in name}
+        mine = dict.fromkeys(self.adapters.settings.targets, self.adapters.settings.r) if self.adapters else {}
+        if not found or found == mine:
+            return ""
+        return (
+            f"; it has adapters of rank {max(found.values())} in {', '.join(sorted(found))}: set model.lora.r and "
+            "model.lora.targets to these, and model.lora.alpha to what they were trained with"
+        )
 
     def metadata(self) -> dict[str, str]:
         """What a checkpoint records beside its tensors: template, sizes, fingerprints of the base weights."""
@@ -271,11 +282,6 @@ class MiniGPT4(nn.Module):
             | adapters
             | {f"base.{name}": value for name, value in self.base.items()}
         )
-
-
-def _lora_hint(state: Mapping[str, Tensor]) -> str:
-    ranks = [tensor.shape[0] for name, tensor in state.items() if ".lora_A." in name]
-    return f" (the file has adapters of rank {ranks[0]}: model.lora.r, .alpha and .targets)" if ranks else ""
 
 
 def splice_images(token_embeds: Tensor, image_embeds: Tensor | None, positions: Tensor) -> Tensor:

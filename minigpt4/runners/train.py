@@ -180,7 +180,8 @@ def log_result(
     logger.info("done in %s%s; log: %s", duration(seconds), best, folder / "train.log")
     datasets = {**train_data, **valid_data}
     files = {name: dataset for name, dataset in datasets.items() if not isinstance(dataset, ShardDataset)}
-    image = str(next(iter(files.values())).image_path(0)) if files else "IMAGE"
+    images = (dataset.image_path(0) for dataset in files.values() if dataset.records[0].image)
+    image = str(next(images, "IMAGE"))
     chosen = ["--cfg-path", str(folder / CONFIG), "--ckpt", str(folder / checkpoint)]
     logger.info("chat:     %s", command("chat", *chosen, "--image", image))
     evaluated = next((name for name in valid_data if name in files), None)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,23 @@ class TestRecords:
         ):
             with pytest.raises(ConfigError, match=message):
                 check_values(jsonl_config(tmp_path, 2, **options), "datasets.mine.")
+
+    def test_records_that_are_too_long_are_named_before_training(
+        self, make_config: MakeConfig, encoder: PromptEncoder, tmp_path: Path
+    ) -> None:
+        cfg, mine, encoder = make_config(), "mine", copy(encoder)
+        encoder.max_txt_len = 20
+        late = [{"question": "<ImageHere> a?", "answer": "b" * 30}, {"question": "<ImageHere>?", "answer": "c"}]
+        rows = [
+            {"image": "0.png", "question": "Why?" + "?" * (encoder.max_context_len // 8), "answer": "x" * 9000},
+            {"image": "1.png", "question": "w" * encoder.max_context_len, "answer": "x"},
+            {"images": ["0.png", "1.png"], "conversation": late},
+        ]
+        cfg.datasets[mine].annotations = str(write_jsonl(tmp_path / "long.jsonl", rows))
+        with pytest.raises(DataError, match=r"long\.jsonl, line 2: the prompt has .* \(and 1 more row\); "):
+            build(cfg, encoder, "train")
+        cfg.datasets[mine].bad_rows = BadData.skip
+        assert [record.image for record in build(cfg, encoder, "train")[mine].records] == ["0.png"]
 
     def test_no_row_at_all_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="holds no record"):

@@ -18,9 +18,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.files import PROJECT
-from minigpt4.common.schema import LlmSharding, LowResource
+from minigpt4.common.schema import LlmSharding, LoraConfig, LowResource
 from minigpt4.common.types import Batch
-from minigpt4.models.llm import build_llm, compile_blocks, recompute_blocks, shards_llm
+from minigpt4.models.llm import block_stacks, build_llm, compile_blocks, recompute_blocks, shards_llm
+from minigpt4.models.lora import add_lora
 from minigpt4.models.minigpt4 import packed_losses, padded_losses
 from tests.launch import launch
 from tests.models.parity import CPU, Case, build_with
@@ -179,18 +180,22 @@ def test_recomputed_blocks_have_the_same_gradients_and_keep_less(
 ) -> None:
     options = {"word_embed_proj_dim": 32, "dropout": 0.5} if kind == "opt" else {}
     model, batch = deepcopy(language_model(kind, **options)), make_batch()
+    add_lora(model, LoraConfig(r=2, dropout=0.3)).train(True)
+    adapters = [weight for weight in model.parameters() if weight.requires_grad]
+    for number, weight in enumerate(adapters):
+        torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(number))
     results, kept = [], []
     for _ in range(2):
         sizes: list[int] = []
         embeds = embeddings(model, batch)
+        torch.manual_seed(0)  # of the adapters' dropout, which recomputation has to repeat
         with saved_tensors_hooks(lambda tensor, sizes=sizes: (sizes.append(tensor.numel()), tensor)[1], lambda x: x):
             losses = losses_of(model, embeds, batch)
-        (gradient,) = torch.autograd.grad(losses.sum(), embeds)
-        results.append((losses.detach(), gradient))
+        results.append((losses.detach(), *torch.autograd.grad(losses.sum(), [embeds, *adapters])))
         kept.append(sum(sizes))
         recompute_blocks(model)
-    (plain, plain_gradient), (recomputed, recomputed_gradient) = results
-    assert torch.equal(recomputed, plain) and torch.equal(recomputed_gradient, plain_gradient)
+    assert all(map(torch.equal, *results)) and len(results[0]) == 2 + 2 * 2 * len(block_stacks(model)[0])
+    assert all(bool(gradient.any()) for gradient in results[0])
     assert kept[1] < kept[0] / 2
 
 

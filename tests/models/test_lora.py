@@ -150,9 +150,9 @@ def test_a_checkpoint_of_other_adapters(
 
 
 def test_adapters_that_the_configuration_does_not_know(parity_v: Case) -> None:
-    with pytest.raises(CheckpointError, match=r"has adapters of rank 4: model\.lora\.r"):
+    with pytest.raises(CheckpointError, match=r"has adapters of rank 4 in q_proj, v_proj: set model\.lora\.r"):
         build_with(parity_v, lora=LoraConfig(), arch="minigpt4")
-    with pytest.raises(CheckpointError, match=rf"{LORA_A} has shape \(4, 64\).* has adapters of rank 4"):
+    with pytest.raises(CheckpointError, match=rf"{LORA_A} has shape \(4, 64\).* has adapters of rank 4 in"):
         build_with(parity_v, lora=LoraConfig(r=8))
     with pytest.raises(CheckpointError, match=r"missing \S*o_proj"):
         build_with(parity_v, lora=LoraConfig(r=4, targets=["q_proj", "v_proj", "o_proj"]))
@@ -162,6 +162,13 @@ def test_adapters_that_the_configuration_does_not_know(parity_v: Case) -> None:
 def test_targets_that_are_no_linear_layers_of_the_decoder(parity_v: Case, target: str) -> None:
     with pytest.raises(ConfigError, match=rf"model\.lora\.targets: .* no linear layers '{target}'; "):
         build_with(parity_v, ckpt=None, lora=LoraConfig(r=4, targets=["q_proj", target]))
+
+
+def test_settings_without_a_rank_are_said_to_be_unused(parity_v: Case, caplog: pytest.LogCaptureFixture) -> None:
+    build_with(parity_v, ckpt=None, lora=LoraConfig())
+    assert "model.lora" not in caplog.text
+    build_with(parity_v, ckpt=None, lora=LoraConfig(alpha=32))
+    assert "model.lora.r is 0, so there are no adapters, and nothing else in model.lora is used" in caplog.text
 
 
 def test_a_rank_without_targets() -> None:

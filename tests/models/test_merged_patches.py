@@ -17,7 +17,7 @@ from minigpt4.models.loading import build_model, build_prompt_encoder
 from minigpt4.models.merged_patches import MergedPatches
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.vision import empty_vision_encoder
-from tests.models.parity import CPU, Case, model_config
+from tests.models.parity import CPU, Case, build_with, model_config
 from tests.models.test_parity import assert_close_to
 
 
@@ -81,6 +81,17 @@ def test_trained_parts_load_into_the_same_architecture_only(parity_v: Case, chec
         build_model(model_config(parity_a.folder, ckpt=str(checkpoint)), CPU, torch.float32)
 
 
+def test_a_checkpoint_of_another_image_size_or_bridge_names_the_setting(
+    parity_v: Case, parity_a: Case, tmp_path: Path
+) -> None:
+    model = parity_v.model
+    write_checkpoint(tmp_path / "c.pth", {"model": model.trainable_state(), "metadata": model.metadata()})
+    with pytest.raises(CheckpointError, match=r'num_query_token "9", this .* "16"; set model\.image_size to 84, or'):
+        build_with(parity_v, image_size=112, ckpt=str(tmp_path / "c.pth"))
+    with pytest.raises(CheckpointError, match=r'num_query_token "9", .* set model\.has_qformer to false, or'):
+        build_with(parity_a, prompt_template="[INST] {} [/INST]", end_sym="</s>", ckpt=str(tmp_path / "c.pth"))
+
+
 def test_identities_name_the_bridge(parity_v: Case, parity_a: Case, model: MiniGPT4) -> None:
     identity = cache_identity(config(parity_v), 84, torch.float32)
     assert identity["has_qformer"] == "false" and "q_former_model" not in identity
@@ -93,6 +104,7 @@ def test_identities_name_the_bridge(parity_v: Case, parity_a: Case, model: MiniG
     [
         ({"arch": "minigpt_v2", "has_qformer": True}, "has_qformer"),
         ({"q_former_model": "qformer.pth"}, "q_former_model"),
+        ({"num_query_token": 64}, "num_query_token"),
     ],
 )
 def test_settings_that_contradict_each_other(parity_v: Case, changes: dict[str, Any], key: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.boxes import find_boxes
+from minigpt4.common.boxes import annotated_boxes
 from minigpt4.common.errors import DataError, shown
 from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
@@ -43,13 +43,15 @@ def _record(row: Any, source: str) -> Record:
     require_object(row)
     texts = _texts(row)
     images = _images(row, texts)
-    if len(images) == 1:  # in front of the first question, as everywhere
+    if len(images) == 1 and sum(text.count(IMAGE_MARK) for text in texts) <= 1:
+        # In front of the first question, as everywhere.
         texts = [text.replace(IMAGE_MARK, "") for text in texts]
     texts = [text.replace(IMAGE_MARK, IMAGE_TAG).strip() for text in texts]
     if not all(texts):
         raise DataError(f"a text is empty, of {shown(row['conversations'])}")
     questions, answers = texts[::2], texts[1::2]
     place_images(questions, len(images), source)
+    boxes = [annotated_boxes(text) for text in texts]
     row_id = text_of(row, "id") or "row"
     return Record(
         image_id=f"{row_id}-{source.rpartition(' ')[2]}",  # ids are those of images, about which there are several rows
@@ -59,7 +61,7 @@ def _record(row: Any, source: str) -> Record:
         earlier=tuple(zip(questions[:-1], answers[:-1], strict=True)),
         split=text_of(row, "split"),
         source=source,
-        boxes=tuple(find_boxes(answers[-1])),
+        boxes=tuple(boxes[-1]),
     )
 
 

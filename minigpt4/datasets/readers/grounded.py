@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.boxes import find_boxes
+from minigpt4.common.boxes import annotated_boxes
 from minigpt4.common.errors import DataError, shown
 from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
@@ -33,7 +33,7 @@ def _record(row: Any, source: str) -> Record:
     if image is None:
         raise DataError("no 'image_id'")
     question, answer = _turn(row)
-    boxes = tuple(find_boxes(answer))
+    boxes = tuple(annotated_boxes(answer))
     if question is not None and not boxes:
         raise DataError(f"no box such as {{<10><20><30><40>}} in {shown(answer)}")
     # Several rows ask about one image.

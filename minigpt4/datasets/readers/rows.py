@@ -25,6 +25,8 @@ QUESTION_COLUMNS = ("question", "instruction")
 GROUNDING_COLUMNS = ("kind", "boxes", "choices")
 COLUMNS = ("image", "images", *ANSWER_COLUMNS, *QUESTION_COLUMNS, "conversation", "split", "id", *GROUNDING_COLUMNS)
 CONVERSATION = '[{"question": "...", "answer": "..."}]'
+ONE_HUNDREDTH = 0.0101
+"""What sides written in hundredths may differ by from the annotated ones."""
 _NAMES = tuple(known.name for known in fields(Record))
 _BOXES = _NAMES.index("boxes")
 _SIDES = ("left", "top", "right", "bottom", "label")
@@ -146,6 +148,11 @@ def record_of(row: Mapping[str, Any], source: str) -> Record:
     image_id = text_of(row, "id") or (_without_suffix(images[0]) if images else None)
     if image_id is None:
         raise DataError("a row without an image needs an 'id', by which its predictions are kept")
+    boxes = _boxes(row)
+    _boxes_in([question or "", *(text for turn in turns[:-1] for text in turn)])
+    for named in _boxes_in(answers):
+        if boxes and not any(_is_near(named, box) for box in boxes):
+            raise DataError(f"the answer names the box {named.text}, which is not among 'boxes', {shown(row['boxes'])}")
     return Record(
         image_id=image_id,
         images=images,
@@ -155,7 +162,7 @@ def record_of(row: Mapping[str, Any], source: str) -> Record:
         split=text_of(row, "split"),
         source=source,
         kind=text_of(row, "kind") or "",
-        boxes=_boxes(row),
+        boxes=boxes,
         choices=_choices(row, answers),
     )
 
@@ -222,6 +229,25 @@ def _box(entry: Any, name: str) -> Box:
             "pixels by the image's width and height"
         )
     return Box(float(left), float(top), float(right), float(bottom), label or "")
+
+
+def _boxes_in(texts: Iterable[str]) -> list[Box]:
+    """The boxes written in texts, such as {<10><20><30><40>}.
+
+    Raises:
+        DataError: One is no box of an image.
+    """
+    marked = [text for text in texts if "{" in text and "<" in text]
+    if not marked:  # as in most annotations
+        return []
+    from minigpt4.common.boxes import annotated_boxes
+
+    return [box for text in marked for box in annotated_boxes(text)]
+
+
+def _is_near(written: Box, box: Box) -> bool:
+    """Whether a box in hundredths is this one, its sides rounded or cut off."""
+    return all(abs(a - b) < ONE_HUNDREDTH for a, b in zip(written.sides, box.sides, strict=True))
 
 
 def _choices(row: Mapping[str, Any], answers: Sequence[str]) -> tuple[str, ...]:

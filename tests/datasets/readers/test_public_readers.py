@@ -269,6 +269,11 @@ class TestConversations:
             ({"conversations": [*turns, turns[1]]}, "human and gpt in turn"),
             ({"image": "a.jpg", "conversations": [turns[0], {"from": "gpt", "value": " "}]}, "a text is empty"),
             ({"image": ["a.jpg", "b.jpg"], "conversations": turns}, "1 image placeholder(s) for 2 image(s)"),
+            ({"image": "a.jpg", "conversations": [*turns, *turns]}, "2 image placeholder(s) for 1 image(s)"),
+            (
+                {"image": "a.jpg", "conversations": [turns[0], {"from": "gpt", "value": "<p>x</p> {<1><2><3><400>}"}]},
+                "the box {<1><2><3><400>} should be",
+            ),
             ({"image": [3], "conversations": turns}, "'image' should be a path or a list of paths"),
         ],
     )
@@ -295,10 +300,17 @@ def test_texts_without_their_boxes_are_refused(tmp_path: Path) -> None:
     rows = [
         {"image_id": 1, "phrase": "a man", "bbox": "{<9><9><5><50>}"},
         {"image_id": 1, "caption": "x", "output": "y"},
+        {"image_id": 1, "grounded_caption": "<p>x</p> {<1><2><3><4>} <p>y</p> {<1><2><300><4>}"},
     ]
     rows += [{"phrase": "x", "bbox": "y"}, {"image_id": 1}]
     problems = read("grounded", write_json(tmp_path / "a.json", rows))
-    expected = ["no box such as", "no box such as", "no 'image_id'", "'grounded_caption', 'caption' and 'output', or"]
+    expected = [
+        "the box {<9><9><5><50>}",
+        "no box such as",
+        "the box {<1><2><300><4>} should be",
+        "no 'image_id'",
+        "'grounded_caption', 'caption' and 'output', or",
+    ]
     for problem, message in zip(problems, expected, strict=True):
         assert isinstance(problem, RowProblem) and message in problem.message
 

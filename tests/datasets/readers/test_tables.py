@@ -264,6 +264,15 @@ class TestGrounding:
         assert full.boxes == (Box(0, 0.1, 0.25, 1), Box(0.5, 0.5, 1, 0.75, "dog"), Box(0.5, 0.5, 1, 0.75))
         assert (full.kind, full.choices) == ("place", ("left", "right"))
 
+    def test_an_answer_names_true_boxes_rounded_or_cut_off(self, tmp_path: Path) -> None:
+        boxes = [[0.108, 0.2, 0.399, 0.5], [0.5, 0.5, 1, 1]]
+        rows = [
+            {"image": "a.jpg", "answer": answer, "boxes": boxes}
+            for answer in ("{<11><20><40><50>}", "{<10><20><39><50>}")
+        ]
+        first, second = records_of(read("jsonl", write_jsonl(tmp_path / "a.jsonl", rows)))
+        assert first.boxes == second.boxes == (Box(0.108, 0.2, 0.399, 0.5), Box(0.5, 0.5, 1, 1))
+
     def test_in_cells_of_a_csv(self, tmp_path: Path) -> None:
         (tmp_path / "a.csv").write_text(
             'image,answer,kind,boxes,choices\na.jpg,x,k,"[[0, 0, 1, 0.5]]","[""x"", ""y""]"\nb.jpg,x,,,\n'
@@ -287,6 +296,17 @@ class TestGrounding:
             ({"boxes": [[0, 0, float("nan"), 1]]}, "should have 0 <= left < right <= 1"),
             ({"boxes": [{"box": [0, 0, 1, 1], "name": "dog"}]}, "should have a 'box' and perhaps a 'label'"),
             ({"boxes": [{"box": [0, 0, 1, 1], "label": ["dog"]}]}, "'label' should be a text"),
+            ({"answer": "{<120><30><200><90>}"}, "the box {<120><30><200><90>} should be"),
+            ({"answers": ["a dog", "a dog {<9><1><2><3>}"], "answer": ""}, "the box {<9><1><2><3>} should be"),
+            ({"question": "[identify] {<1><2><3>}"}, "the box {<1><2><3>} should be"),
+            (
+                {"answer": "", "conversation": [{"question": "q {<0><0><0.5><1>}", "answer": "a"}] * 2},
+                "the box {<0><0><0.5><1>} should be",
+            ),
+            (
+                {"answer": "{<10><20><30><40>}", "boxes": [[0.1, 0.2, 0.3, 0.45]]},
+                "the answer names the box {<10><20><30><40>}, which is not among 'boxes', [[0.1, 0.2, 0.3, 0.45]]",
+            ),
             ({"choices": "x"}, "'choices' should be a list of texts"),
             ({"choices": ["x"]}, "'choices' should be at least two different texts"),
             ({"choices": ["x", "x", "y"]}, "'choices' should be at least two different texts"),
