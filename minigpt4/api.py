@@ -310,8 +310,8 @@ class LoadedModel:
                 self.remark(prompt, image.unsqueeze(0))
             kept = self.keep_images(pixels)
             ids = [self.model.encoder.prompt(with_image_tag(prompt)) for prompt in prompts[batch]]
-            for prompt in ids:
-                self.model.encoder.check_length(prompt, "prompt", self.max_prompt_tokens(generation))
+            for encoded in ids:
+                self.model.encoder.check_length(encoded, "prompt", self.max_prompt_tokens(generation))
             answers += [AnswerText(one.text) for one in self.answer(ids, kept, generation)]
         return answers
 

@@ -84,6 +84,8 @@ def true_boxes(item: Prediction) -> list[Box]:
 
 def _true_box(box: Sequence[float], label: str) -> Box:
     left, top, right, bottom = map(float, box)
+    if not (left < right and top < bottom):  # true of NaN, too
+        raise ValueError(f"its sides are {box}")
     return Box(left, top, right, bottom, label)
 
 

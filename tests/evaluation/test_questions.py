@@ -87,6 +87,8 @@ def test_true_boxes_are_kept_unrounded() -> None:
         '{"box": [1, 2, 3], "label": ""}',
         '{"box": [1, 2]}',
         '{"box": 3, "label": ""}',
+        '{"box": [0.1, 0.2, NaN, 0.4], "label": ""}',
+        '{"box": [0.1, 0.4, 0.3, 0.2], "label": ""}',
     ):
         with pytest.raises(MetricError, match="question 7: a reference is no box"):
             score_answers("refer", [answer(7, "", wrong)])

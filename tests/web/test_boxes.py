@@ -51,7 +51,7 @@ def relative(page: Page, selector: str) -> list[list[float]]:
     return page.window.execute_script(script, selector)
 
 
-@pytest.mark.parametrize("size", [(300, 120), (120, 300)], ids=["landscape", "portrait"])
+@pytest.mark.parametrize("size", [(1600, 700), (700, 1600), (120, 80)], ids=["landscape", "portrait", "small"])
 def test_boxes_are_drawn_and_a_drawn_box_is_asked_about(
     new_window: Any, boxes_address: str, tmp_path: Path, size: tuple[int, int]
 ) -> None:
