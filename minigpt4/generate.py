@@ -255,10 +255,7 @@ class AnswerFile:
         with writing(self.path):
             if self.path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "it is a folder; name a file")
-            try:
-                held.enter_context(hold(self.path.with_name(f"{self.path.name}.lock"), self.path))
-            except DataError as error:
-                raise DataError(f"{error}; wait for its end, or choose another --out") from error
+            held.enter_context(hold(self.path.with_name(f"{self.path.name}.lock"), self.path))
             remove_temporary_files(self.path.parent, f"{glob.escape(self.path.name)}*")
             begun = self.path.is_file() or self._parts()
             if begun and kept.is_file() and read_text(kept) != text:

@@ -265,7 +265,7 @@ class TestWhereNothingCanBeWritten:
     def test_a_file_that_another_command_writes_is_left_alone(self, tmp_path: Path) -> None:
         with ExitStack() as first, ExitStack() as second:
             AnswerFile(tmp_path / "out.jsonl", []).begin({}, first)
-            with pytest.raises(DataError, match=rf"process {os.getpid()} on .* is writing to .*out\.jsonl; wait for"):
+            with pytest.raises(DataError, match=rf"process {os.getpid()} on .* is writing to .*out\.jsonl; wait until"):
                 AnswerFile(tmp_path / "out.jsonl", []).begin({}, second)
         with ExitStack() as held:
             AnswerFile(tmp_path / "out.jsonl", []).begin({}, held)
