@@ -23,7 +23,7 @@ def prefill(model: LoadedModel, pixels: torch.Tensor, ids: list[int]) -> Any:
     """Vision, Q-Former, projection and one pass of the language model over the prompt, by transformers itself."""
     network = model.model
     queries = network.encode_queries(pixels.to(network.device))
-    (embeds,) = network._embed_prompts([ids], None, queries)
+    (embeds,) = network.embed_prompts([ids], None, queries)
     return network.llama_model(inputs_embeds=embeds[None], use_cache=True, logits_to_keep=1).logits
 
 

@@ -47,11 +47,11 @@ def our_answers(model: MiniGPT4, prompts: Texts, queries: Tensor, rows: int) -> 
 def plain_answers(model: MiniGPT4, prompts: Texts, images: Tensor, size: int) -> Texts:
     """Batch by batch, padded, through transformers' `generate`."""
     settings = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS)
-    generator = Generator(model.llama_model, model.encoder.tokenizer, settings, stop="")
+    generator = Generator(model.llama_model, model.encoder.tokenizer, settings)
     texts = []
     for start in range(0, len(prompts), size):
         batch = slice(start, start + size)
-        embeds = model._embed_prompts(prompts[batch], images[batch], None)
+        embeds = model.embed_prompts(prompts[batch], images[batch], None)
         texts += [list(answer.token_ids) for answer in generator.generate_with_transformers(embeds)]
     return texts
 

@@ -127,7 +127,7 @@ class LoadedModel:
         self.defaults = defaults
         self.prompt = prompt
         # A step changes the language model while it runs (`packed_attention`), so steps must not overlap.
-        self._lock = lock or threading.Lock()
+        self.lock = lock or threading.Lock()
         self._warned: set[str] = set()
 
     @property
@@ -216,7 +216,7 @@ class LoadedModel:
             CheckpointError: It does not fit.
         """
         twin = with_projection(self.model, ckpt)
-        return LoadedModel(twin, self.image_processor, self.defaults, self.prompt, self._lock, self.name)
+        return LoadedModel(twin, self.image_processor, self.defaults, self.prompt, self.lock, self.name)
 
     def encode(self, images: Sequence[Any]) -> Tensor:
         """The frozen encoders' features of N images: (N, Q, width of the queries).
@@ -272,17 +272,17 @@ class LoadedModel:
             images: those of all prompts in order, as `keep_images` keeps them.
             generation: all settings.
         """
-        with self._lock:
+        with self.lock:
             return self.model.generate(prompts, generation, queries=torch.cat(list(images)) if images else None)
 
     def answer_ids(self, ids: Sequence[int], images: Sequence[Any], generation: GenerationConfig) -> Iterator[Answer]:
         """The answer to an encoded prompt as it grows; arguments as for `answer`. Closing the iterator stops it."""
-        with self._lock:
+        with self.lock:
             queries = torch.cat(list(images)) if images else None
             steps = self.model.stream(ids, generation, queries=queries)
         try:
             while True:
-                with self._lock:
+                with self.lock:
                     answer = next(steps, None)
                 if answer is None:
                     return
@@ -291,7 +291,7 @@ class LoadedModel:
             steps.close()  # type: ignore[attr-defined]
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        with self._lock:
+        with self.lock:
             return self.model.encode_queries(pixels.to(self.model.device))
 
     def _question(self, prompt: object) -> str:

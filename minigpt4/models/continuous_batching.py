@@ -42,29 +42,25 @@ def generate_batch(
     """
     rows = min(rows, len(prompts))
     prefix = _prefill_shared_prefix(llm, prompts)
-    cache = KeyValueCache(rows, max(map(len, prompts), default=0) + max_new_tokens)
+    batch = RunningBatch(llm, rows, max(map(len, prompts), default=0) + max_new_tokens)
     waiting = deque(Request(index, len(prompt)) for index, prompt in enumerate(prompts))
-    active: list[Request] = []
-    while waiting or active:
-        free = rows - len(active)
-        if waiting and free >= REFILL_FRACTION * rows:
-            stepped = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-            logits = _prefill(llm, [prompts[request.index] for request in stepped], cache, len(active), prefix)
-            active += stepped
+    while waiting or batch.requests:
+        if waiting and batch.free >= REFILL_FRACTION * rows:
+            stepped = [waiting.popleft() for _ in range(min(batch.free, len(waiting)))]
+            logits = batch.join(stepped, [prompts[request.index] for request in stepped], prefix)
         else:
-            stepped = active
-            logits = _decode_step(llm, active, cache)
+            stepped = batch.requests
+            logits = batch.step()
         tokens = sample(logits, [request.ids for request in stepped]).tolist()
         for request, token in zip(stepped, tokens, strict=True):
             request.ids.append(token)
             yield request.index, request.ids
-        done = [len(request.ids) >= max_new_tokens or finished(request.ids) for request in active]
-        active = _remove_finished(active, done, cache)
+        batch.leave([len(request.ids) >= max_new_tokens or finished(request.ids) for request in batch.requests])
 
 
 @dataclass(slots=True)
 class Request:
-    """A prompt being answered; its position among the active requests is its row of the cache.
+    """A prompt being answered.
 
     Attributes:
         index: index of the prompt.
@@ -75,6 +71,77 @@ class Request:
     index: int
     length: int
     ids: list[int] = field(default_factory=list)
+
+
+class RunningBatch:
+    """Prompts that are answered together; they join and leave between two steps.
+
+    Whoever calls `join` or `step` appends a token to the ids of each request that logits were returned of.
+
+    Args:
+        llm: a causal language model that is `packable`.
+        rows: prompts at the same time.
+        length: tokens of the longest prompt with its answer.
+
+    Attributes:
+        requests: the prompts being answered; the position of each is its row of the cache.
+    """
+
+    def __init__(self, llm: nn.Module, rows: int, length: int) -> None:
+        self.llm = llm
+        self.requests: list[Request] = []
+        self._cache = KeyValueCache(rows, length)
+
+    @property
+    def free(self) -> int:
+        """Prompts that can join."""
+        return self._cache.rows - len(self.requests)
+
+    def allocate(self) -> int:
+        """Take the memory of the cache now, and not when the first prompt joins; its size in bytes."""
+        embeddings: Any = self.llm.get_input_embeddings()  # type: ignore[operator]
+        self.join([Request(0, 1)], [embeddings.weight[:1]])
+        self.leave([True])
+        return self._cache.bytes
+
+    def join(
+        self, requests: Sequence[Request], prompts: Sequence[Tensor], prefix: KeyValueCache | None = None
+    ) -> Tensor:
+        """Prefill; logits of the first token of each answer, (B, vocabulary) float32.
+
+        Args:
+            requests: at most `free` new ones.
+            prompts: embeddings of each, (T, D).
+            prefix: holds the tokens that all begin with, which are not computed again; None: there are none.
+        """
+        logits = _prefill(self.llm, prompts, self._cache, len(self.requests), prefix)
+        self.requests = [*self.requests, *requests]
+        return logits
+
+    @torch.inference_mode()
+    def step(self) -> Tensor:
+        """Add the newest token of each request to the cache; logits of the next ones, (B, vocabulary) float32."""
+        newest = torch.tensor([[request.ids[-1], request.length] for request in self.requests])
+        ids, positions = newest.to(next(self.llm.parameters()).device).split(1, dim=1)
+        for request in self.requests:
+            request.length += 1
+        layout = DecodeLayout(self._cache, positions.squeeze(1), max(request.length for request in self.requests))
+        return _logits(self.llm, input_ids=ids, position_ids=positions, layout=layout)[:, 0]
+
+    def leave(self, done: Sequence[bool]) -> None:
+        """Remove the requests that are done; the last of the others move into the rows that have become free.
+
+        Args:
+            done: whether each of `requests` is done.
+        """
+        running = [row for row, over in enumerate(done) if not over]
+        kept = self.requests[: len(running)]
+        movable = [row for row in running if row >= len(running)]
+        gaps = [row for row in range(len(running)) if done[row]]
+        for source, target in zip(movable, gaps, strict=True):
+            self._cache.move(source, target, self.requests[source].length)
+            kept[target] = self.requests[source]
+        self.requests = kept
 
 
 def _prefill_shared_prefix(llm: nn.Module, prompts: Sequence[Tensor]) -> KeyValueCache | None:
@@ -125,33 +192,10 @@ def _prefill(
     )[0]
 
 
-@torch.inference_mode()
-def _decode_step(llm: nn.Module, active: Sequence[Request], cache: KeyValueCache) -> Tensor:
-    """Add the newest token of each request to the cache; logits of the next ones, (B, vocabulary) float32."""
-    newest = torch.tensor([[request.ids[-1], request.length] for request in active]).to(next(llm.parameters()).device)
-    ids, positions = newest[:, :1], newest[:, 1:]
-    for request in active:
-        request.length += 1
-    layout = DecodeLayout(cache, positions.squeeze(1), max(request.length for request in active))
-    return _logits(llm, input_ids=ids, position_ids=positions, layout=layout)[:, 0]
-
-
 def _logits(llm: nn.Module, **inputs: Any) -> Tensor:
     with packed_attention(llm):
         logits: Tensor = llm(use_cache=False, **inputs).logits
     return logits.to(torch.float32)
-
-
-def _remove_finished(active: Sequence[Request], done: Sequence[bool], cache: KeyValueCache) -> list[Request]:
-    """The requests that are not done; the last of them move into the rows that have become free."""
-    running = [row for row, over in enumerate(done) if not over]
-    kept = list(active[: len(running)])
-    movable = [row for row in running if row >= len(running)]
-    gaps = [row for row in range(len(running)) if done[row]]
-    for source, target in zip(movable, gaps, strict=True):
-        cache.move(source, target, active[source].length)
-        kept[target] = active[source]
-    return kept
 
 
 class KeyValueCache:
@@ -167,6 +211,11 @@ class KeyValueCache:
         self.length = length
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Memory of what was allocated."""
+        return sum(tensor.nbytes for cached in (self._keys, self._values) for tensor in cached.values())
 
     def store(self, layer: int, rows: Tensor, positions: Tensor, key: Tensor, value: Tensor) -> None:
         """Write n tokens.

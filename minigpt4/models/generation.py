@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 from typing import Any
 
 import torch
@@ -52,14 +53,18 @@ class Generator:
         llm: causal language model.
         tokenizer: tokenizer of the language model.
         settings: greedy, beams or sampling, and their limits.
-        stop: text that ends an answer; empty: none.
+        stops: texts that end an answer.
+
+    Attributes:
+        sample: chooses the next tokens.
     """
 
-    def __init__(self, llm: nn.Module, tokenizer: Tokenizer, settings: GenerationConfig, stop: str) -> None:
+    def __init__(self, llm: nn.Module, tokenizer: Tokenizer, settings: GenerationConfig, *stops: str) -> None:
         self.llm = llm
         self.tokenizer = tokenizer
         self.settings = settings
-        self.stop = StopString(tokenizer, stop)
+        self.stop = StopStrings(tokenizer, stops)
+        self.sample = TokenSampler(settings, tokenizer.eos_id)
 
     def generate(self, prompts: Sequence[Tensor], rows: int | None = None) -> list[Answer]:
         """An answer to each prompt, in order.
@@ -71,7 +76,7 @@ class Generator:
         rows = rows or max(1, len(prompts))
         if self.streams:
             ids = dict(self._steps(prompts, rows))  # the last step of each prompt
-            return [self._answer(ids[index]) for index in range(len(prompts))]
+            return [self.answer(ids[index]) for index in range(len(prompts))]
         by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         answers: dict[int, Answer] = {}
         for start in range(0, len(prompts), rows):
@@ -90,9 +95,9 @@ class Generator:
             yield from self.generate([prompt])
             return
         for _, ids in self._steps([prompt], rows=1):
-            answer = self._answer(ids)
-            shown = replace(answer, text=stable_text(answer.text, self.stop.text))
+            shown = self.growing_answer(ids)
             yield shown
+        answer = self.answer(ids)
         if shown != answer:
             yield answer
 
@@ -127,23 +132,26 @@ class Generator:
             stopping_criteria=StoppingCriteriaList([self.stop]),
             **options,
         )
-        return [self._answer(row) for row in output.tolist()]
+        return [self.answer(row) for row in output.tolist()]
 
     def _steps(self, prompts: Sequence[Tensor], rows: int) -> Iterator[tuple[int, list[int]]]:
-        eos = self.tokenizer.eos_id
+        return generate_batch(self.llm, prompts, self.sample, self.ended, rows, self.settings.max_new_tokens)
 
-        def finished(ids: Sequence[int]) -> bool:
-            return ids[-1] == eos or self.stop.reached(ids)
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Whether the newest of an answer's generated ids end it, by the end of the sequence or a stop string."""
+        return ids[-1] == self.tokenizer.eos_id or self.stop.reached(ids)
 
-        sample = TokenSampler(self.settings, eos)
-        return generate_batch(self.llm, prompts, sample, finished, rows, self.settings.max_new_tokens)
-
-    def _answer(self, ids: Sequence[int]) -> Answer:
+    def answer(self, ids: Sequence[int]) -> Answer:
+        """The answer that generated ids stand for."""
         ids = list(ids)
         if self.tokenizer.eos_id in ids:
             ids = ids[: ids.index(self.tokenizer.eos_id)]
-        text, stop = self.tokenizer.decode(ids), self.stop.text
-        return Answer(text=(text.split(stop, 1)[0] if stop else text).strip(), token_ids=tuple(ids))
+        return Answer(text=self.stop.text_before(self.tokenizer.decode(ids)).strip(), token_ids=tuple(ids))
+
+    def growing_answer(self, ids: Sequence[int]) -> Answer:
+        """As `answer`, without what later tokens may change."""
+        answer = self.answer(ids)
+        return replace(answer, text=self.stop.stable_text(answer.text))
 
 
 class TokenSampler:
@@ -164,8 +172,20 @@ class TokenSampler:
             self._warpers.append(TopPLogitsWarper(settings.top_p))
 
     @torch.inference_mode()
-    def __call__(self, logits: Tensor, ids: Sequence[Sequence[int]]) -> Tensor:
-        """Logits (B, vocabulary) float32 and the generated ids of each row -> next ids, (B,)."""
+    def __call__(
+        self,
+        logits: Tensor,
+        ids: Sequence[Sequence[int]],
+        randoms: Sequence[Random] | None = None,
+    ) -> Tensor:
+        """Next ids, (B,).
+
+        Args:
+            logits: (B, vocabulary) float32; may be changed.
+            ids: generated ids of each row.
+            randoms: source of each row's random numbers, so that its tokens do not depend on other rows, nor on the
+                device; None: torch's own for all rows.
+        """
         if self.settings.repetition_penalty != 1.0 and ids[0]:
             logits = self._penalise_repetition(logits, ids)
         too_short = [row for row, generated in enumerate(ids) if len(generated) < self.settings.min_new_tokens]
@@ -174,7 +194,12 @@ class TokenSampler:
         if not self.settings.do_sample:
             return logits.argmax(dim=1)
         scores = self._warpers(torch.empty(0, dtype=torch.long), logits)  # type: ignore[arg-type]
-        return torch.multinomial(scores.softmax(dim=1), 1).squeeze(1)
+        shares = scores.softmax(dim=1)
+        if randoms is None:
+            return torch.multinomial(shares, 1).squeeze(1)
+        sums = shares.double().cumsum(dim=1)
+        drawn = torch.tensor([[own.random()] for own in randoms], dtype=torch.float64).to(sums.device) * sums[:, -1:]
+        return torch.searchsorted(sums, drawn, right=True).squeeze(1).clamp(max=sums.shape[1] - 1)
 
     def _penalise_repetition(self, logits: Tensor, ids: Sequence[Sequence[int]]) -> Tensor:
         width = max(map(len, ids))
@@ -185,34 +210,40 @@ class TokenSampler:
         return penalised
 
 
-class StopString(StoppingCriteria):
-    """Finds the answers that have reached the stop string, here and in transformers' `generate`.
+class StopStrings(StoppingCriteria):
+    """Finds the answers that have reached a stop string, here and in transformers' `generate`.
 
     Only the newest tokens are decoded: a token adds at least one byte, so a stop string that has just been completed
     lies within as many tokens as it has bytes. It may be split into tokens in any way ("##" + "#", ".###").
 
     Args:
         tokenizer: decodes the generated ids.
-        text: the stop string; empty: never stop.
+        texts: the stop strings; an empty one never stops.
     """
 
-    def __init__(self, tokenizer: Tokenizer, text: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
         self.tokenizer = tokenizer
-        self.text = text
-        self._window = len(text.encode()) + STOP_CONTEXT_TOKENS
+        self.texts = [text for text in texts if text]
+        self._window = max((len(text.encode()) for text in self.texts), default=0) + STOP_CONTEXT_TOKENS
 
     def reached(self, ids: Sequence[int]) -> bool:
-        """Whether the newest of these generated ids complete the stop string."""
-        return bool(self.text) and self.text in self.tokenizer.decode(ids[-self._window :])
+        """Whether the newest of these generated ids complete a stop string."""
+        if not self.texts:
+            return False
+        newest = self.tokenizer.decode(ids[-self._window :])
+        return any(text in newest for text in self.texts)
+
+    def text_before(self, text: str) -> str:
+        """What stands in front of the first stop string."""
+        return text[: min((place for stop in self.texts if (place := text.find(stop)) >= 0), default=len(text))]
+
+    def stable_text(self, text: str) -> str:
+        """The part of a growing answer that later tokens cannot change: no incomplete stop string or character."""
+        begun = (n for stop in self.texts for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n]))
+        text = text[: len(text) - max(begun, default=0)]
+        return text.rstrip(INCOMPLETE_CHARACTER).rstrip()
 
     def __call__(self, input_ids: LongTensor, scores: Any, **kwargs: Any) -> Tensor:
         """Which rows of generated ids (B, T) are done, (B,) bool."""
         done = [self.reached(row) for row in input_ids[:, -self._window :].tolist()]
         return torch.tensor(done, device=input_ids.device)
-
-
-def stable_text(text: str, stop: str) -> str:
-    """The part of a growing answer that later tokens cannot change: no incomplete stop string or character."""
-    begun = (length for length in range(len(stop) - 1, 0, -1) if text.endswith(stop[:length]))
-    text = text[: len(text) - next(begun, 0)]
-    return text.rstrip(INCOMPLETE_CHARACTER).rstrip()

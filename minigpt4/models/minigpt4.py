@@ -158,7 +158,7 @@ class MiniGPT4(nn.Module):
             queries: output of `encode_queries` for them, (N, Q, width of the queries), instead of `images`.
             rows: prompts decoded at the same time; None: all.
         """
-        return self._generator(settings).generate(self._embed_prompts(prompts, images, queries), rows)
+        return self.generator(settings).generate(self.embed_prompts(prompts, images, queries), rows)
 
     def stream(
         self,
@@ -169,7 +169,7 @@ class MiniGPT4(nn.Module):
         queries: Tensor | None = None,
     ) -> Iterator[Answer]:
         """The answer to one prompt as it grows; arguments as for `generate`. Closing the iterator stops generation."""
-        return self._generator(settings).stream(*self._embed_prompts([prompt], images, queries))
+        return self.generator(settings).stream(*self.embed_prompts([prompt], images, queries))
 
     def max_prompt_tokens(self, settings: GenerationConfig) -> int:
         """Longest prompt behind which the answer fits into the language model's context."""
@@ -177,14 +177,20 @@ class MiniGPT4(nn.Module):
         allowed = self.encoder.max_context_len
         return allowed if context is None else min(allowed, max(1, context - settings.max_new_tokens))
 
-    def _generator(self, settings: GenerationConfig) -> Generator:
-        return Generator(self.llama_model, self.encoder.tokenizer, settings, self.encoder.template.end)
+    def generator(self, settings: GenerationConfig, stops: Sequence[str] = ()) -> Generator:
+        """What generates answers with these settings, to prompts of `embed_prompts`.
+
+        Args:
+            settings: greedy, beams or sampling, and their limits.
+            stops: texts that end an answer, beside the end of the template.
+        """
+        return Generator(self.llama_model, self.encoder.tokenizer, settings, self.encoder.template.end, *stops)
 
     @torch.no_grad()
-    def _embed_prompts(
+    def embed_prompts(
         self, prompts: Sequence[Sequence[int]], images: Tensor | None, queries: Tensor | None
     ) -> list[Tensor]:
-        """Embeddings of each prompt with its images, (T, D)."""
+        """Embeddings of each prompt with its images, (T, D); arguments as for `generate`."""
         ids = torch.tensor([[token for prompt in prompts for token in prompt]])
         positions = (ids.flatten() == IMAGE_POSITION).nonzero().squeeze(1).to(self.device)
         if images is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from random import Random
 from typing import Any
 
 import pytest
@@ -10,29 +11,35 @@ import torch
 from torch import Tensor
 
 from minigpt4.common.schema import GenerationConfig
-from minigpt4.models.generation import StopString, TokenSampler, stable_text
+from minigpt4.models.generation import StopStrings, TokenSampler
 from tests.ascii_tokenizer import AsciiTokenizer
 from tests.models.small_llm import answers_one_by_one, language_model, make_generator, random_prompts
 
 TOKENIZER = AsciiTokenizer()
 
 
-class TestStopString:
+class TestStopStrings:
     @staticmethod
     def rows_of(*texts: str) -> Tensor:
         width = max(map(len, texts))
         return torch.tensor([[0] * (width - len(text)) + TOKENIZER.encode(text) for text in texts])
 
     def test_each_row_stops_at_its_own_stop_string(self) -> None:
-        done = StopString(TOKENIZER, "###")(self.rows_of("a dog ###", "a cat ##", "x###Human"), None)
+        done = StopStrings(TOKENIZER, ["###"])(self.rows_of("a dog ###", "a cat ##", "x###Human"), None)
         assert done.tolist() == [True, False, False]
 
     @pytest.mark.parametrize("text", ["ab###", "ab.###", "###"])
     def test_characters_around_the_stop_string_do_not_hide_it(self, text: str) -> None:
-        assert StopString(TOKENIZER, "###")(self.rows_of(text), None).tolist() == [True]
+        assert StopStrings(TOKENIZER, ["###"])(self.rows_of(text), None).tolist() == [True]
+
+    def test_the_first_of_several_ends_an_answer(self) -> None:
+        stops = StopStrings(TOKENIZER, ["###", "cat", "dog house"])
+        assert stops(self.rows_of("a ###", "a cat", "a dog", "a house"), None).tolist() == [True, True, False, False]
+        assert stops.text_before("one ### two cats") == stops.text_before("one cat ###") == "one "
+        assert [stops.stable_text(text) for text in ("a c", "a dog h", "a #", "a cab")] == ["a", "a", "a", "a cab"]
 
     def test_an_empty_stop_string_never_stops(self) -> None:
-        assert StopString(TOKENIZER, "")(self.rows_of("a", "b"), None).tolist() == [False, False]
+        assert StopStrings(TOKENIZER, [""])(self.rows_of("a", "b"), None).tolist() == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +47,7 @@ class TestStopString:
     [("a dog", "a dog"), ("a dog #", "a dog"), ("a dog ##", "a dog"), ("caf\ufffd", "caf"), ("# a", "# a"), ("", "")],
 )
 def test_text_that_later_tokens_may_change_is_held_back(text: str, stable: str) -> None:
-    assert stable_text(text, "###") == stable
+    assert StopStrings(TOKENIZER, ["###"]).stable_text(text) == stable
 
 
 def test_temperature_and_top_p_shape_the_distribution() -> None:
@@ -57,6 +64,20 @@ def test_temperature_and_top_p_shape_the_distribution() -> None:
         torch.testing.assert_close(shares(temperature=temperature, top_p=1.0), expected, atol=0.03, rtol=0)
     kept = logits[0, :2].softmax(0)
     torch.testing.assert_close(shares(top_p=0.8), torch.cat([kept, torch.zeros(2)]), atol=0.03, rtol=0)
+
+
+def test_rows_with_random_numbers_of_their_own() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, float("-inf")]])
+    sample = TokenSampler(GenerationConfig(do_sample=True, min_new_tokens=0, top_p=0.95), eos_id=None)
+    drawn = sample(logits.repeat(4000, 1), [[]] * 4000, [Random(f"{row}") for row in range(4000)])
+    expected = torch.cat([logits[0, :3].softmax(0), torch.zeros(2)])
+    torch.testing.assert_close(torch.bincount(drawn, minlength=5) / 4000, expected, atol=0.03, rtol=0)
+    others = torch.linspace(-3, 3, 15).view(3, 5)
+    rows = torch.cat([others, logits])
+    alone, among = Random("7"), Random("7")
+    for _ in range(20):
+        company = sample(rows.clone(), [[]] * 4, [Random(), Random(), Random(), among])
+        assert company[3:].equal(sample(logits.clone(), [[]], [alone]))
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"static_cache": True}, {"num_beams": 2, "static_cache": True}])
