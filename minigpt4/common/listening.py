@@ -35,7 +35,7 @@ def check_address(host: str, port: int | None) -> None:
         family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+            probe.bind((address[0], port or 0, *address[2:]))  # getaddrinfo takes 65537 for 1
     except (OSError, OverflowError, UnicodeError) as error:
         if isinstance(error, socket.gaierror | UnicodeError) or getattr(error, "errno", None) == errno.EADDRNOTAVAIL:
             raise ConfigError(
