@@ -48,6 +48,7 @@ COMMANDS = {
     "doctor": Command("minigpt4.doctor", "what this machine lacks for a run: packages, Java, GPU, disk, files"),
     "from-upstream": Command("minigpt4.from_upstream", "rewrite a configuration file of the original MiniGPT-4"),
     "export": Command("minigpt4.export.__main__", "a folder that transformers runs without this package, verified"),
+    "serve": Command("minigpt4.serve.__main__", "answer many requests at once, for every client of OpenAI's API"),
     "curate": Command("minigpt4.curate.__main__", "make stage 2's data: describe, refine, filter, review, export"),
 }
 

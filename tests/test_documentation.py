@@ -34,7 +34,8 @@ REPOSITORY_PATH = re.compile(
     rf"(?<![\w./-])((?:{TRACKED})/[\w./-]*\w/?|(?:train|demo|prepare_flickr30k)\.py)(?![\w*{{<])"
 )
 PLACEHOLDER = re.compile(r"NAME|ARCH_TYPE")
-SETTING = re.compile(r"(?<![\w./-])((?:model|run|datasets|evaluation|curation|paths)\.[\w.]+?)(?==|\.?(?![\w.]))")
+SECTIONS = "model|run|datasets|evaluation|curation|serving|paths"
+SETTING = re.compile(rf"(?<![\w./-])((?:{SECTIONS})\.[\w.]+?)(?==|\.?(?![\w.]))")
 FLAG = re.compile(r"(?<![\w-])(--[a-z][\w-]*)")
 OTHER_TOOLS = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts"}
 OTHER_TOOLS |= {"--standalone", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--index-url", "--logdir"}

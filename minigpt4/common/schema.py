@@ -694,6 +694,25 @@ class CurationConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ServingConfig:
+    """How many requests `minigpt4 serve` works on at the same time, and what it keeps in memory."""
+
+    rows: int | None = number(None, at_least=1, at_most=1024)
+    """Answers worked on at the same time; null: as many as fit into half of the free memory, at most 16."""
+    context: int = number(2048, at_least=2)
+    """Tokens of a prompt with its images and its answer, or the language model's own context where that is shorter.
+    Memory for `rows` of this length is taken at the start, and never more."""
+    waiting: int = number(64, at_least=1)
+    """Requests that wait for a row; further ones are refused, and told when to come again."""
+    feature_memory: float = number(0.25, at_least=0)
+    """GiB of features of images that are kept for the next question about the same image."""
+    max_request_mb: float = number(20.0, above=0)
+    """Largest request in MB (10^6 bytes), and largest image that is fetched."""
+    grace_seconds: float = number(30.0, at_least=0)
+    """Time that running requests have when the server is told to end."""
+
+
+@dataclass(kw_only=True, slots=True)
 class Config:
     """All settings: default.yaml < model card < dataset cards < your YAML < --options."""
 
@@ -703,6 +722,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     curation: CurationConfig = field(default_factory=CurationConfig)
+    serving: ServingConfig = field(default_factory=ServingConfig)
 
 
 class GenerationSettings(TypedDict, total=False):

@@ -34,6 +34,7 @@ IGNORED_KEYS = (
     "paths.*",
     "evaluation.*",
     "curation.*",
+    "serving.*",
     "model.recompute_llm",
     "model.ckpt",  # the checkpoint's own weights take its place
     "run.accum_grad_iters",  # with batch_size and the ranks, it makes Plan.global_batch, which is compared

@@ -1,0 +1,1 @@
+"""The server: many requests answered at once, in the form that OpenAI's clients speak."""

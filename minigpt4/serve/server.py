@@ -1,0 +1,68 @@
+"""The server process: it listens, and when it is told to end, it finishes what it has begun."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from minigpt4.serve.engine import Engine
+from minigpt4.serve.gate import Gate
+
+logger = logging.getLogger(__name__)
+LAST_SECONDS = 5
+"""Time in which connections are closed when all work has ended."""
+HEADER_SECONDS = 10
+"""Time for which an idle connection stays open."""
+
+
+class DrainingServer(uvicorn.Server):
+    """Told to end (SIGTERM, Ctrl-C), it refuses new requests and answers those it has; told again, it ends at once.
+
+    Args:
+        app: what is served.
+        gate: the gate of `app`.
+        engine: the engine behind it.
+        grace: seconds that running requests have.
+        address: host and port to listen on; port 0: any free one.
+    """
+
+    def __init__(self, app: ASGIApp, gate: Gate, engine: Engine, grace: float, address: tuple[str, int]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                *address,
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                timeout_keep_alive=HEADER_SECONDS,
+                timeout_graceful_shutdown=LAST_SECONDS,
+            )
+        )
+        self._gate = gate
+        self._engine = engine
+        self._grace = grace
+        self._deadline = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called for a signal."""
+        if self._gate.closed:
+            super().handle_exit(sig, frame)
+            return
+        self._gate.closed = True
+        self._deadline = time.monotonic() + self._grace
+        logger.info("ending: %d requests are finished first; a second signal ends at once", self._gate.inside)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; whether to end."""
+        if self._gate.closed and not self.should_exit:
+            late = time.monotonic() > self._deadline
+            if late:
+                await asyncio.to_thread(self._engine.close)  # its questions end with an error, which is answered
+            self.should_exit = late or not self._gate.inside
+        return await super().on_tick(counter)
