@@ -20,6 +20,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--val", type=int, default=100, help="number of validation scenes (default: 100)")
     parser.add_argument("--test", type=int, default=200, help="number of test scenes (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="names the collection (default: 0)")
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first scene, to tell it from other collections (default: 0)"
+    )
     parser.add_argument("--size", type=int, default=64, help="side of the images in pixels (default: 64)")
     parser.add_argument(
         "--questions", action="store_true", help=f"also write questions of MiniGPT-v2's tasks into {QUESTIONS_FOLDER}/"
@@ -32,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     counts = {"train": args.train, "val": args.val, "test": args.test}
     try:
-        total = write_scenes(args.out, counts, args.seed, args.size, args.questions)
+        total = write_scenes(args.out, counts, args.seed, args.size, args.questions, args.first)
     except MiniGPT4Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

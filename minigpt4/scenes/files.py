@@ -32,7 +32,9 @@ RATIO = {"laion": 115, "cc_sbu": 14}
 """Millions of images in the real sources."""
 
 
-def write_scenes(out: Path, counts: Mapping[str, int], seed: int, size: int = 64, questions: bool = False) -> int:
+def write_scenes(
+    out: Path, counts: Mapping[str, int], seed: int, size: int = 64, questions: bool = False, first: int = 0
+) -> int:
     """Draw and describe scenes: `images/*.png`, the annotation CSV and the ground truth `scenes.json`.
 
     Args:
@@ -41,6 +43,7 @@ def write_scenes(out: Path, counts: Mapping[str, int], seed: int, size: int = 64
         seed: names the collection; equal arguments give equal files.
         size: side of the images in pixels.
         questions: also write the questions of MiniGPT-v2's tasks, a file `questions/TASK.jsonl` each.
+        first: number of the first scene, for collections whose images and ids differ from those of another one.
 
     Returns:
         The number of scenes written.
@@ -52,6 +55,8 @@ def write_scenes(out: Path, counts: Mapping[str, int], seed: int, size: int = 64
         raise DataError(f"images of {size} pixels are too small for the shapes: use --size {MIN_SIZE} or more")
     if min(counts.values()) < 0:
         raise DataError(f"a split cannot have a negative number of scenes: {dict(counts)}")
+    if first < 0:
+        raise DataError(f"scenes are numbered from 0: use --first 0 or more, not {first}")
     truth: dict[str, object] = {}
     asked: dict[str, list[str]] = {task: [] for task in TASKS} if questions else {}
     try:
@@ -59,7 +64,7 @@ def write_scenes(out: Path, counts: Mapping[str, int], seed: int, size: int = 64
         with (out / ANNOTATIONS_NAME).open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(COLUMNS)
-            for number, (split, placed) in enumerate(_all_scenes(counts, seed)):
+            for number, (split, placed) in enumerate(_all_scenes(counts, seed, first), first):
                 name = f"scene_{number:06d}.png"
                 draw_scene(placed, size).save(out / "images" / name, compress_level=1)
                 rows.writerow(_row(placed, split, name, number))
@@ -77,8 +82,7 @@ def write_scenes(out: Path, counts: Mapping[str, int], seed: int, size: int = 64
     return len(truth)
 
 
-def _all_scenes(counts: Mapping[str, int], seed: int) -> Iterator[tuple[str, PlacedScene]]:
-    start = 0
+def _all_scenes(counts: Mapping[str, int], seed: int, start: int) -> Iterator[tuple[str, PlacedScene]]:
     for split in SPLITS:
         count = counts.get(split, 0)
         for placed in sample_split(split, count, seed, start):

@@ -71,6 +71,15 @@ def test_questions_are_a_file_a_task_and_leave_everything_else_as_it_is(tmp_path
             assert sorted(boxes) == sorted(true)
 
 
+def test_a_part_numbered_from_where_another_ends_is_the_rest_of_the_whole(tmp_path: Path) -> None:
+    whole, rest = make(tmp_path / "whole"), tmp_path / "rest"
+    assert main(["--out", str(rest), "--train", "0", "--val", "0", "--test", "10", "--first", "35"]) == 0
+    assert read_rows(rest) == read_rows(whole)[35:]
+    names = sorted(path.name for path in (rest / "images").iterdir())
+    assert names == [f"scene_{number:06d}.png" for number in range(35, 45)]
+    assert all((rest / "images" / name).read_bytes() == (whole / "images" / name).read_bytes() for name in names)
+
+
 def test_images_have_the_size_asked_for(tmp_path: Path) -> None:
     folder = make(tmp_path / "big", extra=("--size", "96"))
     with Image.open(folder / "images" / "scene_000000.png") as image:
@@ -80,7 +89,8 @@ def test_images_have_the_size_asked_for(tmp_path: Path) -> None:
 def test_bad_arguments_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(tmp_path), "--size", "4"]) == 2
     assert main(["--out", str(tmp_path), "--train", "-1"]) == 2
+    assert main(["--out", str(tmp_path), "--first", "-1"]) == 2
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert main(["--out", str(blocked / "sub"), "--train", "1"]) == 2
-    assert capsys.readouterr().err.count("error: ") == 3
+    assert capsys.readouterr().err.count("error: ") == 4
