@@ -1,4 +1,4 @@
-"""The tiny model that ships with the package knows drawn shapes only: recognising it, and images unlike its own."""
+"""The tiny models that ship with the package know drawn shapes only: recognising them, and images unlike their own."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ UNKNOWN_IMAGE = (
     "This does not look like a drawn scene. The model is a toy that knows nothing but coloured shapes, so its answer "
     "means nothing; for photographs load a real model (README.md says where its weights are from)."
 )
-FILES = {"vit_weights": "tiny/eva_vit.pth", "q_former_model": "tiny/qformer.pth", "llama_model": "tiny/llama"}
-"""Its frozen parts; a projection trained on them knows no more than they do."""
+FILES: tuple[Mapping[str, str], ...] = (
+    {"vit_weights": "tiny/eva_vit.pth", "q_former_model": "tiny/qformer.pth", "llama_model": "tiny/llama"},
+    {"vit_weights": "tiny_v2/eva_vit.pth", "llama_model": "tiny_v2/llama"},
+)
+"""The frozen parts of each; a projection trained on them knows no more than they do."""
 COLOURS = 5
 """Most plain colours of a drawn scene: two of the background and three of its objects."""
 TOLERANCE = 8
@@ -36,12 +39,12 @@ _BIN = 8
 
 
 def is_toy(base: Mapping[str, str]) -> bool:
-    """Whether a model has the frozen parts of the tiny model, by content, wherever their files are.
+    """Whether a model has the frozen parts of a tiny model, by content, wherever their files are.
 
     Args:
         base: names of the frozen parts -> fingerprints (`MiniGPT4.base`).
     """
-    return all(base.get(name) == fingerprint(asset(file)) for name, file in FILES.items())
+    return any(all(base.get(name) == fingerprint(asset(file)) for name, file in files.items()) for files in FILES)
 
 
 def looks_drawn(pixels: Tensor) -> bool:

@@ -51,7 +51,7 @@ def draw_images(split: str, count: int, seed: str, patch: int, empty_share: floa
         empty_share: share of images without objects.
     """
     images, codes, slots, scenes = [], [], [], []
-    for placed, image in _drawn(split, count, seed, empty_share):
+    for placed, image in drawn_scenes(split, count, seed, empty_share):
         images.append(np.asarray(image))
         codes.append(encode_scene(placed.scene))
         slots.append(_patch_slots(placed, patch))
@@ -60,7 +60,8 @@ def draw_images(split: str, count: int, seed: str, patch: int, empty_share: floa
     return SceneImages(stacked, torch.tensor(codes), torch.tensor(slots), scenes)
 
 
-def _drawn(split: str, count: int, seed: str, empty_share: float) -> Iterator[tuple[PlacedScene, Image.Image]]:
+def drawn_scenes(split: str, count: int, seed: str, empty_share: float) -> Iterator[tuple[PlacedScene, Image.Image]]:
+    """Scenes with their images; arguments as for `draw_images`."""
     for number, placed in enumerate(sample_split(split, count, seed, distinct=False)):
         rng = random.Random(f"empty-{seed}-{number}")
         if rng.random() >= empty_share:

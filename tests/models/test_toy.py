@@ -64,9 +64,10 @@ def test_one_colour_is_drawn() -> None:
     assert looks_drawn(torch.zeros(3, 64, 64, dtype=torch.uint8))
 
 
-def test_it_is_recognised_by_content(tmp_path: Path) -> None:
-    copy = shutil.copytree(asset("tiny/llama"), tmp_path / "vicuna-7b")
-    base = {name: fingerprint(asset(file)) for name, file in FILES.items()}
+@pytest.mark.parametrize("files", FILES)
+def test_it_is_recognised_by_content(tmp_path: Path, files: dict[str, str]) -> None:
+    copy = shutil.copytree(asset(files["llama_model"]), tmp_path / "vicuna-7b")
+    base = {name: fingerprint(asset(file)) for name, file in files.items()}
     assert is_toy(base | {"llama_model": fingerprint(copy)})
     assert not is_toy({})
     weights = copy / "model.safetensors"
