@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def first_tokens(llm: nn.Module, prompts: list[Tensor], min_shared: int) -> Callable[[], list[int]]:
     """Work that reads the prompts, up to the first token of each answer."""
-    choose = TokenSampler(GenerationConfig(), eos_id=None)
+    choose = TokenSampler(GenerationConfig(), ends=())
 
     def run() -> list[int]:
         continuous_batching.MIN_SHARED_TOKENS = min_shared

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from minigpt4.common.schema import ModelConfig
 from minigpt4.conversation.template import PromptEncoder, Template
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.qformer import QFormer
@@ -76,6 +78,7 @@ class NumberTokenizer:
     bos_id: int | None = 1
     eos_id: int | None = 2
     vocab_size = VOCABULARY
+    special_names: Mapping[int, str] = MappingProxyType({})
 
     def encode(self, text: str) -> list[int]:
         """Numbers -> ids."""
@@ -114,17 +117,15 @@ def build_ours(preset: Preset, dtype: torch.dtype, device: torch.device) -> Mini
     """This project's model; the projection in float32, everything else frozen in `dtype`."""
     torch.manual_seed(0)
     with torch.device(device):
-        vision = VisionEncoder(
-            "eva_giant_patch14_224",
-            IMAGE_SIZE,
-            preset.vit_blocks,
-            {
-                "embed_dim": preset.vit_width,
-                "num_heads": preset.vit_heads,
-                "mlp_ratio": preset.vit_mlp / preset.vit_width,
-                "patch_size": preset.patch,
-            },
-        ).to(dtype)
+        sizes = {
+            "embed_dim": preset.vit_width,
+            "num_heads": preset.vit_heads,
+            "mlp_ratio": preset.vit_mlp / preset.vit_width,
+            "patch_size": preset.patch,
+        }
+        vision = VisionEncoder(ModelConfig(image_size=IMAGE_SIZE, vit_blocks=preset.vit_blocks, vit_args=sizes)).to(
+            dtype
+        )
         qformer = QFormer(preset.vit_width, preset.queries, _qformer_options(preset)).to(dtype)
         llm = LlamaForCausalLM(_llama_config(preset)).to(dtype)
     qformer.ln_vision.float()

@@ -125,7 +125,8 @@ def type_name(kind: Any, field: dataclasses.Field[Any]) -> str:
         remarks = MEANINGS[kind.__name__]
         return "; ".join(f"`{item.value}`{': ' * bool(remarks[item.name])}{remarks[item.name]}" for item in kind)
     if get_origin(kind) is list:
-        return "list of text"
+        entries = get_args(kind)[0]
+        return "list of text" if entries is str else f"list of {TYPE_NAMES[entries]}s"
     if get_origin(kind) is dict:
         return "mapping"
     bounds = field.metadata.get("range")
@@ -175,7 +176,8 @@ def value_schema(kind: Any, field: dataclasses.Field[Any], key: str, known: dict
         entries = value_schema(inner, field, f"{key}.NAME", known) if dataclasses.is_dataclass(inner) else True
         return {"type": ["object", "null"], "additionalProperties": entries}
     if get_origin(kind) is list:
-        return {"type": "array", "items": {"type": "string"}}
+        items = {"type": JSON_TYPES[get_args(kind)[0]]}
+        return {"type": ["array", "null"] if optional else "array", "items": items}
     if kind is Any:
         return {}
     if issubclass(kind, Enum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 FIRST = 3
 
@@ -13,6 +14,7 @@ class AsciiTokenizer:
     bos_id: int | None = 1
     eos_id: int | None = 2
     vocab_size = FIRST + 256
+    special_names = MappingProxyType({1: "[BOS]", 2: "[EOS]"})
 
     def encode(self, text: str) -> list[int]:
         return [FIRST + byte for byte in text.encode()]

@@ -34,6 +34,8 @@ NUM_BLOCKS = 16
 """Blocks of a file that `fingerprint` hashes."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 """Files of a folder that `fingerprint` hashes."""
+USUAL_NAMES = ("model.safetensors", "pytorch_model.bin")
+"""The weights in a folder of the hub, the first of these that is there."""
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -159,15 +161,34 @@ def fingerprint(path: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def weights_file(path: str | Path) -> Path:
+    """The file of weights that a path stands for: the path itself, or that in a folder as it comes from the hub.
+
+    Raises:
+        CheckpointError: The folder has none, or several of which none has the usual name.
+    """
+    target = Path(path)
+    if not target.is_dir():
+        return target
+    files = sorted(file for file in target.iterdir() if file.suffix in WEIGHT_SUFFIXES)
+    usual = [target / name for name in USUAL_NAMES if target / name in files]
+    if not usual and len(files) != 1:
+        raise CheckpointError(
+            f"{target} has {len(files)} files of weights ({', '.join(WEIGHT_SUFFIXES)}) and none of them is called "
+            f"{USUAL_NAMES[0]}; name the file itself"
+        )
+    return (usual or files)[0]
+
+
 def frozen_identity(path: str | None, settings: Mapping[str, str]) -> str:
     """Identifies a frozen part's weights: its file's fingerprint, or what its random weights are drawn from.
 
     Args:
-        path: the file; None: random weights.
+        path: the file, or its folder; None: random weights.
         settings: everything that the shapes of random weights depend on.
     """
     if path:
-        return fingerprint(path)
+        return fingerprint(weights_file(path))
     drawn_from = json.dumps([RANDOM_SEED, dict(settings)], sort_keys=True)
     return f"random:{hashlib.sha256(drawn_from.encode()).hexdigest()[:16]}"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
@@ -19,6 +20,12 @@ DESCRIBE = "Describe this image in detail."
 """Question where neither the caller nor `evaluation.prompt` gives one."""
 NUM_QUERY_TOKEN = 32
 """Learned queries of the published Q-Former."""
+QUERY_VALUE = ("q_proj", "v_proj")
+"""Layers with adapters by default, as in the published models."""
+FEATURE_LAYERS = ("last", "penultimate")
+"""Blocks of a vision backbone that have a name."""
+JOINED_PATCHES = 4
+"""Neighbouring patches that make one image token in the published models without a Q-Former."""
 MAX_BITS = 63
 """Bits of the largest integer that torch can store."""
 
@@ -105,6 +112,21 @@ class LowResource(str, Enum):
     off = "off"
     int8 = "8bit"
     nf4 = "4bit"
+
+
+class ClassToken(str, Enum):
+    """What becomes of the vision backbone's class token; its register tokens are always dropped."""
+
+    auto = "auto"  # kept in front of a Q-Former, as published, and dropped without one
+    keep = "keep"
+    drop = "drop"
+
+
+class Projector(str, Enum):
+    """What is trained between the bridge and the language model."""
+
+    linear = "linear"  # one layer, as published
+    mlp = "mlp"  # two layers with a GELU between them, as in LLaVA-1.5 (arXiv:2310.03744)
 
 
 class LlmSharding(str, Enum):
@@ -194,8 +216,9 @@ class LoraConfig:
     """The adapters' output is multiplied by alpha / r."""
     dropout: float = number(0.05, at_least=0, below=1)
     """Share of their input that is left out in training."""
-    targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
-    """Names of the linear layers that have one."""
+    targets: list[str] = field(default_factory=lambda: list(QUERY_VALUE))
+    """Names of the linear layers that have one. The default stands for the projections of queries and values: it is the
+    one layer that makes both where the language model has no q_proj and v_proj."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(field, what is wrong with it), beyond the ranges."""
@@ -214,22 +237,38 @@ class ModelConfig:
     image_size: int = number(224, at_least=1)
     """Side of the square image in pixels."""
     vit_model: str = "eva_giant_patch14_224"
-    """Name of the vision backbone in timm."""
+    """Name of the vision backbone in timm, a vision transformer, with the tag of its weights or without
+    (`vit_base_patch16_siglip_224.webli`)."""
     vit_weights: str | None = None
-    """File with the backbone's weights; null: random weights, refused without `allow_random`."""
-    vit_blocks: int = number(39, at_least=1)
-    """Transformer blocks used; the file may hold more."""
+    """File with the backbone's weights, or folder with them as it comes from the hub; null: random weights, refused
+    without `allow_random`."""
+    vit_blocks: int | None = number(39, at_least=1)
+    """Transformer blocks of the backbone that are used; the file may hold more. null: as many as timm's has."""
+    vit_feature_layer: str = "last"
+    """Block whose output is the image's features, without the final norm: last, penultimate, or a number from 1."""
+    vit_class_token: ClassToken = ClassToken.auto
+    """What becomes of the class token, where there is one: keep, drop, or auto, which keeps it in front of a
+    Q-Former only. Register tokens are always dropped."""
     vit_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm's constructor, for a backbone of other sizes than the published one."""
+    image_mean: list[float] | None = None
+    """Means of red, green and blue that images are normalised by, on a scale from 0 to 1; null: the backbone's own,
+    from the folder of its weights or from timm."""
+    image_std: list[float] | None = None
+    """Their deviations; null: as for `image_mean`."""
     has_qformer: bool = True
-    """A Q-Former reads the image features; false: each 4 neighbouring patches are joined, as in MiniGPT-v2 and in
-    MiniGPT-4 on LLaMA-2."""
+    """A Q-Former reads the image features; false: neighbouring patches are joined, as in MiniGPT-v2 and in MiniGPT-4
+    on LLaMA-2."""
+    joined_patches: int = number(JOINED_PATCHES, at_least=1, at_most=64)
+    """Without a Q-Former: neighbouring patches, in raster order, that make one image token; 1: each patch is one."""
     q_former_model: str | None = None
     """File with query tokens, ln_vision and Q-Former weights, in BLIP-2's layout; null: as for `vit_weights`."""
     num_query_token: int = number(NUM_QUERY_TOKEN, at_least=1)
     """Learned queries, which is the number of image tokens in the prompt."""
     q_former_args: dict[str, Any] = field(default_factory=dict)
     """Further fields of transformers' `Blip2QFormerConfig`."""
+    projector: Projector = Projector.linear
+    """What is trained between image features and language model: linear, or mlp (two layers with a GELU)."""
     allow_random: bool = False
     """Let frozen image encoders without a file have random weights, the same at each load (tests only)."""
     llama_model: str | None = None
@@ -265,6 +304,7 @@ class ModelConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(field, what is wrong with it), beyond the ranges."""
+        yield from self._vision_problems()
         if self.arch == "minigpt_v2" and self.has_qformer:
             yield "has_qformer", "minigpt_v2 has no Q-Former; set it to false, or model.arch to minigpt4"
         if self.q_former_model and not self.has_qformer:
@@ -281,6 +321,22 @@ class ModelConfig:
             for name, value in options.items():
                 if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
                     yield f"{section}.{name}", f"{value} should be a finite number of at least 0"
+
+    def _vision_problems(self) -> Iterator[tuple[str, str]]:
+        if self.vit_feature_layer not in FEATURE_LAYERS and not re.fullmatch(r"[1-9]\d{0,3}", self.vit_feature_layer):
+            named = " or ".join(FEATURE_LAYERS)
+            yield "vit_feature_layer", f"'{self.vit_feature_layer}' should be {named}, or the number of a block, from 1"
+        if self.vit_class_token is ClassToken.keep and not self.has_qformer and self.joined_patches > 1:
+            yield (
+                "vit_class_token",
+                f"keep: {self.joined_patches} neighbouring patches are joined, and the class token has no neighbours; "
+                "set it to drop, or model.joined_patches to 1",
+            )
+        for name, values in (("image_mean", self.image_mean), ("image_std", self.image_std)):
+            if values is not None and (len(values) != 3 or not all(0 <= value <= 1 for value in values)):
+                yield name, f"{values} should be three numbers from 0 to 1, for red, green and blue"
+        if self.image_std is not None and not all(self.image_std):
+            yield "image_std", f"{self.image_std} should be above 0: values are divided by it"
 
     def image_encoder_files(self) -> dict[str, str | None]:
         """Settings that name the weights of the frozen image encoders; None: random weights."""
@@ -301,6 +357,13 @@ class ModelConfig:
             "vit_args": json.dumps(self.vit_args, sort_keys=True),
             "image_size": str(self.image_size),
         }
+        # What was added later is named where it is not the default, so that older caches and checkpoints stay valid.
+        if self.vit_feature_layer != "last":
+            vision["vit_feature_layer"] = self.vit_feature_layer
+        if self.vit_class_token is not ClassToken.auto:
+            vision["vit_class_token"] = self.vit_class_token.value
+        if not self.has_qformer and self.joined_patches != JOINED_PATCHES:
+            vision["joined_patches"] = str(self.joined_patches)
         if not self.has_qformer:
             return vision | {"has_qformer": "false"}
         return vision | {

@@ -5,8 +5,10 @@ The published templates by name, and prompts and answers -> token ids with posit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,10 @@ QUESTION = "{question}"
 """The place of a record's question in a prompt that goes around it."""
 STAGE1_PATTERN = "{}"
 """The pattern of stage 1, which puts nothing around the image."""
+DATE = datetime(2024, 7, 26, tzinfo=timezone.utc)
+"""LLaMA 3's day, for chat templates that name one: a checkpoint is asked tomorrow as it was trained today."""
+NOW = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+"""Where a chat template asks for the day."""
 OWN_TEMPLATE = "chat"
 """Value of `model.template` for the language model's own template."""
 
@@ -53,6 +59,7 @@ class Template:
         separator: text between an answer and the next turn; None: `end`, unless the turn itself begins with it.
         system: the system message; empty: none.
         in_pieces: tokenise each question and each earlier answer with its end alone, not all of a prompt at once.
+        thought: what a prompt ends with, but no earlier turn has: the empty thoughts of a model that can think.
     """
 
     pattern: str
@@ -62,6 +69,7 @@ class Template:
     separator: str | None = None
     system: str = ""
     in_pieces: bool = False
+    thought: str = ""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -77,6 +85,10 @@ class Template:
 
     def render(self, instruction: str) -> str:
         """The prompt whose continuation is the answer."""
+        return self._opening(instruction) + self.thought
+
+    def _opening(self, instruction: str) -> str:
+        """The first turn, up to its answer."""
         if not self.system:
             return self.opening_pattern.replace("{}", instruction)
         before, after = (self.system_pattern or "{system}" + self.opening_pattern).split("{}")
@@ -101,10 +113,10 @@ class Template:
         ended = trained or self.in_pieces
         pieces = []
         for number, (asked, answer) in enumerate([*earlier, (question, "")]):
-            text = self.render_next(asked) if number else self.render(asked)
+            text = self.render_next(asked) if number else self._opening(asked)
             if number and ended and self.end and text.lstrip().startswith(self.end):
                 text = text.lstrip().removeprefix(self.end)
-            pieces.append(Piece(text))
+            pieces.append(Piece(text if number < len(earlier) else text + self.thought))
             if number < len(earlier):
                 # A model may generate the placeholder's text, which stands for no image.
                 said = answer if trained else answer.replace(IMAGE_TOKEN, "")
@@ -188,11 +200,15 @@ def own_template(folder: Path) -> Template:
             "set model.prompt_template and model.end_sym"
         )
 
+    program = NOW.sub(lambda call: repr(DATE.strftime(call[2])), tokenizer.get_chat_template())
+
     def write(texts: Sequence[str], system: str = "", asks: bool = True) -> str:
         roles = ("user", "assistant")
         turns = [{"role": roles[number % 2], "content": text} for number, text in enumerate(texts)]
         messages = [{"role": "system", "content": system}] * bool(system) + turns
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+        text: str = tokenizer.apply_chat_template(
+            messages, chat_template=program, tokenize=False, add_generation_prompt=asks, enable_thinking=False
+        )
         return text.removeprefix(tokenizer.bos_token or "")
 
     return _template_like(write, f"model.template: the chat template in {folder}")
@@ -210,21 +226,22 @@ def _template_like(write: Callable[..., str], source: str) -> Template:
     """
     turns = ("instruction one", "answer one", "instruction two", "answer two", "instruction three")
     question, answer, following, last_answer, last_question = turns
-    answered, asked = write(turns[:2], asks=False), write([question])
+    asked, (opening, _, rest) = write([question]), write(turns[:3]).partition(answer)
     # Some write a space between prompt and answer, which belongs to the prompt here: answers are stripped.
-    gap = answered.removeprefix(asked).split(answer)[0]
+    gap = opening.removeprefix(asked)
     gap = gap if gap.isspace() else ""
-    separator = answered.removeprefix(asked + gap + answer)
-    rest = write(turns[:3]).removeprefix(asked + gap + answer)
+    thought = asked.removeprefix(opening) if asked.startswith(opening) else ""
+    separator = write(turns[:2], asks=False).partition(answer)[2]
     template = Template(
-        pattern=rest.removeprefix(separator).replace(following, "{}") + gap,
+        pattern=rest.removeprefix(separator).removesuffix(thought).replace(following, "{}") + gap,
         end=separator.strip(),
-        first_pattern=asked.replace(question, "{}") + gap,
-        system_pattern=_system_pattern(write, question, gap),
+        first_pattern=asked.removesuffix(thought).replace(question, "{}") + gap,
+        system_pattern=_system_pattern(write, question, gap, thought),
         separator=separator if rest.startswith(separator) else "",
+        thought=thought,
     )
-    rendered = template.render(question) + answer + template.render_next(following) + last_answer
-    if rendered + template.render_next(last_question) != write(turns) + gap or not template.end:
+    pieces = template.pieces([(question, answer), (following, last_answer)], last_question)
+    if "".join(piece.text for piece in pieces) != write(turns) + gap or not template.end:
         raise ConfigError(
             f"{source} writes earlier turns in another way than the newest; set model.prompt_template and "
             "model.end_sym instead"
@@ -232,7 +249,7 @@ def _template_like(write: Callable[..., str], source: str) -> Template:
     return template
 
 
-def _system_pattern(write: Callable[..., str], question: str, gap: str) -> str:
+def _system_pattern(write: Callable[..., str], question: str, gap: str, thought: str) -> str:
     """The pattern of the first turn with a system message; empty where the template takes none."""
     from jinja2 import TemplateError
 
@@ -242,7 +259,7 @@ def _system_pattern(write: Callable[..., str], question: str, gap: str) -> str:
         return ""
     if "system message" not in written:
         return ""
-    return written.replace("system message", "{system}").replace(question, "{}") + gap
+    return written.removesuffix(thought).replace("system message", "{system}").replace(question, "{}") + gap
 
 
 def with_image_tag(question: str, images: int = 1) -> str:
@@ -465,7 +482,10 @@ class PromptEncoder:
         )
 
     def labelled_segments(self, encoded: Encoded) -> Sequence[tuple[str, bool]]:
-        """Segments of an example as (text, whether it is trained on), images as `<ImageHere>*Q`, for display."""
+        """Segments of an example as (text, whether it is trained on), images as `<ImageHere>*Q`, for display.
+
+        Special tokens are shown by their names, so that the end of an answer can be seen.
+        """
         tagged = [
             (i == IMAGE_POSITION, label != IGNORED_LABEL, i)
             for i, label in zip(encoded.input_ids, encoded.labels, strict=True)
@@ -476,6 +496,12 @@ class PromptEncoder:
             if is_image:
                 segments.append((f"{IMAGE_TOKEN}*{len(ids)}", False))
                 continue
-            bos = "[BOS]" * sum(i == self.tokenizer.bos_id for i in ids)
-            segments.append((bos + self.tokenizer.decode(ids), is_target))
+            segments.append((self._shown(ids), is_target))
         return segments
+
+    def _shown(self, ids: Sequence[int]) -> str:
+        names = self.tokenizer.special_names
+        runs = groupby(ids, key=lambda i: i in names)
+        return "".join(
+            "".join(names[i] for i in run) if special else self.tokenizer.decode(list(run)) for special, run in runs
+        )

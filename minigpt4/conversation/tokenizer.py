@@ -24,11 +24,19 @@ MIN_USED = 0.5
 
 
 class Tokenizer(Protocol):
-    """Encodes prompts and answers a segment at a time; special tokens are never added."""
+    """Encodes prompts and answers a segment at a time; special tokens are never added.
+
+    Attributes:
+        bos_id: token of the beginning of a sequence; None: there is none.
+        eos_id: token of its end; None: there is none.
+        vocab_size: number of ids.
+        special_names: special tokens, which `decode` leaves out, id -> text for display.
+    """
 
     bos_id: int | None
     eos_id: int | None
     vocab_size: int
+    special_names: Mapping[int, str]
 
     def encode(self, text: str) -> list[int]:
         """Ids of one segment of text."""
@@ -80,6 +88,9 @@ class SentencePieceTokenizer:
         self.special = {self.pieces.id_to_piece(i): i for i in ids} | dict(added_tokens or {})
         self.stripping = dict(stripping or {})
         self._special_ids = frozenset(self.special.values())
+        self.special_names: Mapping[int, str] = {
+            i: "[BOS]" if i == self.bos_id else text for text, i in self.special.items()
+        }
         self._split = re.compile("(" + "|".join(map(re.escape, sorted(self.special, key=len, reverse=True))) + ")")
         self._num_pieces: int = self.pieces.get_piece_size()
         self.vocab_size = max(self._num_pieces, 1 + max(self._special_ids, default=-1))
@@ -129,6 +140,8 @@ class TransformersTokenizer:
         self.bos_id: int | None = self._tokenizer.bos_token_id
         self.eos_id: int | None = self._tokenizer.eos_token_id
         self.vocab_size = len(self._tokenizer)
+        added = self._tokenizer.added_tokens_decoder.items()
+        self.special_names: Mapping[int, str] = {i: token.content for i, token in added if token.special}
 
     def encode(self, text: str) -> list[int]:
         """Ids of one segment of text."""

@@ -25,27 +25,29 @@ from minigpt4.common.checkpoint import frozen_identity
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import read_json, write_atomically, write_json, writing
 from minigpt4.common.schema import ModelConfig
+from minigpt4.processors.image import CLIP, ChannelStatistics
 
 TENSOR = "queries"
 """Name of the tensor in each shard."""
 IDENTITY = "identity.json"
-TRANSFORM = "square, bicubic in whole grey levels, transparency on white, CLIP statistics"
+TRANSFORM = "square, bicubic in whole grey levels, transparency on white"
 """Identifies the image transform; change it with the transform."""
 
 
-def cache_identity(cfg: ModelConfig, image_size: int, dtype: torch.dtype) -> dict[str, str]:
+def cache_identity(cfg: ModelConfig, statistics: ChannelStatistics, dtype: torch.dtype) -> dict[str, str]:
     """Everything that cached numbers depend on.
 
     Args:
         cfg: the model's configuration; the encoders' files are fingerprinted, not loaded.
-        image_size: side of the images in pixels.
+        statistics: what images are normalised by.
         dtype: number format that the encoders compute in.
     """
     sizes = cfg.image_encoder_sizes()
     files = {key: frozen_identity(path, sizes) for key, path in cfg.image_encoder_files().items()}
+    normalised = "CLIP statistics" if statistics == CLIP else str(statistics)
     computed = {
-        "transform": TRANSFORM,
-        "image_size": str(image_size),
+        "transform": f"{TRANSFORM}, {normalised}",
+        "image_size": str(cfg.image_size),
         "dtype": str(dtype).removeprefix("torch."),
     }
     return sizes | files | computed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from minigpt4.common.schema import RunConfig
 from minigpt4.common.types import CACHED_NDIM, IGNORED_LABEL, IMAGE_POSITION, Batch, Sample
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.datasets.sampler import GroupedOrder, SampleKey, SampleOrder, StepSampler, Stream
-from minigpt4.processors.image import normalize, stack_images
+from minigpt4.processors.image import CLIP, ChannelStatistics, normalize, stack_images
 
 logger = logging.getLogger(__name__)
 Datasets = Mapping[str, InstructionDataset]
@@ -48,7 +49,13 @@ def steps_per_epoch(run: RunConfig, datasets: Datasets, world_size: int) -> int:
 
 
 def train_loader(
-    run: RunConfig, datasets: Datasets, *, world_size: int = 1, rank: int = 0, start_step: int = 0
+    run: RunConfig,
+    datasets: Datasets,
+    *,
+    world_size: int = 1,
+    rank: int = 0,
+    start_step: int = 0,
+    statistics: ChannelStatistics = CLIP,
 ) -> BatchLoader:
     """One rank's micro-batches from `start_step` to the end of the run, over all epochs.
 
@@ -58,6 +65,7 @@ def train_loader(
         world_size: number of ranks.
         rank: rank of this process.
         start_step: first optimizer step.
+        statistics: what the model normalises images by.
 
     Returns:
         A loader of `accum_grad_iters` batches for each remaining optimizer step.
@@ -83,10 +91,17 @@ def train_loader(
         start_step=start_step,
         stop_step=run.max_epoch * steps_per_epoch(run, datasets, world_size),
     )
-    return BatchLoader(mixture, batch_sampler=sampler, **_worker_options(run))
+    return BatchLoader(mixture, batch_sampler=sampler, **_worker_options(run, statistics))
 
 
-def valid_loader(run: RunConfig, datasets: Datasets, *, world_size: int = 1, rank: int = 0) -> BatchLoader | None:
+def valid_loader(
+    run: RunConfig,
+    datasets: Datasets,
+    *,
+    world_size: int = 1,
+    rank: int = 0,
+    statistics: ChannelStatistics = CLIP,
+) -> BatchLoader | None:
     """One rank's share of the validation batches, the same each time; every batch is in exactly one share.
 
     Args:
@@ -94,6 +109,7 @@ def valid_loader(run: RunConfig, datasets: Datasets, *, world_size: int = 1, ran
         datasets: what `build_datasets(..., train=False)` returned.
         world_size: number of ranks.
         rank: rank of this process.
+        statistics: what the model normalises images by.
 
     Returns:
         None without datasets. The batches do not depend on the ranks; shares may differ by one batch, and be empty.
@@ -102,7 +118,7 @@ def valid_loader(run: RunConfig, datasets: Datasets, *, world_size: int = 1, ran
         return None
     joined: ConcatDataset[Any] = ConcatDataset(list(datasets.values()))
     batches = list(BatchSampler(range(len(joined)), run.eval_batch_size, drop_last=False))
-    return BatchLoader(joined, batch_sampler=batches[rank::world_size], **_worker_options(run))
+    return BatchLoader(joined, batch_sampler=batches[rank::world_size], **_worker_options(run, statistics))
 
 
 class MixtureDataset(Dataset[Sample]):
@@ -126,10 +142,14 @@ class MixtureDataset(Dataset[Sample]):
         return self.datasets[key.dataset].text_length(key.record, key.epoch)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[Sample], statistics: ChannelStatistics = CLIP) -> Batch:
     """Collate B samples: ids padded with 0 and labels with IGNORED_LABEL, both (B, T).
 
     Positions are found here, in a loader worker: on a device each search would stall the training step.
+
+    Args:
+        samples: B samples.
+        statistics: what the model normalises images by; used here where another processor returned floats.
     """
     lengths = [len(sample.encoded.input_ids) for sample in samples]
     input_ids = torch.zeros(len(samples), max(lengths), dtype=torch.long)
@@ -143,7 +163,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     is_target[:, :-1] = labels[:, 1:] != IGNORED_LABEL
     return Batch(
         image_ids=[sample.image_id for sample in samples],
-        images=_stack(images) if images else None,
+        images=_stack(images, statistics) if images else None,
         input_ids=input_ids,
         labels=labels,
         lengths=lengths,
@@ -156,20 +176,20 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def _stack(images: Sequence[Tensor]) -> Tensor:
+def _stack(images: Sequence[Tensor], statistics: ChannelStatistics) -> Tensor:
     """Images, or cached features, of one batch; uint8 is normalised here where another processor returned floats."""
     if images[0].ndim + 1 == CACHED_NDIM:
         return torch.stack(list(images))
     mixed = len({image.dtype for image in images}) > 1
-    return stack_images([normalize(image) for image in images] if mixed else images)
+    return stack_images([normalize(image, statistics) for image in images] if mixed else images)
 
 
-def _worker_options(run: RunConfig) -> dict[str, Any]:
+def _worker_options(run: RunConfig, statistics: ChannelStatistics) -> dict[str, Any]:
     return {
         "num_workers": run.num_workers,
         "persistent_workers": run.num_workers > 0,
         "worker_init_fn": _start_process_group,
-        "collate_fn": collate,
+        "collate_fn": partial(collate, statistics=statistics),
         "pin_memory": run.device != "cpu" and torch.cuda.is_available(),
         # Starting to iterate draws a number; from a generator of its own, so that the run's state is unchanged.
         "generator": torch.Generator(),

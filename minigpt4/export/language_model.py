@@ -44,7 +44,7 @@ def merge_language_model(cfg: ModelConfig, folder: Path) -> str:
     from minigpt4.common.checkpoint import fingerprint
     from minigpt4.models.loading import build_model
     from minigpt4.models.lora import merge_lora
-    from minigpt4.models.minigpt4 import PROJECTION as PROJECTION_NAMES
+    from minigpt4.models.minigpt4 import PROJECTION as PROJECTION_PREFIX
 
     model = build_model(cfg, torch.device("cpu"), torch.float32, with_encoders=False, keep_llm_on_cpu=True)
     state, metadata = model.trainable_state(), model.metadata()
@@ -54,5 +54,6 @@ def merge_language_model(cfg: ModelConfig, folder: Path) -> str:
         model.llama_model.save_pretrained(partial / LANGUAGE_MODEL)  # type: ignore[operator]
         metadata = {key: value for key, value in metadata.items() if not key.startswith("lora.")}
         metadata["base.llama_model"] = fingerprint(partial / LANGUAGE_MODEL)
-        save_file({name: state[name] for name in PROJECTION_NAMES}, partial / PROJECTION, metadata=metadata)
+        trained = {name: tensor for name, tensor in state.items() if name.startswith(PROJECTION_PREFIX)}
+        save_file(trained, partial / PROJECTION, metadata=metadata)
     return f"model.llama_model={folder / LANGUAGE_MODEL} model.ckpt={folder / PROJECTION} model.lora.r=0"

@@ -66,7 +66,10 @@ def write_model(cfg: ModelConfig, settings: GenerationConfig, folder: Path) -> W
     tensors = blip2_tensors(model, config)
     check_space(tensors, folder)
     has_bos = encoder.tokenizer.bos_id is not None
-    processor = build_processor(tokenizer, encoder.template, cfg.image_size, encoder.num_image_tokens, bos=has_bos)
+    assert model.visual_encoder is not None
+    processor = build_processor(
+        tokenizer, encoder.template, model.visual_encoder, encoder.num_image_tokens, bos=has_bos
+    )
     endings = ending_tokens(tokenizer, encoder.tokenizer, encoder.template.end)
     limits = _limits(settings, tokenizer, endings)
     for name, value in limits.items():

@@ -7,10 +7,13 @@ token is: with one "patch" as large as the image and the other queries as additi
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.types import IMAGE_TOKEN
 from minigpt4.conversation.template import IMAGE_TAG, Template
+
+if TYPE_CHECKING:
+    from minigpt4.models.vision import VisionEncoder
 
 _CONTENT = """
 {%- macro written(content) -%}
@@ -47,6 +50,7 @@ _TURNS = """
     {%- else -%}
       {{- NEXT_BEFORE ~ written(message.content) ~ NEXT_AFTER -}}
     {%- endif -%}
+    {{- THOUGHT if loop.last else "" -}}
     {%- set chat.turns = chat.turns + 1 -%}
   {%- elif message.role == "assistant" and loop.previtem is defined and loop.previtem.role == "user" -%}
     {{- written(message.content) | replace(PLACEHOLDER, "") -}}
@@ -81,6 +85,7 @@ def chat_template(template: Template, *, bos: bool) -> str:
         "NEXT_BEFORE": following[0],
         "NEXT_AFTER": following[1],
         "END": template.end,
+        "THOUGHT": template.thought,
         "BOS": bos,
         "ONE_TURN": template.in_pieces,
     }
@@ -90,22 +95,26 @@ def chat_template(template: Template, *, bos: bool) -> str:
     return constants + _CONTENT.lstrip() + _TURNS.lstrip()
 
 
-def build_processor(tokenizer: Any, template: Template, image_size: int, num_queries: int, *, bos: bool) -> Any:
+def build_processor(tokenizer: Any, template: Template, vision: VisionEncoder, num_queries: int, *, bos: bool) -> Any:
     """The processor.
 
     Args:
         tokenizer: from `fast_tokenizer`.
         template: template of every prompt.
-        image_size: side of the square image in pixels (S).
+        vision: the model's encoder, whose images it prepares.
         num_queries: tokens of an image (Q).
         bos: as for `chat_template`.
     """
     from transformers import BlipImageProcessor, LlavaProcessor
 
     return LlavaProcessor(
-        BlipImageProcessor(size={"height": image_size, "width": image_size}),
+        BlipImageProcessor(
+            size={"height": vision.image_size, "width": vision.image_size},
+            image_mean=list(vision.statistics.mean),
+            image_std=list(vision.statistics.std),
+        ),
         tokenizer,
-        patch_size=image_size,
+        patch_size=vision.image_size,
         vision_feature_select_strategy="full",
         num_additional_image_tokens=num_queries - 1,
         chat_template=chat_template(template, bos=bos),

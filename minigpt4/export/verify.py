@@ -27,7 +27,7 @@ from minigpt4.conversation.template import IMAGE_TAG, with_image_tag
 from minigpt4.conversation.tokenizer import Tokenizer
 from minigpt4.export.tokenizer import AWKWARD
 from minigpt4.models.generation import INCOMPLETE_CHARACTER
-from minigpt4.processors.image import CLIP_STD, normalize, open_image
+from minigpt4.processors.image import ChannelStatistics, normalize, open_image
 
 if TYPE_CHECKING:
     from minigpt4.api import LoadedModel
@@ -39,8 +39,6 @@ MAX_TOKENS = 64
 """Longest answer that is compared, in tokens."""
 COMPARED_LOGITS = 4
 """Images whose embeddings and logits are compared."""
-GREY_LEVEL = 1 / (255 * min(CLIP_STD))
-"""A grey level of a normalised image."""
 SAME_PIXELS = 1e-5
 """Largest difference of pixels that are not resized: rounding in float32."""
 RESIZED_LEVELS = (3.0, 0.05)
@@ -165,7 +163,7 @@ def compute(loaded: LoadedModel, images: Sequence[Path], image_id: int, work: Pa
     exact = [work / f"exact_{number}.png" for number in range(len(images[:COMPARED_LOGITS]))]
     for path, image in zip(exact, images, strict=False):
         open_image(image).resize((side, side), Image.Resampling.BICUBIC).save(path)
-    pixels = normalize(loaded.pixels(exact)).float().contiguous()
+    pixels = normalize(loaded.pixels(exact), model.statistics).float().contiguous()
     ids = encoder.prompt(with_image_tag(question))
     longer = f"{question} {question}"
     talks = _talks(question, list(images), one_turn=encoder.template.in_pieces)
@@ -200,7 +198,7 @@ def compute(loaded: LoadedModel, images: Sequence[Path], image_id: int, work: Pa
         talks=[_answer(loaded, talk, settings) for talk in shown],
         padded=[str(text) for text in loaded.describe([images[0]] * 2, [question, longer], **given)],
         pipeline=texts[:1],
-        images=normalize(loaded.pixels(list(images))).float(),
+        images=normalize(loaded.pixels(list(images)), model.statistics).float(),
         exact=pixels,
         **_embeds_and_logits(loaded, ids, pixels),
     )
@@ -290,7 +288,13 @@ def read_reply(work: Path, tokenizer: Tokenizer, end: str) -> tuple[Computed, di
     return Computed(**reply, **tensors), faults
 
 
-def compare(ours: Computed, theirs: Computed, faults: Mapping[str, Sequence[str]], dtype: torch.dtype) -> list[Check]:
+def compare(
+    ours: Computed,
+    theirs: Computed,
+    faults: Mapping[str, Sequence[str]],
+    dtype: torch.dtype,
+    statistics: ChannelStatistics,
+) -> list[Check]:
     """The table.
 
     Args:
@@ -298,12 +302,14 @@ def compare(ours: Computed, theirs: Computed, faults: Mapping[str, Sequence[str]
         theirs: of the exported folder.
         faults: from `read_reply`.
         dtype: number format of the computation; answers must be equal in float32 only.
+        statistics: what the images were normalised by.
     """
     vocabulary = ours.logits.shape[-1]
     share = RELATIVE[dtype]
     exact = dtype is torch.float32
     largest, mean = RESIZED_LEVELS
-    levels = (ours.images - theirs.images).abs() / GREY_LEVEL if _alike(ours.images, theirs.images) else None
+    grey_level = 1 / (255 * min(statistics.std))
+    levels = (ours.images - theirs.images).abs() / grey_level if _alike(ours.images, theirs.images) else None
     checks = [
         *(Check(what, f"wrong: {first_few(names, 3) or 'none'}", "none", not names) for what, names in faults.items()),
         _close("pixels, not resized", ours.exact, theirs.exact, SAME_PIXELS, relative=False),
@@ -369,10 +375,11 @@ def verify(load: Callable[[], LoadedModel], folder: Path, images: Sequence[Path]
         loaded = load()
         ours = compute(loaded, images, image_id, work)
         encoder, dtype = loaded.model.encoder, loaded.model.token_embedding.weight.dtype
+        statistics = loaded.model.statistics
         del loaded
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         run_fresh(folder, work)
         theirs, faults = read_reply(work, encoder.tokenizer, encoder.template.end)
-    return compare(ours, theirs, faults, dtype)
+    return compare(ours, theirs, faults, dtype, statistics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from random import Random
 from typing import Any
 
@@ -56,6 +57,7 @@ class Generator:
         stops: texts that end an answer.
 
     Attributes:
+        ends: tokens that end an answer.
         sample: chooses the next tokens.
     """
 
@@ -64,7 +66,8 @@ class Generator:
         self.tokenizer = tokenizer
         self.settings = settings
         self.stop = StopStrings(tokenizer, stops)
-        self.sample = TokenSampler(settings, tokenizer.eos_id)
+        self.ends = end_tokens(llm, tokenizer, stops)
+        self.sample = TokenSampler(settings, self.ends)
 
     def generate(self, prompts: Sequence[Tensor], rows: int | None = None) -> list[Answer]:
         """An answer to each prompt, in order.
@@ -116,8 +119,8 @@ class Generator:
             "do_sample": settings.do_sample,
             "repetition_penalty": settings.repetition_penalty,
             "bos_token_id": tokenizer.bos_id,
-            "eos_token_id": tokenizer.eos_id,
-            "pad_token_id": tokenizer.eos_id if tokenizer.eos_id is not None else 0,
+            "eos_token_id": list(self.ends) or None,
+            "pad_token_id": self.ends[0] if self.ends else 0,
         }
         if settings.do_sample:
             options |= {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
@@ -138,14 +141,12 @@ class Generator:
         return generate_batch(self.llm, prompts, self.sample, self.ended, rows, self.settings.max_new_tokens)
 
     def ended(self, ids: Sequence[int]) -> bool:
-        """Whether the newest of an answer's generated ids end it, by the end of the sequence or a stop string."""
-        return ids[-1] == self.tokenizer.eos_id or self.stop.reached(ids)
+        """Whether the newest of an answer's generated ids end it, by one of `ends` or a stop string."""
+        return ids[-1] in self.ends or self.stop.reached(ids)
 
     def answer(self, ids: Sequence[int]) -> Answer:
         """The answer that generated ids stand for."""
-        ids = list(ids)
-        if self.tokenizer.eos_id in ids:
-            ids = ids[: ids.index(self.tokenizer.eos_id)]
+        ids = list(takewhile(lambda token: token not in self.ends, ids))
         return Answer(text=self.stop.text_before(self.tokenizer.decode(ids)).strip(), token_ids=tuple(ids))
 
     def growing_answer(self, ids: Sequence[int]) -> Answer:
@@ -154,17 +155,37 @@ class Generator:
         return replace(answer, text=self.stop.stable_text(answer.text))
 
 
+def end_tokens(llm: nn.Module, tokenizer: Tokenizer, stops: Sequence[str]) -> tuple[int, ...]:
+    """The tokens that end an answer, without repetition.
+
+    They are the tokenizer's end of the sequence, those of the language model's own generation settings where these name
+    several, and stop strings that are special tokens, which no decoded text shows: Gemma's <end_of_turn> is one, while
+    its tokenizer names <eos>.
+
+    Args:
+        llm: causal language model.
+        tokenizer: tokenizer of the language model.
+        stops: texts that end an answer.
+    """
+    own: Any = getattr(getattr(llm, "generation_config", None), "eos_token_id", None)
+    found = [tokenizer.eos_id, *(own if isinstance(own, list | tuple) else ())]  # a single one may be made up
+    for stop in filter(None, stops):
+        ids = tokenizer.encode(stop)
+        found += ids if len(ids) == 1 and not tokenizer.decode(ids) else []
+    return tuple(dict.fromkeys(token for token in found if isinstance(token, int)))
+
+
 class TokenSampler:
     """Logits -> next tokens, row by row.
 
     Args:
         settings: greedy or sampling, and their limits.
-        eos_id: token that ends a sequence; impossible before `min_new_tokens` tokens.
+        ends: tokens that end an answer; impossible before `min_new_tokens` tokens.
     """
 
-    def __init__(self, settings: GenerationConfig, eos_id: int | None) -> None:
+    def __init__(self, settings: GenerationConfig, ends: Sequence[int]) -> None:
         self.settings = settings
-        self.eos_id = eos_id
+        self.ends = list(ends)
         self._warpers = LogitsProcessorList()
         if settings.do_sample and settings.temperature != 1.0:
             self._warpers.append(TemperatureLogitsWarper(settings.temperature))
@@ -189,8 +210,8 @@ class TokenSampler:
         if self.settings.repetition_penalty != 1.0 and ids[0]:
             logits = self._penalise_repetition(logits, ids)
         too_short = [row for row, generated in enumerate(ids) if len(generated) < self.settings.min_new_tokens]
-        if too_short and self.eos_id is not None:
-            logits[too_short, self.eos_id] = -torch.inf
+        for end in self.ends if too_short else ():
+            logits[too_short, end] = -torch.inf
         if not self.settings.do_sample:
             return logits.argmax(dim=1)
         scores = self._warpers(torch.empty(0, dtype=torch.long), logits)  # type: ignore[arg-type]

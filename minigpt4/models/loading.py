@@ -15,18 +15,27 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from minigpt4.common.checkpoint import RANDOM_SEED, fingerprint, frozen_identity, read_checkpoint, read_projection
+from minigpt4.common.checkpoint import (
+    RANDOM_SEED,
+    USUAL_NAMES,
+    fingerprint,
+    frozen_identity,
+    read_checkpoint,
+    read_projection,
+    weights_file,
+)
 from minigpt4.common.errors import CheckpointError, ConfigError, DataError
 from minigpt4.common.files import language_model_folder, read_json, require_path
 from minigpt4.common.logging import duration
 from minigpt4.common.registry import models
-from minigpt4.common.schema import LoraConfig, LowResource, ModelConfig, Precision
+from minigpt4.common.schema import JOINED_PATCHES, LoraConfig, LowResource, ModelConfig, Precision
 from minigpt4.conversation.template import STAGE1_PATTERN, PromptEncoder, configured_template
 from minigpt4.conversation.tokenizer import check_vocabulary, load_tokenizer
 from minigpt4.models.llm import build_llm, compile_blocks, recompute_blocks
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.qformer import build_qformer, query_width
-from minigpt4.models.vision import VisionEncoder, build_vision_encoder, empty_vision_encoder
+from minigpt4.models.vision import VisionEncoder, build_vision_encoder, empty_vision_encoder, image_statistics
+from minigpt4.processors.image import CLIP
 
 if TYPE_CHECKING:
     from minigpt4.models.lora import Adapters
@@ -75,7 +84,7 @@ def build_model(
     llm_folder = language_model_folder(cfg.llama_model, "model.llama_model")
     for key, path in (*cfg.image_encoder_files().items(), ("ckpt", cfg.ckpt)):
         if path:
-            require_path(path, f"model.{key}")
+            require_path(path, f"model.{key}", folder=key == "vit_weights" and os.path.isdir(path))
     if cfg.ckpt:
         read_checkpoint(cfg.ckpt)  # a broken file is found now, not after minutes of loading the others
     encoder = build_prompt_encoder(cfg)
@@ -96,9 +105,11 @@ def build_model(
     if cfg.compile:
         compile_blocks(vision, bridge, llm)
     sizes = cfg.image_encoder_sizes()
+    statistics = image_statistics(cfg)
+    normalised = {} if statistics == CLIP else {"image_statistics": str(statistics)}
     files = {key: frozen_identity(path, sizes) for key, path in cfg.image_encoder_files().items()}
-    base = sizes | files | {"llama_model": fingerprint(llm_folder)}
-    model = architecture(vision, bridge, llm, encoder, _query_sizes(cfg)[1], base, adapters)
+    base = sizes | normalised | files | {"llama_model": fingerprint(llm_folder)}
+    model = architecture(vision, bridge, llm, encoder, _query_sizes(cfg)[1], base, adapters, cfg.projector)
     check_vocabulary(encoder.tokenizer, model.token_embedding.weight.shape[0], llm_folder)
     if cfg.ckpt:
         load_projection(model, cfg.ckpt)
@@ -133,13 +144,11 @@ def build_image_encoders(
 ) -> tuple[VisionEncoder, Bridge]:
     """The vision encoder and the bridge behind it; arguments and errors as for `build_model`."""
     _check_encoder_weights(cfg)
-    vision = build_vision_encoder(
-        cfg.vit_model, cfg.image_size, cfg.vit_blocks, cfg.vit_args, cfg.vit_weights, dtype, device
-    )
+    vision = build_vision_encoder(cfg, dtype, device)
     if not cfg.has_qformer:
         from minigpt4.models.merged_patches import build_merged_patches
 
-        return vision, build_merged_patches(vision)
+        return vision, build_merged_patches(vision, cfg.joined_patches)
     return vision, build_qformer(
         vision.width, cfg.num_query_token, cfg.q_former_args, cfg.q_former_model, dtype, device
     )
@@ -151,8 +160,8 @@ def _query_sizes(cfg: ModelConfig) -> tuple[int, int]:
         return cfg.num_query_token, query_width(cfg.q_former_args)
     from minigpt4.models.merged_patches import build_merged_patches, merged_tokens
 
-    vision = empty_vision_encoder(cfg.vit_model, cfg.image_size, cfg.vit_args)
-    return merged_tokens(vision), build_merged_patches(vision).width
+    vision = empty_vision_encoder(cfg)
+    return merged_tokens(vision, cfg.joined_patches), build_merged_patches(vision, cfg.joined_patches).width
 
 
 def load_projection(model: MiniGPT4, path: str | Path) -> None:
@@ -175,7 +184,14 @@ def with_projection(model: MiniGPT4, path: str | Path) -> MiniGPT4:
     adapters = None if model.adapters is None else model.adapters.twin()
     llm = model.llama_model if adapters is None else adapters.llm
     second = type(model)(
-        model.visual_encoder, model.bridge, llm, model.encoder, model.query_width, model.base, adapters
+        model.visual_encoder,
+        model.bridge,
+        llm,
+        model.encoder,
+        model.query_width,
+        model.base,
+        adapters,
+        model.projector,
     )
     load_projection(second, path)
     return second.eval()
@@ -239,6 +255,9 @@ def _setting(key: str, metadata: dict[str, str], ours: dict[str, str]) -> str:
         theirs, own = (recorded.get("base.has_qformer", "true") for recorded in (metadata, ours))
         if theirs != own:
             return f"model.has_qformer to {theirs}"
+        joined = [recorded.get("base.joined_patches", str(JOINED_PATCHES)) for recorded in (metadata, ours)]
+        if own == "false" and joined[0] != joined[1]:
+            return f"model.joined_patches to {joined[0]}"
         if own == "false":
             return f"model.image_size to {metadata.get('base.image_size', 'that of the checkpoint')}"
     return f"model.{key} to the checkpoint's"
@@ -323,14 +342,14 @@ def weight_bytes(cfg: ModelConfig, dtype: torch.dtype, *, with_encoders: bool = 
     bytes_each = {LowResource.off: float(dtype.itemsize), LowResource.int8: 1.0, LowResource.nf4: 0.5}
     total = stored * bytes_each[cfg.low_resource]
     if with_encoders:  # a .pth may hold float32, so that it has at least a number for each 4 bytes
-        encoders = [Path(path) for path in cfg.image_encoder_files().values() if path]
+        encoders = [weights_file(path) for path in cfg.image_encoder_files().values() if path]
         total += sum(path.stat().st_size // 4 * dtype.itemsize for path in encoders if path.is_file())
     return int(total)
 
 
 def _weight_files(folder: Path) -> list[Path]:
     """The files that transformers would load of a folder, which may hold copies in other formats."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in USUAL_NAMES:
         if (folder / name).is_file():
             return [folder / name]
         with suppress(DataError, LookupError, TypeError, AttributeError):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +15,14 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from minigpt4.common.errors import ConfigError, did_you_mean, one_line
-from minigpt4.common.schema import LoraConfig
+from minigpt4.common.schema import QUERY_VALUE, LoraConfig
+
+logger = logging.getLogger(__name__)
 
 OWN, PUBLISHED = "llama_model.", "llama_model.base_model.model."
 """What the names of the language model's parameters begin with in the model, and in published checkpoints."""
+JOINED_PROJECTIONS = ("qkv_proj", "query_key_value", "Wqkv", "qkv", "c_attn")
+"""Layers that make queries, keys and values at once, as Phi, GPT-NeoX and others have them."""
 ADAPTER = "default"
 """peft's name of the only adapter of each layer; published names do not have it."""
 
@@ -77,6 +84,7 @@ def add_lora(llm: Any, settings: LoraConfig) -> Adapters:
         ConfigError: The decoder has no linear layers of a name in `targets`, or peft knows no adapter for them.
     """
     linear = {name.rpartition(".")[2] for name, module in llm.get_decoder().named_modules() if _is_linear(module)}
+    settings = replace(settings, targets=_present(settings.targets, linear))
     for target in settings.targets:
         if target not in linear:
             raise ConfigError(
@@ -101,6 +109,22 @@ def add_lora(llm: Any, settings: LoraConfig) -> Adapters:
             parameter.data = parameter.data.float()
     llm.eval()
     return Adapters(llm, settings)
+
+
+def _present(targets: list[str], linear: Collection[str]) -> list[str]:
+    """The default targets where the decoder has other layers for them, or else `targets` as they are.
+
+    Args:
+        targets: names of layers.
+        linear: names of the decoder's linear layers.
+    """
+    joined = [name for name in JOINED_PROJECTIONS if name in linear]
+    if tuple(targets) != QUERY_VALUE or set(targets) & set(linear) or not joined:
+        return targets
+    logger.info(
+        "model.lora.targets: this language model makes queries and values by %s, which has the adapters", joined
+    )
+    return joined
 
 
 def lora_layers(llm: nn.Module) -> dict[str, Any]:

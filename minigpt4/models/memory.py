@@ -85,7 +85,7 @@ def empty_model(cfg: ModelConfig, encoder: PromptEncoder, dtype: torch.dtype) ->
             f"model.llama_model: {cfg.llama_model} holds no usable causal language model: {one_line(error)}"
         ) from error
     with init_empty_weights():
-        vision = VisionEncoder(cfg.vit_model, cfg.image_size, cfg.vit_blocks, cfg.vit_args).to(dtype)
+        vision = VisionEncoder(cfg).to(dtype)
         bridge: Any
         if cfg.has_qformer:
             bridge = QFormer(vision.width, cfg.num_query_token, cfg.q_former_args).to(dtype)
@@ -93,7 +93,7 @@ def empty_model(cfg: ModelConfig, encoder: PromptEncoder, dtype: torch.dtype) ->
         else:
             from minigpt4.models.merged_patches import build_merged_patches
 
-            bridge = build_merged_patches(vision)
+            bridge = build_merged_patches(vision, cfg.joined_patches)
         for part in (vision, bridge, llm):
             part.requires_grad_(False).eval()
         adapters = None
@@ -103,9 +103,9 @@ def empty_model(cfg: ModelConfig, encoder: PromptEncoder, dtype: torch.dtype) ->
             adapters = add_lora(llm, cfg.lora)
         if cfg.recompute_llm:
             recompute_blocks(llm)
-        model = MiniGPT4(vision, bridge, llm, encoder, bridge.width, adapters=adapters)
+        model = MiniGPT4(vision, bridge, llm, encoder, bridge.width, adapters=adapters, projector=cfg.projector)
     side = cfg.image_size  # the statistics that `normalize` keeps for later calls must be real
-    normalize(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+    normalize(torch.zeros(1, 3, side, side, dtype=torch.uint8), vision.statistics)
     with FakeTensorMode(allow_non_fake_inputs=True):
         return model.to_empty(device="cpu")
 

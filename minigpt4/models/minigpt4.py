@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from minigpt4.common.checkpoint import unexpected_keys
 from minigpt4.common.errors import CheckpointError, first_few
 from minigpt4.common.registry import models
-from minigpt4.common.schema import GenerationConfig
+from minigpt4.common.schema import GenerationConfig, Projector
 from minigpt4.common.types import CACHED_NDIM, IGNORED_LABEL, IMAGE_POSITION, Batch
 from minigpt4.conversation.template import PromptEncoder
 from minigpt4.models.attention import Packed, packable, packed_attention
 from minigpt4.models.flops import WorkMeter, forward_flops
 from minigpt4.models.generation import Answer, Generator
 from minigpt4.models.vision import VisionEncoder
-from minigpt4.processors.image import normalize
+from minigpt4.processors.image import CLIP, ChannelStatistics
 
 if TYPE_CHECKING:
     from minigpt4.models.lora import Adapters
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     """Patch features -> queries."""
 
 logger = logging.getLogger(__name__)
-PROJECTION = ("llama_proj.weight", "llama_proj.bias")
-"""The projection's tensors, in the model as in published checkpoints."""
+PROJECTION = "llama_proj."
+"""What the names of the projection's tensors begin with, in the model as in published checkpoints."""
 CHECKPOINT_UNUSED = (r".*rotary_emb\.inv_freq$", r".*position_ids$")
 """Buffers beside the trained tensors in published training checkpoints."""
 
@@ -55,6 +55,7 @@ class MiniGPT4(nn.Module):
         query_width: width of the queries.
         base: fingerprints of the frozen parts' files and the sizes of the image encoders, by name.
         adapters: adapters of `llama_model`; None: it has none.
+        projector: form of the projection.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class MiniGPT4(nn.Module):
         query_width: int,
         base: Mapping[str, str] | None = None,
         adapters: Adapters | None = None,
+        projector: Projector = Projector.linear,
     ) -> None:
         super().__init__()
         self.visual_encoder = visual_encoder
@@ -76,7 +78,8 @@ class MiniGPT4(nn.Module):
         self.adapters = adapters
         self.llm_width: int = self.token_embedding.weight.shape[1]
         self.query_width = query_width
-        self.llama_proj = nn.Linear(query_width, self.llm_width, device=self.device)
+        self.projector = projector
+        self.llama_proj = _projection(projector, query_width, self.llm_width, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -87,6 +90,11 @@ class MiniGPT4(nn.Module):
     def token_embedding(self) -> Any:
         """The language model's token embeddings, (vocabulary, D)."""
         return self.llama_model.get_input_embeddings()  # type: ignore[operator]
+
+    @property
+    def statistics(self) -> ChannelStatistics:
+        """What images are normalised by; without an encoder, CLIP's."""
+        return CLIP if self.visual_encoder is None else self.visual_encoder.statistics
 
     def train(self, mode: bool = True) -> MiniGPT4:
         """Set the mode of what is trained; the frozen parts stay in eval mode."""
@@ -107,7 +115,7 @@ class MiniGPT4(nn.Module):
         if images.ndim == CACHED_NDIM:
             return images
         assert self.visual_encoder is not None and self.bridge is not None, "built for cached features only"
-        queries: Tensor = self.bridge(self.visual_encoder(normalize(images)))
+        queries: Tensor = self.bridge(self.visual_encoder(images))
         return queries
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -209,7 +217,10 @@ class MiniGPT4(nn.Module):
 
     def trainable_names(self) -> dict[str, str]:
         """Names of the trained parameters -> published names."""
-        return {name: name for name in PROJECTION} | (self.adapters.names if self.adapters else {})
+        return self._projection_names() | (self.adapters.names if self.adapters else {})
+
+    def _projection_names(self) -> dict[str, str]:
+        return {name: name for name in (PROJECTION + name for name, _ in self.llama_proj.named_parameters())}
 
     def trainable_state(self) -> dict[str, Tensor]:
         """What is trained, under its published names, on the CPU."""
@@ -233,7 +244,8 @@ class MiniGPT4(nn.Module):
         names = self.trainable_names()
         alone = self.adapters is not None and not any(".lora_" in name for name in state)
         if alone:
-            names = {name: name for name in PROJECTION}
+            names = self._projection_names()
+        _check_projector(self.projector, state, source)
         missing = [name for name in names.values() if name not in state]
         unexpected = unexpected_keys(state, names.values(), CHECKPOINT_UNUSED)
         if missing or unexpected:
@@ -279,7 +291,7 @@ class MiniGPT4(nn.Module):
         adapters = self.adapters.metadata() if self.adapters else {}
         return (
             {
-                "prompt_template": template.opening_pattern,
+                "prompt_template": template.opening_pattern + template.thought,
                 "end_sym": template.end,
                 "system": template.system,
                 "llm_width": str(self.llm_width),
@@ -287,6 +299,31 @@ class MiniGPT4(nn.Module):
             }
             | adapters
             | {f"base.{name}": value for name, value in self.base.items()}
+        )
+
+
+def _projection(projector: Projector, width: int, llm_width: int, device: torch.device) -> nn.Module:
+    """What maps queries to embeddings of the language model, in float32 and with new weights."""
+    if projector is Projector.linear:
+        return nn.Linear(width, llm_width, device=device)
+    layers = nn.Linear(width, llm_width, device=device), nn.GELU(), nn.Linear(llm_width, llm_width, device=device)
+    return nn.Sequential(*layers)
+
+
+def _check_projector(projector: Projector, state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse the projection of the other form by its name.
+
+    Raises:
+        CheckpointError: The file holds one.
+    """
+    linear = f"{PROJECTION}weight" in state
+    if not linear and f"{PROJECTION}0.weight" not in state:
+        return
+    theirs = Projector.linear if linear else Projector.mlp
+    if theirs is not projector:
+        raise CheckpointError(
+            f"{source} holds a projection of the form {theirs.value}, this configuration has model.projector: "
+            f"{projector.value}; set it to {theirs.value}, or choose another checkpoint"
         )
 
 

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -38,6 +38,20 @@ MAX_PIXELS = 100_000_000
 """Largest image in pixels; a file of a few kilobytes can unpack to gigabytes."""
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ChannelStatistics(NamedTuple):
+    """Mean and deviation of red, green and blue, on a scale from 0 to 1, that an encoder's images are normalised by."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __str__(self) -> str:
+        mean, std = ([f"{value:.8g}" for value in values] for values in self)
+        return f"mean {', '.join(mean)}, deviation {', '.join(std)}"
+
+
+CLIP = ChannelStatistics(CLIP_MEAN, CLIP_STD)
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's formats that are read; not those that it hands to another program (EPS)."""
 _ACCEPTED = "a path, the bytes of an image file, a PIL image, or an array"
@@ -154,13 +168,14 @@ def image_bytes(source: Any, name: str) -> bytes:
     return data
 
 
-def normalize(pixels: Tensor) -> Tensor:
-    """Scale images to [0, 1] and normalise them by CLIP's statistics, on the device they are on.
+def normalize(pixels: Tensor, statistics: ChannelStatistics = CLIP) -> Tensor:
+    """Scale images to [0, 1] and normalise them, on the device they are on.
 
     Images travel as uint8, a quarter of the bytes, and become floats as late as here.
 
     Args:
         pixels: (..., 3, S, S) uint8; floats, which a processor normalised already, are returned unchanged.
+        statistics: those of the vision encoder; the published ones have CLIP's.
 
     Returns:
         (..., 3, S, S) float32, channels last in memory (`stack_images`), or `pixels` itself.
@@ -170,7 +185,7 @@ def normalize(pixels: Tensor) -> Tensor:
     if pixels.dtype is not torch.uint8:
         return pixels
     rows = pixels.movedim(-3, -1).flatten(-2)
-    scale, shift = _scale_and_shift(pixels.device, pixels.shape[-1])
+    scale, shift = _scale_and_shift(pixels.device, pixels.shape[-1], statistics)
     return torch.addcmul(shift, rows, scale).unflatten(-1, (-1, 3)).movedim(-1, -3)
 
 
@@ -333,7 +348,7 @@ def _resize(pixels: Tensor, size: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _scale_and_shift(device: torch.device, width: int) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(device: torch.device, width: int, statistics: ChannelStatistics) -> tuple[Tensor, Tensor]:
     """(level / 255 - mean) / std as level * scale + shift, for a row of `width` pixels, (3 * width,) each.
 
     Cached, since copying stalls a device; for a full row, since three numbers at a time are slow on a CPU.
@@ -341,5 +356,5 @@ def _scale_and_shift(device: torch.device, width: int) -> tuple[Tensor, Tensor]:
     import torch
 
     with torch.inference_mode(False):  # the cached tensors must serve in training too
-        mean, std = (torch.tensor(values, dtype=torch.float64).repeat(width) for values in (CLIP_MEAN, CLIP_STD))
+        mean, std = (torch.tensor(values, dtype=torch.float64).repeat(width) for values in statistics)
         return (1 / (255 * std)).to(device, torch.float32), (-mean / std).to(device, torch.float32)

@@ -19,7 +19,8 @@ from minigpt4.common.schema import DatasetConfig, ModelConfig, RunConfig
 from minigpt4.datasets.feature_cache import FeatureCache, cache_identity, check_identity, write_shard
 from minigpt4.datasets.instruction import InstructionDataset
 from minigpt4.models.loading import build_image_encoders
-from minigpt4.processors.image import normalize, stack_images
+from minigpt4.models.vision import image_statistics
+from minigpt4.processors.image import stack_images
 
 logger = logging.getLogger(__name__)
 SHARD_IMAGES = 1024
@@ -63,11 +64,11 @@ def attach_feature_caches(
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
         vision, bridge = encoders()
-        return bridge(vision(normalize(images.to(processes.device)))).to("cpu", torch.float16)
+        return bridge(vision(images.to(processes.device))).to("cpu", torch.float16)
 
     for name, dataset in cached:
         folder = Path(str(configs[name].feature_cache))
-        identity = cache_identity(model, model.image_size, dtype)
+        identity = cache_identity(model, image_statistics(model), dtype)
         processes.run_on_main(lambda folder=folder, identity=identity: _open_folder(folder, identity))  # type: ignore[misc]
         missing = _missing(dataset, FeatureCache(folder, identity))
         processes.gather(None)  # no rank adds shards before all ranks have seen which are there

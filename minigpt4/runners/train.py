@@ -134,8 +134,10 @@ def train(loaded: LoadedConfig, dry_run: bool = False) -> None:
             task=task,
             optimizer=build_optimizer_step(parameters, run, processes.device, scale_loss=precision.scale_loss),
             schedule=schedule,
-            train_batches=lambda step: train_loader(run, train_data, start_step=step, **share),
-            valid_batches=valid_loader(run, valid_data, **share),
+            train_batches=lambda step: train_loader(
+                run, train_data, start_step=step, statistics=model.statistics, **share
+            ),
+            valid_batches=valid_loader(run, valid_data, statistics=model.statistics, **share),
             folder=folder,
             identity=identity,
             metadata=processes.run_on_main(

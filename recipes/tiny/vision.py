@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minigpt4.common.schema import ModelConfig
 from minigpt4.models.qformer import QFormer
 from minigpt4.models.vision import VisionEncoder
 from minigpt4.processors.image import normalize
@@ -30,7 +31,9 @@ class VisionModel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = VisionEncoder(VIT_NAME, IMAGE_SIZE, VIT_BLOCKS, VIT_ARGS)
+        self.encoder = VisionEncoder(
+            ModelConfig(vit_model=VIT_NAME, image_size=IMAGE_SIZE, vit_blocks=VIT_BLOCKS, vit_args=VIT_ARGS)
+        )
         no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         self.qformer = QFormer(self.encoder.width, NUM_QUERIES, QFORMER_ARGS | no_dropout)
         # The default deviation of .02 is far too small for matrices this narrow: only colour would be learned.

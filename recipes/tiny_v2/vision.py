@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minigpt4.common.schema import ModelConfig
 from minigpt4.models.merged_patches import MergedPatches, build_merged_patches
 from minigpt4.models.vision import VisionEncoder, build_vision_encoder
 from minigpt4.processors.image import normalize
@@ -66,10 +67,17 @@ class StripVision(nn.Module):
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
-        self.encoder: VisionEncoder = build_vision_encoder(
-            VIT_NAME, IMAGE_SIZE, VIT_BLOCKS, VIT_ARGS, str(weights), torch.float32, torch.device("cpu")
-        ).requires_grad_(True)
-        self.bridge: MergedPatches = build_merged_patches(self.encoder)
+        cfg = ModelConfig(
+            vit_model=VIT_NAME,
+            image_size=IMAGE_SIZE,
+            vit_blocks=VIT_BLOCKS,
+            vit_args=VIT_ARGS,
+            vit_weights=str(weights),
+            has_qformer=False,
+        )
+        encoder = build_vision_encoder(cfg, torch.float32, torch.device("cpu"))
+        self.encoder: VisionEncoder = encoder.requires_grad_(True)
+        self.bridge: MergedPatches = build_merged_patches(encoder, cfg.joined_patches)
         self.words = nn.Linear(self.bridge.width, len(WORDS))
         self.sides = nn.Linear(self.bridge.width, SIDES)
         self.prototypes = nn.Linear(CODE_WIDTH, self.bridge.width)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from minigpt4.common.errors import ExportError
+from minigpt4.common.schema import ModelConfig
 from minigpt4.export.blip2 import _language_tensors, blip2_config, blip2_tensors
 from minigpt4.models.loading import build_model
 from minigpt4.models.lora import add_lora
@@ -22,7 +23,7 @@ SMALL: dict[str, Any] = {"embed_dim": 64, "num_heads": 4, "patch_size": 14}
 
 def with_tower(case: Case, name: str, **options: Any) -> MiniGPT4:
     """The model of a fixture with another vision encoder of its width."""
-    tower = VisionEncoder(name, 56, 3, SMALL | options)
+    tower = VisionEncoder(ModelConfig(vit_model=name, image_size=56, vit_blocks=3, vit_args=SMALL | options))
     own = case.model
     return MiniGPT4(tower, own.bridge, own.llama_model, own.encoder, own.query_width)
 

@@ -21,6 +21,7 @@ from minigpt4.common.files import PROJECT
 from minigpt4.export import __main__ as command
 from minigpt4.export import reload, verify
 from minigpt4.export.verify import Check
+from minigpt4.processors.image import CLIP
 from tests.drawn import drawn_scenes
 from tests.export.conftest import Exported
 from tests.launch import launch
@@ -41,7 +42,7 @@ def compared(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Ca
     def compare(folder: Path) -> dict[str, Check]:
         reload.main(str(folder), str(work))
         theirs, faults = verify.read_reply(work, loaded.model.encoder.tokenizer, "###")
-        checks = verify.compare(ours, theirs, faults, torch.float32)
+        checks = verify.compare(ours, theirs, faults, torch.float32, CLIP)
         return {each.what: each for each in checks}
 
     return compare

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class LetterTokenizer:
     bos_id: int | None = None
     eos_id: int | None = EOS
     vocab_size = VOCABULARY
+    special_names: Mapping[int, str] = MappingProxyType({})
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) - 48 for letter in text]

@@ -55,7 +55,7 @@ def test_temperature_and_top_p_shape_the_distribution() -> None:
 
     def shares(**options: Any) -> Tensor:
         torch.manual_seed(0)
-        sample = TokenSampler(GenerationConfig(do_sample=True, min_new_tokens=0, **options), eos_id=None)
+        sample = TokenSampler(GenerationConfig(do_sample=True, min_new_tokens=0, **options), ends=())
         sampled = sample(logits.repeat(4000, 1), [[]] * 4000)
         return torch.bincount(sampled, minlength=4) / 4000
 
@@ -68,7 +68,7 @@ def test_temperature_and_top_p_shape_the_distribution() -> None:
 
 def test_rows_with_random_numbers_of_their_own() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, float("-inf")]])
-    sample = TokenSampler(GenerationConfig(do_sample=True, min_new_tokens=0, top_p=0.95), eos_id=None)
+    sample = TokenSampler(GenerationConfig(do_sample=True, min_new_tokens=0, top_p=0.95), ends=())
     drawn = sample(logits.repeat(4000, 1), [[]] * 4000, [Random(f"{row}") for row in range(4000)])
     expected = torch.cat([logits[0, :3].softmax(0), torch.zeros(2)])
     torch.testing.assert_close(torch.bincount(drawn, minlength=5) / 4000, expected, atol=0.03, rtol=0)

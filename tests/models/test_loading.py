@@ -27,6 +27,7 @@ from minigpt4.models.loading import (
     weight_bytes,
     with_projection,
 )
+from minigpt4.processors.image import CLIP
 from tests.models.parity import CPU, Case, build_with, model_config
 
 
@@ -177,7 +178,7 @@ def test_random_frozen_parts_are_the_same_at_each_load_and_named(
         assert first.base[key] == second.base[key] != plain.base[key]
         assert first.metadata()[f"base.{key}"].startswith("random:")
     cfg = model_config(parity_a.folder, allow_random=True, **RANDOM_PARTS)
-    identity = cache_identity(cfg, cfg.image_size, torch.float32)
+    identity = cache_identity(cfg, CLIP, torch.float32)
     assert all(identity[key] == first.base[key] for key in RANDOM_PARTS)
 
 

@@ -17,6 +17,7 @@ from minigpt4.models.loading import build_model, build_prompt_encoder
 from minigpt4.models.merged_patches import MergedPatches
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.vision import empty_vision_encoder
+from minigpt4.processors.image import CLIP
 from tests.models.parity import CPU, Case, build_with, model_config
 from tests.models.test_parity import assert_close_to
 
@@ -43,21 +44,22 @@ def test_images_become_the_original_embeddings(parity_v: Case, model: MiniGPT4) 
     assert model.visual_encoder is not None
     assert_close_to(model.visual_encoder.backbone.pos_embed, parity_v.arrays["pos_embed_used"])
     features = model.visual_encoder(parity_v.pixels)
-    assert_close_to(features, parity_v.arrays["vit_out"])
+    assert_close_to(features, parity_v.arrays["vit_out"][:, 1:])  # the class token is dropped
     assert_close_to(model.encode_image(parity_v.pixels), parity_v.arrays["encode_img"])
 
 
 def test_neighbours_are_joined_in_raster_order() -> None:
-    features = torch.randn(2, 1 + 8, 6, generator=torch.Generator().manual_seed(0))
-    merged = MergedPatches(6, num_prefix_tokens=1)(features)
+    features = torch.randn(2, 8, 6, generator=torch.Generator().manual_seed(0))
+    merged = MergedPatches(6, joined=4)(features)
     assert merged.shape == (2, 2, 24)
-    expected = torch.nn.functional.layer_norm(features[:, 5:9], (6,))
+    expected = torch.nn.functional.layer_norm(features[:, 4:8], (6,))
     torch.testing.assert_close(merged[:, 1], expected.flatten(1))
+    assert MergedPatches(6, joined=1)(features).shape == features.shape
 
 
 def test_features_are_normalised_in_float32() -> None:
     features = 1000 + torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(0)).half()
-    merged = MergedPatches(64, num_prefix_tokens=0)(features)
+    merged = MergedPatches(64, joined=4)(features)
     assert merged.dtype == torch.float16
     exact = torch.nn.functional.layer_norm(features.float(), (64,)).half()
     assert torch.equal(merged, exact.flatten(1)[:, None])
@@ -67,8 +69,8 @@ def test_number_and_width_follow_the_image_size(parity_v: Case, model: MiniGPT4)
     assert (model.encoder.num_image_tokens, model.query_width) == (9, 4 * 64)
     assert model.encoder.prompt("<ImageHere> What?").count(IMAGE_POSITION) == 9
     assert build_prompt_encoder(config(parity_v, image_size=112)).num_image_tokens == 16
-    published = empty_vision_encoder("eva_giant_patch14_224", 448, {})
-    assert (published.num_patches, published.num_prefix_tokens, published.width) == (1024, 1, 1408)
+    published = empty_vision_encoder(ModelConfig(image_size=448, has_qformer=False))
+    assert (published.num_patches, published.num_tokens, published.width) == (1024, 1024, 1408)
 
 
 def test_patches_that_cannot_be_grouped(parity_v: Case) -> None:
@@ -93,9 +95,9 @@ def test_a_checkpoint_of_another_image_size_or_bridge_names_the_setting(
 
 
 def test_identities_name_the_bridge(parity_v: Case, parity_a: Case, model: MiniGPT4) -> None:
-    identity = cache_identity(config(parity_v), 84, torch.float32)
+    identity = cache_identity(config(parity_v), CLIP, torch.float32)
     assert identity["has_qformer"] == "false" and "q_former_model" not in identity
-    assert "has_qformer" not in cache_identity(model_config(parity_a.folder), 56, torch.float32)
+    assert "has_qformer" not in cache_identity(model_config(parity_a.folder), CLIP, torch.float32)
     assert model.metadata()["base.has_qformer"] == "false" and model.metadata()["num_query_token"] == "9"
 
 

@@ -60,7 +60,8 @@ def test_positional_embedding(case: Case) -> None:
 
 
 def test_vision_encoder(case: Case) -> None:
-    assert_close_to(case.model.visual_encoder(case.pixels), case.arrays["vit_out"])
+    features = case.model.visual_encoder(case.pixels)
+    assert_close_to(features, case.arrays["vit_out"][:, -features.shape[1] :])  # without a Q-Former, no class token
 
 
 def test_layer_norm_and_bridge(case: Case) -> None:
