@@ -219,7 +219,11 @@ LANGUAGE_MODELS = {
     "Mistral": LanguageModel("mistral", _mistral),
     "Qwen3": LanguageModel("qwen3", _qwen, _TIED, ("<|im_end|>", "<|endoftext|>")),
     "Gemma 3": LanguageModel(
-        "gemma3_text", _gemma, _TIED | {"query_pre_attn_scalar": 8, "sliding_window": 16}, ("<eos>", "<end_of_turn>")
+        "gemma3_text",
+        _gemma,
+        _TIED
+        | {"query_pre_attn_scalar": 8, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+        ("<eos>", "<end_of_turn>"),
     ),
     "SmolLM2": LanguageModel("llama", _smollm, _TIED),
 }

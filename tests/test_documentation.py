@@ -39,7 +39,7 @@ SETTING = re.compile(rf"(?<![\w./-])((?:{SECTIONS})\.[\w.]+?)(?==|\.?(?![\w.]))"
 FLAG = re.compile(r"(?<![\w-])(--[a-z][\w-]*)")
 OTHER_TOOLS = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts"}
 OTHER_TOOLS |= {"--standalone", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--index-url", "--logdir"}
-OTHER_TOOLS |= {"--constraint", "--editable", "--local-dir", "--repo-type", "--create-dirs", "--help"}
+OTHER_TOOLS |= {"--constraint", "--editable", "--local-dir", "--exclude", "--repo-type", "--create-dirs", "--help"}
 """Switches of torchrun, Slurm, pip, hf, curl and TensorBoard."""
 PYTHON = {"model.describe", "model.stream", "model.chat"}
 """What looks like a setting and is a method."""

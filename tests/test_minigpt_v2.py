@@ -49,8 +49,8 @@ def test_a_dry_run_shows_every_answer_of_a_conversation_as_trained(
     with logging_restored():
         train(loaded, dry_run=True)
     shown = "".join(line.strip(" │\n") for line in capsys.readouterr().out.splitlines())
-    assert "[BOS][INST] <Img><ImageHere>*9</Img> [vqa] What is it? [/INST][[a dog]]" in shown
-    assert "[[no]]" in shown and shown.count("[BOS]") == 2
+    assert "[BOS][INST] <Img><ImageHere>*9</Img> [vqa] What is it? [/INST][[a dog</s>]]" in shown
+    assert "[[no</s>]]" in shown and shown.count("[BOS]") == 2
 
 
 def test_the_published_layout_answers(options: list[str], tmp_path: Path) -> None:
