@@ -49,7 +49,10 @@ def test_random_networks_are_not_exported() -> None:
         (["--options", "model.low_resource=4bit"], "model.low_resource: 4bit weights are not exported"),
         (["--options", "model.ckpt=null"], "name it by --ckpt FILE or model.ckpt"),
         (["--ckpt", "nowhere.pth"], "model.ckpt: nowhere.pth does not exist"),
-        (["--options", "model.has_qformer=false", "model.q_former_model=null"], "model.has_qformer"),
+        (
+            ["--options", "model.has_qformer=false", "model.q_former_model=null", "model.num_query_token=32"],
+            "model.has_qformer: ",
+        ),
         (["--images", "nowhere"], "--images: nowhere is no image and no folder of images"),
     ],
 )
