@@ -273,7 +273,8 @@ def refusal(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     if isinstance(error, MiniGPT4Error):
         return 400, error_content(str(error), 400, "messages" if isinstance(error, DataError) else None), {}
     if isinstance(error, HTTPException):
-        return error.status_code, error_content(str(error.detail), error.status_code), dict(error.headers or {})
+        message = f"{error.detail}; requests go to {CHAT}, /v1/models, /health and /metrics"
+        return error.status_code, error_content(message, error.status_code), dict(error.headers or {})
     return 500, error_content("an error of the server, which its terminal shows", 500), {}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import astuple, replace
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +121,7 @@ def choose_tokens(logits: Tensor, replies: Sequence[Reply]) -> list[int]:
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for row, reply in enumerate(replies):
-        groups.setdefault(astuple(replace(reply.question.settings, max_new_tokens=1)), []).append(row)
+        groups.setdefault(reply.sampling, []).append(row)
     tokens = [0] * len(replies)
     for rows in groups.values():
         group = [replies[row] for row in rows]

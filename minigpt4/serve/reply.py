@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -69,6 +69,7 @@ class Reply:
         ended: when it ended; None: it has not.
         generator: what turns logits into its tokens, and these into text.
         random: source of its random numbers.
+        sampling: settings by which its tokens are chosen; equal for those that can be chosen together.
         keys: `image_key` of each of its images.
         request: its row in the running batch.
         cancelled: whether `cancel` was called.
@@ -86,6 +87,7 @@ class Reply:
         self.first: float | None = None
         self.ended: float | None = None
         self.generator = question.model.model.generator(question.settings, question.stops)
+        self.sampling = astuple(replace(question.settings, max_new_tokens=1))
         self.random = Random() if question.seed is None else Random(f"{question.seed}")
         self.keys = [] if question.images is None else [image_key(image) for image in question.images]
         self.request = Request(id(self), len(question.ids))
