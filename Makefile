@@ -140,6 +140,7 @@ bench: $(VENV)/.installed-dev ## Measure steps, captions, loading, images and th
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.cache
 	$(BIN)/python -m benchmarks.chat
+	$(BIN)/python -m benchmarks.serve
 	$(BIN)/python -m benchmarks.scale
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m benchmarks.gradients
 
