@@ -61,13 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ConfigError(f"--ckpt: {len(args.ckpt)} checkpoints; give one, or two to compare")
     require_files(run_files(loaded.config.model, checkpoints=args.ckpt))
     announce_imports()
+    from minigpt4.serve.engine import Engine
+    from minigpt4.serve.shared_model import SharedModel
     from minigpt4.web.page import build_page
     from minigpt4.web.server import password_for, serve
 
     password = password_for(args.host, args.share)
     check_address(args.host, args.port)
     models, labels = load_models(loaded.config, args.ckpt, args.gpu_id)
-    serve(build_page(models, labels), args.port, host=args.host, password=password, share=args.share)
+    with Engine(models, loaded.config.serving) as engine:
+        shared = [SharedModel(model, engine) for model in models]
+        page = build_page(shared, labels, visitors=max(1, engine.rows // len(models)))
+        serve(page, args.port, host=args.host, password=password, share=args.share)
 
 
 if __name__ == "__main__":

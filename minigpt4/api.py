@@ -263,20 +263,27 @@ class LoadedModel:
         return "; ".join(filter(None, remarks))
 
     def answer(
-        self, prompts: Sequence[Sequence[int]], images: Sequence[Any], generation: GenerationConfig
+        self, prompts: Sequence[Sequence[int]], images: Sequence[Sequence[Any]], generation: GenerationConfig
     ) -> list[Answer]:
         """The answers to encoded prompts.
 
         Args:
             prompts: token ids of each.
-            images: those of all prompts in order, as `keep_images` keeps them.
+            images: images of each, as `keep_images` keeps them.
             generation: all settings.
         """
+        queries = [features for own in images for features in own]
         with self.lock:
-            return self.model.generate(prompts, generation, queries=torch.cat(list(images)) if images else None)
+            return self.model.generate(prompts, generation, queries=torch.cat(queries) if queries else None)
 
     def answer_ids(self, ids: Sequence[int], images: Sequence[Any], generation: GenerationConfig) -> Iterator[Answer]:
-        """The answer to an encoded prompt as it grows; arguments as for `answer`. Closing the iterator stops it."""
+        """The answer to an encoded prompt with its images as it grows; closing the iterator stops generation.
+
+        Args:
+            ids: token ids of the prompt.
+            images: its images, as `keep_images` keeps them.
+            generation: all settings.
+        """
         with self.lock:
             queries = torch.cat(list(images)) if images else None
             steps = self.model.stream(ids, generation, queries=queries)
@@ -312,7 +319,7 @@ class LoadedModel:
             ids = [self.model.encoder.prompt(with_image_tag(prompt)) for prompt in prompts[batch]]
             for encoded in ids:
                 self.model.encoder.check_length(encoded, "prompt", self.max_prompt_tokens(generation))
-            answers += [AnswerText(one.text) for one in self.answer(ids, kept, generation)]
+            answers += [AnswerText(one.text) for one in self.answer(ids, [[one] for one in kept], generation)]
         return answers
 
 

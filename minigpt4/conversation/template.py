@@ -443,8 +443,8 @@ class PromptEncoder:
         if len(ids) > max_tokens:
             raise DataError(
                 f"{source}: the prompt has {len(ids)} tokens with its images, there is room for {max_tokens} "
-                "(model.max_context_len, and the language model's own context less max_new_tokens); shorten it, or "
-                "raise the limit"
+                "(model.max_context_len, and the language model's own context, on a page serving.context, less "
+                "max_new_tokens); shorten it, or raise the limit"
             )
 
     def encode_example(

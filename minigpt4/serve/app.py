@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -25,6 +25,7 @@ from minigpt4.processors.image import open_image
 from minigpt4.serve.conversation import check_size, read_messages
 from minigpt4.serve.engine import Engine, EngineClosedError, QueueFullError
 from minigpt4.serve.gate import CHAT, Gate
+from minigpt4.serve.image_features import SentImage
 from minigpt4.serve.images import ImageSource
 from minigpt4.serve.metrics import Metrics
 from minigpt4.serve.protocol import (
@@ -37,9 +38,6 @@ from minigpt4.serve.protocol import (
     usage,
 )
 from minigpt4.serve.reply import CANCELLED, Question, Reply
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 UPLOAD_SECONDS = 60.0
 """Time that a client has to send its request."""
@@ -188,16 +186,16 @@ class ChatCompletions:
             )
         files = [(await self._images.file(url, place), place) for place, url in conversation.images]
 
-        def decode() -> Tensor:
+        def decode() -> list[SentImage]:
             pixels = model.pixels([open_image(file, place) for file, place in files])
             model.remark("", pixels)  # in the log, once
-            return pixels
+            return [SentImage(one) for one in pixels]
 
         return Question(
             model=model,
             ids=ids,
             settings=asked.generation(model.defaults, room),
-            images=await anyio.to_thread.run_sync(decode, limiter=self._decoders) if files else None,
+            images=await anyio.to_thread.run_sync(decode, limiter=self._decoders) if files else (),
             stops=tuple(asked.stop),
             seed=asked.seed,
             grows=bool(asked.stream),

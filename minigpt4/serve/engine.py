@@ -169,7 +169,7 @@ class Engine:
                 f"beside an answer of {longest:,} (serving.context, model.max_context_len, and the language model's "
                 "own context); shorten it, or ask for a shorter answer"
             )
-        images = 0 if question.images is None else len(question.images)
+        images = len(question.images)
         places = question.ids.count(IMAGE_POSITION)
         if places != images * model.encoder.num_image_tokens:
             raise DataError(
@@ -238,11 +238,13 @@ class Engine:
 
     def _prompts(self, replies: Sequence[Reply]) -> list[Tensor]:
         """Embeddings of each prompt with its images, (T, D); all images are encoded together."""
-        images = [image for reply in replies if reply.question.images is not None for image in reply.question.images]
-        features = iter(self.features.of(images, [key for reply in replies for key in reply.keys]))
+        new = [image for reply in replies for image in reply.question.images if not image.encoded]
+        encoded = self.features.of([image.content for image in new], [image.key for image in new])
+        for image, features in zip(new, encoded, strict=True):
+            image.content, image.encoded = features, True
         prompts = []
         for reply in replies:
-            own = [next(features) for _ in reply.keys]
+            own = [image.content for image in reply.question.images]
             network = reply.question.model.model
             prompts += network.embed_prompts([reply.question.ids], None, torch.stack(own) if own else None)
         return prompts

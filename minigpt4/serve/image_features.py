@@ -66,6 +66,24 @@ class ImageFeatures:
             self.bytes -= self._kept.popitem(last=False)[1].nbytes
 
 
+class SentImage:
+    """An image of questions to the engine: its pixels until they are encoded, from then on its features.
+
+    Args:
+        pixels: as `LoadedModel.pixels` makes them, (3, S, S).
+
+    Attributes:
+        key: what identifies it.
+        encoded: whether its content are features.
+        content: its pixels, (3, S, S), or its features, (Q, width of the queries).
+    """
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.key = image_key(pixels)
+        self.encoded = False
+        self.content = pixels.clone()  # a view would keep the other images in memory
+
+
 def image_key(image: Tensor) -> bytes:
     """What identifies an image (3, S, S) by its pixels."""
     return hashlib.blake2b(image.contiguous().view(torch.uint8).numpy().data, digest_size=16).digest()

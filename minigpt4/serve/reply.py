@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING
 
 from minigpt4.models.continuous_batching import Request
 from minigpt4.models.generation import Answer
-from minigpt4.serve.image_features import image_key
+from minigpt4.serve.image_features import SentImage
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from minigpt4.api import LoadedModel
     from minigpt4.common.schema import GenerationConfig
 
@@ -33,7 +31,7 @@ class Question:
         model: the model that answers, one of the engine's.
         ids: token ids of the prompt, with IMAGE_POSITION at each image embedding.
         settings: generation settings.
-        images: the prompt's images in order, as `LoadedModel.pixels` makes them, (N, 3, S, S); None: there are none.
+        images: the prompt's images in order; the engine encodes those that no earlier question brought.
         stops: texts that end the answer, beside the end of the model's template.
         seed: seed of the random numbers, where the settings ask for some; None: one that nobody knows.
         grows: whether the text is wanted after every token, and not only at the end.
@@ -42,7 +40,7 @@ class Question:
     model: LoadedModel
     ids: list[int]
     settings: GenerationConfig
-    images: Tensor | None = None
+    images: Sequence[SentImage] = ()
     stops: tuple[str, ...] = ()
     seed: int | None = None
     grows: bool = True
@@ -70,7 +68,6 @@ class Reply:
         generator: what turns logits into its tokens, and these into text.
         random: source of its random numbers.
         sampling: settings by which its tokens are chosen; equal for those that can be chosen together.
-        keys: `image_key` of each of its images.
         request: its row in the running batch.
         cancelled: whether `cancel` was called.
     """
@@ -89,7 +86,6 @@ class Reply:
         self.generator = question.model.model.generator(question.settings, question.stops)
         self.sampling = astuple(replace(question.settings, max_new_tokens=1))
         self.random = Random() if question.seed is None else Random(f"{question.seed}")
-        self.keys = [] if question.images is None else [image_key(image) for image in question.images]
         self.request = Request(id(self), len(question.ids))
         self.cancelled = False
         self.tokens = 0

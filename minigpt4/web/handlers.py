@@ -144,6 +144,9 @@ class Handlers:
             yield self._update(chat, EMPTY_BOX if typed else gr.skip(), busy=True)
             for _ in steps:
                 yield self._update(chat, gr.skip(), busy=True)
+        except MiniGPT4Error as error:  # such as a server that is ending
+            yield self._update(chat, gr.skip(), str(error))
+            return
         except Exception:  # such as a GPU without memory left: the page must not wait for the rest
             yield self._update(chat, gr.skip(), "the answer ended early, by an error that the server's terminal shows")
             raise

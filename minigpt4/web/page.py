@@ -14,8 +14,6 @@ from minigpt4.common.files import PACKAGE
 from minigpt4.web.handlers import BUTTONS, Handlers, example_questions
 
 CONVERSATION_SCRIPT = PACKAGE / "assets" / "web" / "conversation.js"
-CONCURRENT_ANSWERS = 4
-"""Answers that grow at the same time, a token of each in turn; each holds its keys and values in memory."""
 MAX_QUEUE = 64
 """Requests that wait; later ones are refused with a message."""
 UPLOAD_LIFETIME = 24 * 60 * 60
@@ -30,12 +28,15 @@ SAVE = """(text) => {
 """Script that saves a text as a file of a type and name."""
 
 
-def build_page(models: Sequence[LoadedModel], labels: Sequence[str], title: str = "MiniGPT-4") -> gr.Blocks:
+def build_page(
+    models: Sequence[LoadedModel], labels: Sequence[str], visitors: int, title: str = "MiniGPT-4"
+) -> gr.Blocks:
     """The page.
 
     Args:
         models: the models that answer, side by side.
         labels: their names.
+        visitors: visitors who are answered at the same time; others wait.
         title: heading of the page.
     """
     handlers = Handlers(models, labels)
@@ -58,9 +59,9 @@ def build_page(models: Sequence[LoadedModel], labels: Sequence[str], title: str 
                 with gr.Accordion("Prompt as sent", open=False):
                     sent = gr.Textbox(show_label=False, lines=6, interactive=False, elem_id="sent", buttons=["copy"])
         shown = [chat, *conversations, remark, sent, box, *buttons.values()]
-        _connect(handlers, chat, conversations, box, buttons, [system, *controls], shown)
+        _connect(handlers, chat, conversations, box, buttons, [system, *controls], shown, visitors)
         _connect_saving(handlers, chat, buttons)
-        _api(handlers, models[0], controls)
+        _api(handlers, models[0], controls, visitors)
     page.queue(max_size=MAX_QUEUE, default_concurrency_limit=None)
     return page
 
@@ -164,10 +165,11 @@ def _connect(
     buttons: dict[str, gr.Button],
     settings: list[Any],
     shown: list[Any],
+    visitors: int,
 ) -> None:
     answering: dict[str, Any] = {
         "outputs": shown,
-        "concurrency_limit": CONCURRENT_ANSWERS,
+        "concurrency_limit": visitors,
         "concurrency_id": "model",
         "show_progress": "hidden",
         "api_visibility": "private",
@@ -196,7 +198,7 @@ def _connect_saving(handlers: Handlers, chat: gr.State, buttons: dict[str, gr.Bu
         made.then(None, [text], None, js=SAVE % (kind, file), api_visibility="private")
 
 
-def _api(handlers: Handlers, model: LoadedModel, controls: list[Any]) -> None:
+def _api(handlers: Handlers, model: LoadedModel, controls: list[Any], visitors: int) -> None:
     """The endpoint `/describe` for gradio_client; see `Handlers.describe`."""
     with gr.Row(visible=False):
         image = gr.File(type="filepath", label="image")
@@ -207,6 +209,6 @@ def _api(handlers: Handlers, model: LoadedModel, controls: list[Any]) -> None:
             [image, prompt, *controls],
             answer,
             api_name="describe",
-            concurrency_limit=CONCURRENT_ANSWERS,
+            concurrency_limit=visitors,
             concurrency_id="model",
         )

@@ -16,6 +16,7 @@ from minigpt4.common.files import asset
 from minigpt4.common.schema import ServingConfig, override_generation
 from minigpt4.conversation.template import with_image_tag
 from minigpt4.serve.engine import Engine
+from minigpt4.serve.image_features import SentImage
 from minigpt4.serve.reply import Question
 
 SETTINGS = ServingConfig(rows=4, waiting=10, max_request_mb=1.0)
@@ -50,7 +51,7 @@ def question(
         model=model,
         ids=model.model.encoder.prompt(asked if image is None else with_image_tag(asked), int(image is not None)),
         settings=override_generation(model.defaults, settings),
-        images=None if image is None else model.pixels([image]),
+        images=() if image is None else [SentImage(one) for one in model.pixels([image])],
         stops=stops,
         seed=seed,
         grows=grows,

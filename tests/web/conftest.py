@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from minigpt4.api import LoadedModel
 from minigpt4.common.files import asset
+from minigpt4.common.schema import ServingConfig
 from tests.drawn import drawn_scenes
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed (pip install gradio)")
@@ -27,11 +29,19 @@ def pair_address(tiny: LoadedModel) -> Iterator[str]:
 
 
 def served(models: list[LoadedModel], labels: list[str]) -> Iterator[str]:
-    """The address of a page with these models, until the tests have been run."""
+    """The address of a page on which an engine answers for these models, until the tests have been run."""
+    from minigpt4.serve.engine import Engine
+    from minigpt4.serve.shared_model import SharedModel
     from minigpt4.web.page import build_page
+
+    with Engine(models, ServingConfig(rows=8)) as engine:
+        yield from opened(build_page([SharedModel(model, engine) for model in models], labels, visitors=4))
+
+
+def opened(page: Any) -> Iterator[str]:
+    """The address of a page, until the tests have been run."""
     from minigpt4.web.server import serve
 
-    page = build_page(models, labels)
     yield serve(page, block=False)
     page.close(verbose=False)
 

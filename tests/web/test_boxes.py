@@ -15,7 +15,7 @@ from minigpt4.api import LoadedModel
 from minigpt4.common.boxes import TASKS
 from minigpt4.common.schema import GenerationConfig
 from minigpt4.models.generation import Answer
-from tests.web.conftest import served
+from tests.web.conftest import opened
 from tests.web.test_browser import Page
 
 pytestmark = pytest.mark.browser
@@ -25,7 +25,7 @@ ANSWER = "<p>a <b>circle</b></p> {<10><20><50><80>} and {<60><0><100><40>}"
 class Locates(LoadedModel):
     """A model that answers with boxes."""
 
-    def answer_ids(self, ids: Sequence[int], queries: Any, generation: GenerationConfig) -> Iterator[Answer]:
+    def answer_ids(self, ids: Sequence[int], images: Sequence[Any], generation: GenerationConfig) -> Iterator[Answer]:
         for end in (10, len(ANSWER)):
             yield Answer(ANSWER[:end], tuple(range(end)))
 
@@ -33,10 +33,13 @@ class Locates(LoadedModel):
 @pytest.fixture(scope="module")
 def boxes_address(tiny: LoadedModel) -> Iterator[str]:
     """The page with a model that knows tasks."""
+    from minigpt4.web.page import build_page
+
     model = copy.copy(tiny.model)
     model.encoder = copy.copy(model.encoder)
     model.encoder.template = replace(model.encoder.template, in_pieces=True)
-    yield from served([Locates(model, tiny.image_processor, tiny.defaults)], ["locates"])
+    locates = Locates(model, tiny.image_processor, tiny.defaults)
+    yield from opened(build_page([locates], ["locates"], visitors=1))
 
 
 def relative(page: Page, selector: str) -> list[list[float]]:

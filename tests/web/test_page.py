@@ -30,10 +30,18 @@ def test_a_caption(address: str, tiny: LoadedModel, files: list[str]) -> None:
     assert asked == tiny.describe(files[0], "How many objects are there?")
 
 
-def test_visitors_at_once_get_their_own_answers(address: str, files: list[str]) -> None:
-    """Also where some of them leave early or send nonsense; `make torture` does it with fifty for minutes."""
+def test_visitors_at_once_get_their_own_answers(address: str, tiny: LoadedModel, files: list[str]) -> None:
+    """In one batch, also where some leave early or send nonsense; `make torture` does it with fifty for minutes."""
     page = Page(f"{address.rstrip('/')}/", [Path(file) for file in files[:3]])
-    tally = asyncio.run(visit(page, 8, lambda sent: sent < 3, seed=0))
+    rows: list[int] = []
+    hook = tiny.model.llama_model.register_forward_pre_hook(
+        lambda _, __, given: rows.append(len(given["input_ids"])) if "input_ids" in given else None, with_kwargs=True
+    )
+    try:
+        tally = asyncio.run(visit(page, 8, lambda sent: sent < 3, seed=0))
+    finally:
+        hook.remove()
+    assert max(rows) > 1, "visitors are answered in turns"
     assert tally.outcomes == {Outcome.survived: 24}, str(tally)
     assert len({str(answer) for answer in page.answers.values()}) > 5
 
@@ -170,7 +178,7 @@ def test_with_a_password_nothing_is_answered_before_it(tiny: LoadedModel, files:
     from minigpt4.web.page import build_page
     from minigpt4.web.server import serve
 
-    page = build_page([tiny], ["aligned"])
+    page = build_page([tiny], ["aligned"], visitors=1)
     try:
         address = serve(page, host="0.0.0.0", password="a long password", block=False)
         for path in (

@@ -109,6 +109,21 @@ def test_an_answer_that_fails_leaves_a_page_that_can_be_used(
     assert "the answer ended early" in notice["value"]
 
 
+def test_an_answer_that_is_refused_is_shown_with_the_reason(
+    tiny: LoadedModel, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> Iterator[object]:
+        yield from ()
+        raise DataError("64 requests wait already")
+
+    monkeypatch.setattr(LoadedModel, "answer_ids", refuses)
+    *_, (_, conversation, notice, *_) = Handlers([tiny], ["one"]).ask(
+        None, {"text": QUESTION, "files": files[:1]}, "", 9, 1, False, 1, 1, 1
+    )
+    assert [turn["question"] for turn in conversation["turns"]] == [QUESTION] and not conversation["busy"]
+    assert "64 requests wait already" in notice["value"]
+
+
 def test_undo_and_restart(chat: SideBySideChat, files: list[str]) -> None:
     finish(chat, QUESTION, files[:2])
     assert chat.undo() == (QUESTION, files[:2])
