@@ -758,7 +758,7 @@ class CurationConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ServingConfig:
-    """How many requests `minigpt4 serve` works on at the same time, and what it keeps in memory."""
+    """How much `minigpt4 serve` and the chat page work on at the same time, and what they keep in memory."""
 
     rows: int | None = number(None, at_least=1, at_most=1024)
     """Answers worked on at the same time; null: as many as fit into half of the free memory, at most 16."""

@@ -243,3 +243,4 @@ def test_it_fits_into_a_narrow_window(page: Page) -> None:
     page.keep("narrow.png")
     width = page.window.execute_script("return document.documentElement.scrollWidth")
     assert width <= 390, "the page is wider than the window"
+    assert page.window.execute_script("return window.scrollY") == 0, "the page does not begin at its top"

@@ -6,7 +6,9 @@ const large = find("large");
 find("filter").elements.show.addEventListener("change", (event) => event.target.form.requestSubmit());
 find("zoom")?.addEventListener("click", () => large.showModal());
 large?.addEventListener("click", () => large.close());
-document.querySelector(".strip [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+const strip = document.querySelector(".strip");
+const here = strip.querySelector("[aria-current]"); // to its middle; scrollIntoView would move the page as well
+if (here) strip.scrollLeft = here.offsetLeft - strip.offsetLeft - (strip.clientWidth - here.offsetWidth) / 2;
 
 document.addEventListener("keydown", (event) => {
   if (event.repeat) return; // a key held down must not decide on the next sample as well, unseen
