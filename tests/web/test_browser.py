@@ -306,6 +306,10 @@ def test_a_full_context_is_reported_in_a_narrow_window(page: Page, files: list[s
     page.shows(Path("narrow.png"))
     assert "images are kept" in page.all("#remark")[0].text
     assert page.window.execute_script("return document.documentElement.scrollWidth") <= 390, "wider than the window"
+    too_long = (
+        "return [...document.querySelectorAll('#buttons button')].filter((b) => b.scrollWidth > b.clientWidth).length"
+    )
+    assert page.window.execute_script(too_long) == 0, "a button's text is wider than the button"
 
 
 def test_settings_reach_the_model(page: Page, tiny: LoadedModel, files: list[str]) -> None:
