@@ -27,6 +27,8 @@ MIN_PASSWORD = 8
 WRONG_PASSWORD_SECONDS = 1.0
 """Time before a wrong password is refused."""
 MAX_UPLOAD = "50mb"
+MAX_VISITORS = 500
+"""Visitors whose conversations are remembered, the latest ones; Gradio holds about 0.1 MB for each, for an hour."""
 
 
 def serve(
@@ -77,6 +79,7 @@ def serve(
             max_file_size=MAX_UPLOAD,
             allowed_paths=[str(EXAMPLES)],
             app_kwargs={} if share else {"lifespan": _guard(host)},
+            state_session_capacity=MAX_VISITORS,
             prevent_thread_lock=True,
             quiet=True,
             ssr_mode=False,

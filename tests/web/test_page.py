@@ -7,6 +7,7 @@ import http.client
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 
 from minigpt4.api import LoadedModel
@@ -44,6 +45,26 @@ def test_visitors_at_once_get_their_own_answers(address: str, tiny: LoadedModel,
     assert max(rows) > 1, "visitors are answered in turns"
     assert tally.outcomes == {Outcome.survived: 24}, str(tally)
     assert len({str(answer) for answer in page.answers.values()}) > 5
+
+
+def test_only_the_latest_visitors_are_remembered(
+    tiny: LoadedModel, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from minigpt4.web.page import build_page
+    from minigpt4.web.server import serve
+
+    monkeypatch.setattr("minigpt4.web.server.MAX_VISITORS", 2)
+    page = build_page([tiny], ["aligned"], visitors=1)
+
+    async def visitors(address: str) -> None:
+        async with httpx.AsyncClient(timeout=60) as client:
+            await Page(address, [Path(files[0])]).open(client)
+
+    try:
+        asyncio.run(visitors(serve(page, block=False)))
+        assert len(page.state_holder.session_data) == 2
+    finally:
+        page.close(verbose=False)
 
 
 def test_page_command_line_and_api_agree(address: str, tiny: LoadedModel, files: list[str], tmp_path: Path) -> None:
