@@ -237,7 +237,7 @@ def test_skip_filter_and_zoom(page: Page, ledger: Ledger) -> None:
 
 
 def test_it_fits_into_a_narrow_window(page: Page) -> None:
-    device = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    device = {"width": 390, "height": 600, "deviceScaleFactor": 1, "mobile": True}
     page.window.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
     page.window.refresh()
     page.keep("narrow.png")
