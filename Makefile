@@ -105,7 +105,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfil
 test: $(VENV)/.installed-dev ## Run the tests but for the slow ones (a part: TESTS=tests/models)
 	$(PYTEST) -m "not slow" $(TESTS)
 
-slow: $(VENV)/.installed-dev ## Run the tests that take longer than half a minute each
+slow: $(VENV)/.installed-dev ## Run the tests that take ten seconds or more each
 	$(PYTEST) -m slow $(TESTS)
 
 coverage: $(VENV)/.installed-dev ## Run all tests and count the lines of the package that they run

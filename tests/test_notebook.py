@@ -17,6 +17,7 @@ def printed(notebook: object) -> list[str]:
     return ["".join(out.text for out in cell.outputs if out.get("name") == "stdout") for cell in cells]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")

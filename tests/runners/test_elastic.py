@@ -40,6 +40,7 @@ def kill_worker(agent: Running, rank: int, step: int) -> str:
     return printed
 
 
+@pytest.mark.slow
 def test_killed_workers_are_restarted_and_resume(project: Project, pair: Path) -> None:
     options = (*PAIR, "run.run_dir=killed", "run.resume_ckpt_path=auto")
     torchrun = ("--standalone", "--nproc-per-node=2", "--max-restarts=2")
@@ -82,6 +83,7 @@ def test_a_restart_on_the_store_of_the_failed_attempt_is_refused(project: Projec
     assert not (project.folder / "shared_store" / "checkpoint_1.pth").exists()
 
 
+@pytest.mark.slow
 def test_two_machines_of_two_ranks_train_as_one_rank(project: Project, uninterrupted: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -43,7 +43,7 @@ def assert_same_files(folder: Path, expected: Path, *names: str) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("processes", [2, 3, 4])
+@pytest.mark.parametrize("processes", [2, *(pytest.param(number, marks=pytest.mark.slow) for number in (3, 4))])
 def test_checkpoints_are_the_same(project: Project, alone: Path, processes: int) -> None:
     folder = share(project, f"shared_{processes}", processes)
     assert_same_files(folder, alone, *(path.name for path in alone.glob("*.pth")))
@@ -52,6 +52,7 @@ def test_checkpoints_are_the_same(project: Project, alone: Path, processes: int)
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_a_run_continues_within_an_epoch_on_two_processes(project: Project, alone: Path) -> None:
     folder = project.folder / "continued"
     folder.mkdir()
@@ -64,6 +65,7 @@ def test_a_run_continues_within_an_epoch_on_two_processes(project: Project, alon
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_adapters_stay_whole_beside_a_sharded_language_model(project: Project, alone: Path) -> None:
     folder = share(project, "sharded_with_adapters", 2, "run.shard_llm=all")
     assert "each process holds 1/2 of the language model's weights" in (folder / "train.log").read_text()

@@ -131,9 +131,9 @@ def test_a_killed_run_on_one_image_several_and_none(
     counts: list[set[int]] = []
     collate = loaders.collate
 
-    def counting(samples: Sequence[Sample]) -> Batch:
+    def counting(samples: Sequence[Sample], **options: Any) -> Batch:
         counts.append({len(sample.images) for sample in samples})
-        return collate(samples)
+        return collate(samples, **options)
 
     monkeypatch.setattr(loaders, "collate", counting)
     options = (*SHORT, *write_mixed(project.folder))

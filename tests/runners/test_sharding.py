@@ -13,6 +13,7 @@ from tests.runners.project import Project, read_epochs, tensorboard_scalars
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_the_same_curve_weights_and_files_as_with_complete_copies(project: Project, pair: Path) -> None:
     status, output = project.train(*PAIR, "run.run_dir=sharded", "run.shard_llm=all", processes=2)
     assert status == 0, output

@@ -97,7 +97,7 @@ def test_it_resumes_within_an_epoch_to_the_identical_loss(data: Path, complete: 
 def test_other_shards_are_another_run(data: Path, complete: Path) -> None:
     fewer = f"datasets.laion.shards={data}/stage1/laion/laion_dataset/{{00000..00003}}.tar"
     with pytest.raises(ConfigError, match=r"data: was .*107 samples in 6 shards.*, is .*80 samples in 4 shards"):
-        stage1(data, "other", f"run.resume_ckpt_path={complete}/checkpoint_0.pth", fewer)
+        stage1(data, complete.name, f"run.resume_ckpt_path={complete}/checkpoint_0.pth", fewer)
 
 
 def test_replaced_samples_are_counted(data: Path, tmp_path: Path) -> None:
