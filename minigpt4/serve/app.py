@@ -8,9 +8,9 @@ import math
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
@@ -38,6 +38,9 @@ from minigpt4.serve.protocol import (
     usage,
 )
 from minigpt4.serve.reply import CANCELLED, Question, Reply
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
 
 UPLOAD_SECONDS = 60.0
 """Time that a client has to send its request."""
@@ -155,15 +158,11 @@ class ChatCompletions:
         name = asked.model or next(iter(self.models))
         head = f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), name
         if asked.stream:
-            events = self._events(reply, changed, head, asked.wants_usage)
-            return StreamingResponse(
-                events, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-            )
+            return Stream(self._events(reply, changed, head, asked.wants_usage), lambda: self._end(reply))
         try:
             await _first_of(changed.wait(), _gone(request))
         finally:
-            reply.cancel()  # it is done, or the client has gone
-        self.metrics.count_reply(reply)
+            self._end(reply)
         if reply.error is not None:
             return _refuse(request, reply.error)  # raised, it would end the connection as well
         if not reply.done or reply.finish == CANCELLED:
@@ -204,30 +203,53 @@ class ChatCompletions:
     async def _events(
         self, reply: Reply, changed: asyncio.Event, head: tuple[str, int, str], wants_usage: bool
     ) -> AsyncIterator[str]:
-        """The answer as server-sent events; the work ends when nobody listens."""
+        """The answer as server-sent events."""
         shown = ""
+        yield _event(chunk(*head, {"role": "assistant", "content": ""}))
+        while True:
+            done, text = reply.done, reply.answer.text
+            if len(text) > len(shown) and text.startswith(shown):
+                yield _event(chunk(*head, {"content": text[len(shown) :]}))
+                shown = text
+            if done:
+                break
+            await changed.wait()
+            changed.clear()
+        if reply.error is not None:
+            yield _event(refusal(reply.error)[1])
+            return
+        yield _event(chunk(*head, {}, reply.finish))
+        if wants_usage:
+            tokens = usage(len(reply.question.ids), reply.tokens)
+            yield _event(chunk(*head, {}) | {"choices": [], "usage": tokens})
+        yield "data: [DONE]\n\n"
+
+    def _end(self, reply: Reply) -> None:
+        """End the work on a reply, which is done, or its client has gone."""
+        reply.cancel()
+        self.metrics.count_reply(reply)
+
+
+class Stream(StreamingResponse):
+    """Server-sent events.
+
+    Args:
+        events: the events.
+        end: called when all are sent or the client has gone, perhaps before the first.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[str], end: Callable[[], None]) -> None:
+        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
         try:
-            yield _event(chunk(*head, {"role": "assistant", "content": ""}))
-            while True:
-                done, text = reply.done, reply.answer.text
-                if len(text) > len(shown) and text.startswith(shown):
-                    yield _event(chunk(*head, {"content": text[len(shown) :]}))
-                    shown = text
-                if done:
-                    break
-                await changed.wait()
-                changed.clear()
-            if reply.error is not None:
-                yield _event(refusal(reply.error)[1])
-                return
-            yield _event(chunk(*head, {}, reply.finish))
-            if wants_usage:
-                tokens = usage(len(reply.question.ids), reply.tokens)
-                yield _event(chunk(*head, {}) | {"choices": [], "usage": tokens})
-            yield "data: [DONE]\n\n"
+            await super().__call__(scope, receive, send)
         finally:
-            reply.cancel()
-            self.metrics.count_reply(reply)
+            self._end()
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:

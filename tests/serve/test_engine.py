@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
-import torch
 
 from minigpt4.api import LoadedModel
 from minigpt4.common.errors import ConfigError, DataError
@@ -121,13 +121,9 @@ class TestQueue:
     def test_what_cannot_be_answered_is_refused_at_once(self, engine: Engine, tiny: LoadedModel) -> None:
         with pytest.raises(DataError, match=r"there is room for 112 beside an answer of 400"):
             engine.submit(question(tiny, text="How many? " * 60, max_new_tokens=400))
-        two = question(tiny, IMAGES[0])
+        one = question(tiny, IMAGES[0])
         with pytest.raises(DataError, match=r"room for 2 images, and there are 1"):
-            engine.submit(
-                question(tiny, IMAGES[0]).__class__(
-                    model=tiny, ids=two.ids * 2, settings=two.settings, images=two.images
-                )
-            )
+            engine.submit(replace(one, ids=one.ids * 2))
 
 
 class TestFaults:
@@ -173,4 +169,3 @@ def test_images_are_encoded_once(engine: Engine, tiny: LoadedModel) -> None:
     for _ in range(2):
         text_of(engine.submit(question(tiny, image)))
     assert engine.features.misses == before + 1 and engine.features.hits > 0
-    assert torch.equal(tiny.pixels([image]), tiny.pixels([image]))
