@@ -76,9 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"--host {args.host} lets other machines ask, which needs a key: put one of at least {MIN_KEY} characters "
             "into an environment variable, and name that by --api-key-env"
         )
-    check_address(args.host, args.port)
     names = model_names(args.ckpt or [str(cfg.model.ckpt)])
     require_files(run_files(cfg.model, checkpoints=args.ckpt))
+    check_address(args.host, args.port)
     announce_imports()
     from minigpt4.api import find_device, from_config
     from minigpt4.serve.app import create_app

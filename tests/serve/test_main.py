@@ -27,8 +27,9 @@ from tests.launch import start
     ],
 )
 def test_mistakes_end_with_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    port = [] if "--port" in arguments else ["--port", str(free_port())]
     with pytest.raises(SystemExit) as caught:
-        main(arguments)
+        main([*arguments, *port])
     assert caught.value.code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
@@ -55,9 +56,7 @@ def test_models_have_the_shortest_names_that_tell_them_apart() -> None:
 
 
 def test_a_signal_ends_it_when_all_is_answered() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with start("-m", "minigpt4.serve", "--port", str(port)) as server:
         server.read_until(lambda line: f"http://127.0.0.1:{port}/v1" in line and line.startswith("aligned"))
         asked = {"messages": [{"role": "user", "content": "How many objects are there?"}], "stream": True}
@@ -72,6 +71,13 @@ def test_a_signal_ends_it_when_all_is_answered() -> None:
             assert [line for line in lines if line][-1] == "data: [DONE]"
         status, _ = server.finish()
     assert status == 0
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def wait_for(address: str) -> None:
