@@ -29,7 +29,7 @@ FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^    .*\n)+", re.MULTILINE)
 INLINE = re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-TRACKED = r"minigpt4|tests|benchmarks|recipes|dataset|docs|prompts|notebooks|\w+_configs|eval_scripts"
+TRACKED = r"minigpt4|tests|benchmarks|recipes|dataset|docs|prompts|notebooks|examples|\w+_configs|eval_scripts"
 REPOSITORY_PATH = re.compile(
     rf"(?<![\w./-])((?:{TRACKED})/[\w./-]*\w/?|(?:train|demo|prepare_flickr30k)\.py)(?![\w*{{<])"
 )
@@ -40,7 +40,9 @@ FLAG = re.compile(r"(?<![\w-])(--[a-z][\w-]*)")
 OTHER_TOOLS = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts"}
 OTHER_TOOLS |= {"--standalone", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--index-url", "--logdir"}
 OTHER_TOOLS |= {"--constraint", "--editable", "--local-dir", "--exclude", "--repo-type", "--create-dirs", "--help"}
-"""Switches of torchrun, Slurm, pip, hf, curl and TensorBoard."""
+OTHER_TOOLS |= {"--model", "--model_args", "--include_path", "--tasks", "--log_samples", "--output_path"}
+OTHER_TOOLS |= {"--config", "--work-dir"}
+"""Switches of torchrun, Slurm, pip, hf, curl, TensorBoard, lmms-eval and VLMEvalKit."""
 PYTHON = {"model.describe", "model.stream", "model.chat"}
 """What looks like a setting and is a method."""
 SECTIONS_WITH_A_CLASS = {"EvaluationConfig.generation", "DescribeConfig.generation"}
@@ -98,7 +100,7 @@ def test_every_make_target_exists() -> None:
 
 
 def test_every_switch_is_one_of_a_command() -> None:
-    folders = ("minigpt4", "dataset", "eval_scripts", "benchmarks", "recipes", "tests", "docs")
+    folders = ("minigpt4", "dataset", "eval_scripts", "benchmarks", "recipes", "examples", "tests", "docs")
     scripts = [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
     known = {flag for path in scripts for flag in re.findall(r'"(--[a-z][\w-]*)"', text_of(path))}
     flags = found_in_code(FLAG)
