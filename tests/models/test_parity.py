@@ -177,3 +177,16 @@ def test_chat_prompts(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
             assert case.model.encoder.encode_rendered(chat["prompt"]) == prompt, name
         (answer,) = case.model.generate([prompt], case.settings(chat["kwargs"]), images=case.pixels[:1])
         assert list(answer.token_ids) == case.new_tokens(chat["greedy_ids"]), name
+
+
+def test_embeddings_of_two_turns(case: Case) -> None:
+    if not any(name.startswith("chat.") for name in case.arrays):
+        pytest.skip(f"{case.folder} has no embeddings of conversations")
+    image = case.model.encode_image(case.pixels[:1])
+    for name, chat in case.expected["chat"].items():
+        for turn, key in (("prompt", "embs"), ("prompt2", "embs2")):
+            second_bos = chat[turn].startswith("<s>")  # of the original; ours has one
+            ids = torch.tensor([case.model.encoder.encode_rendered(chat[turn].removeprefix("<s>"))])
+            places = (ids.flatten() == IMAGE_POSITION).nonzero().squeeze(1)
+            embeds = case.model.embed(ids, image, places)
+            assert_close_to(embeds[0], case.arrays[f"chat.{name}.{key}"][0][int(second_bos) :])
