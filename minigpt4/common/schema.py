@@ -210,7 +210,7 @@ class GenerationConfig:
 class LoraConfig:
     """Adapters in the language model, trained with the projection (LoRA, arXiv:2106.09685)."""
 
-    r: int = number(0, at_least=0)
+    r: int = number(0, at_least=0, at_most=8192)
     """Rank of each adapter; 0: there are none."""
     alpha: int = number(16, at_least=1)
     """The adapters' output is multiplied by alpha / r."""

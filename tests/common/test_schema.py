@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schema import GenerationConfig, GenerationSettings, ModelConfig, check_values, override_generation
+from minigpt4.common.schema import (
+    GenerationConfig,
+    GenerationSettings,
+    LoraConfig,
+    ModelConfig,
+    check_values,
+    override_generation,
+)
 
 
 def test_the_others_are_unchanged() -> None:
@@ -36,6 +43,11 @@ def test_the_keywords_are_the_configurations_fields() -> None:
 def test_wrong_settings_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         override_generation(GenerationConfig(), values)
+
+
+def test_numbers_that_no_machine_has_memory_for_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^model\.lora\.r: 2147483648 should be at least 0 and at most 8192"):
+        check_values(ModelConfig(lora=LoraConfig(r=2**31)), "model.")
 
 
 @pytest.mark.parametrize("section", ["vit_args", "q_former_args"])
