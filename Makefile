@@ -64,7 +64,6 @@ quickstart: $(VENV)/.installed ## Draw scenes, prepare, train the tiny model, ev
 	$(BIN)/python eval_scripts/eval_flickr30k.py --cfg-path eval_configs/quickstart.yaml \
 		--ckpt minigpt4/assets/tiny/stage1.pth $(foreach n,0 1 2 3 4,$(QUICKSTART)/train/checkpoint_$(n).pth)
 
-quickstart-v2: OF_V2 = --cfg-path eval_configs/quickstart_v2.yaml
 quickstart-v2: $(VENV)/.installed ## The tiny MiniGPT-v2 learns five tasks about drawn scenes, boxes among them (less than eight minutes)
 	rm -rf $(QUICKSTART_V2)
 	$(BIN)/python dataset/make_scenes.py --out $(QUICKSTART_V2)/scenes --train 2000 --val 50 --test 0 --questions
@@ -72,10 +71,7 @@ quickstart-v2: $(VENV)/.installed ## The tiny MiniGPT-v2 learns five tasks about
 	$(BIN)/python dataset/make_pope.py --objects $(QUICKSTART_V2)/test/scenes.json \
 		--out $(QUICKSTART_V2)/test/questions/pope.jsonl
 	$(BIN)/torchrun --nproc-per-node 1 train.py --cfg-path train_configs/quickstart_v2.yaml
-	$(BIN)/python eval_scripts/eval_flickr30k.py $(OF_V2) --out $(QUICKSTART_V2)/caption --task caption --dataset caption
-	$(BIN)/python eval_scripts/eval_vqa.py $(OF_V2) --out $(QUICKSTART_V2)/answers --dataset vqa,identify,pope
-	$(BIN)/python eval_scripts/eval_ref.py $(OF_V2) --out $(QUICKSTART_V2)/refer --dataset refer
-	$(BIN)/python eval_scripts/eval_flickr30k.py $(OF_V2) --out $(QUICKSTART_V2)/detection --task detection --dataset detection
+	$(BIN)/python eval_scripts/eval_flickr30k.py --cfg-path eval_configs/quickstart_v2.yaml
 
 stages: $(VENV)/.installed ## Both stages from nothing on drawn scenes, with stage 2's data made on the way (about two minutes)
 	rm -rf $(STAGES)

@@ -42,7 +42,7 @@ def parse_arguments(description: str | None, task: EvaluationTask | None) -> arg
     parser.add_argument("--ckpt", nargs="+", default=[], metavar="FILE", help="checkpoints to compare, in order")
     if task is None:
         names = ", ".join(EvaluationTask.__members__)
-        parser.add_argument("--task", help=f"what is asked: {names} (default: evaluation.task)")
+        parser.add_argument("--task", help=f"what is asked: {names} (default: evaluation.task, or each dataset's)")
     parser.add_argument("--dataset", help="datasets of the YAML file, separated by commas (default: the only one)")
     parser.add_argument("--split", help="train, val, test, ..., separated by commas (default: evaluation.split)")
     parser.add_argument("--limit", type=int, help="evaluate only the first LIMIT images or questions of each split")
@@ -80,7 +80,7 @@ def main(task: EvaluationTask | None = None, description: str | None = __doc__) 
     cfg = loaded.config
     names = evaluated_datasets(cfg.evaluation.datasets, list(cfg.datasets))
     evaluated = {name: cfg.datasets[name] for name in names}
-    if cfg.evaluation.task is EvaluationTask.caption:
+    if EvaluationTask.caption in {cfg.evaluation.task or dataset.task for dataset in evaluated.values()}:
         parse_metrics(cfg.evaluation.metrics)
     require_files(run_files(cfg.model, evaluated, args.ckpt))
     if checks_early():

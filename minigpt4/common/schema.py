@@ -242,7 +242,7 @@ class ModelConfig:
     vit_weights: str | None = None
     """File with the backbone's weights, or folder with them as it comes from the hub; null: random weights, refused
     without `allow_random`."""
-    vit_blocks: int | None = number(39, at_least=1)
+    vit_blocks: int | None = number(39, at_least=1, at_most=1000)
     """Transformer blocks of the backbone that are used; the file may hold more. null: as many as timm's has."""
     vit_feature_layer: str = "last"
     """Block whose output is the image's features, without the final norm: last, penultimate, or a number from 1."""
@@ -460,6 +460,8 @@ class DatasetConfig:
     """What turns an image into the vision encoder's input."""
     text_processor: SplitProcessors = field(default_factory=_text_processors)
     """What prepares captions."""
+    task: EvaluationTask = EvaluationTask.caption
+    """What an evaluation asks, where `evaluation.task` is null."""
 
     def files(self, name: str) -> Iterator[tuple[str, str]]:
         """(key, path) of the annotations and of the folder of images, as far as they are named.
@@ -582,8 +584,9 @@ class RunConfig:
 class EvaluationConfig:
     """Generating and scoring captions and other answers."""
 
-    task: EvaluationTask = EvaluationTask.caption
-    """What is asked: caption, vqa (questions with answers in words), refer (one box) or detection (boxes)."""
+    task: EvaluationTask | None = None
+    """What is asked of all datasets: caption, vqa (questions with answers in words), refer (one box) or detection
+    (boxes); null: what each dataset's own `task` says."""
     dataset: str | None = None
     """Which of `datasets` to evaluate, several names separated by commas; null: the only one."""
     split: str = "test"

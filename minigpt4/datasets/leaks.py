@@ -238,7 +238,7 @@ def training_metadata(
         for datasets, splits in (train, validation)
     )
     shared = _shared(sets, held_out)
-    count = sum(item.count for item in held_out)
+    count = _count_images(held_out)
     if shared:
         logger.warning(
             "%s of the %s validation images are trained on, such as %s: the validation loss says nothing about new "
@@ -262,13 +262,21 @@ def training_metadata(
 def _shared(trained: Sequence[ImageSet], held_out: Sequence[ImageSet]) -> list[str]:
     """Names of the images that are in both; those of sets that are not listed are all in both, or none."""
     paths = {path for item in trained for path in item.paths()}
-    found = []
-    for item in held_out:
-        if item.listed is not None:
-            found += [name for path, name in item.paths().items() if path in paths]
-        elif any(item.source == other.source and set(item.splits) & set(other.splits) for other in trained):
-            found += [item.name] * item.count
-    return found
+    found = {path: name for item in held_out for path, name in item.paths().items() if path in paths}
+    unlisted = [
+        name
+        for item in held_out
+        if item.listed is None
+        and any(item.source == other.source and set(item.splits) & set(other.splits) for other in trained)
+        for name in [item.name] * item.count
+    ]
+    return [*found.values(), *unlisted]
+
+
+def _count_images(sets: Sequence[ImageSet]) -> int:
+    """Different images of datasets that may share some, as far as they are listed."""
+    unlisted = sum(item.count for item in sets if item.listed is None)
+    return len({path for item in sets for path in item.paths()}) + unlisted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,7 +352,7 @@ def find_leaks(evaluated: ImageSet, record: TrainingRecord, prints: Mapping[Path
     return Leaks(
         images=len(every),
         **{kind: len(images) for kind, images in found.items()},
-        trained_images=sum(item.count for item in record.sets),
+        trained_images=_count_images(record.sets),
         not_opened=sum(item.count for item in record.sets if item.listed is None)
         + sum(path not in prints for path in trained),
         complete=record.complete,

@@ -343,8 +343,8 @@ def _leak_text(found: Mapping[str, Any] | None, evaluated: str) -> str:
         )
     else:
         text = (
-            f"none of the {evaluated} is among the {found['trained_images']:,} trained on (by id, file, pixels "
-            "or looks)"
+            f"no leak: the {evaluated} were compared with the {found['trained_images']:,} images trained on, by id, "
+            "file, pixels and looks"
         )
     if found["not_opened"]:
         text += f"; {found['not_opened']:,} of those trained on were compared by id and path only"

@@ -60,6 +60,7 @@ IGNORED_KEYS = (
     "datasets.*.bad_shards",  # the shards that are used are compared by content
     "datasets.*.bad_rows",  # and so are the rows
     "datasets.*.split",
+    "datasets.*.task",  # of evaluations
     "datasets.*.feature_cache",  # changes the numbers by float16 rounding only
 )
 """Differences between a checkpoint's configuration and the run's that do not matter."""

@@ -280,19 +280,20 @@ def _subjects(
             records = [dataset.records[index] for index in selection]
             check_image_ids(records)
             images = ImageSet.of(name, datasets[name], dataset, [split])
-            subjects.append(Subject(name, split, dataset, images, selection, _asked(settings, records)))
+            asked = _asked(settings, settings.task or datasets[name].task, records)
+            subjects.append(Subject(name, split, dataset, images, selection, asked))
     require_evaluated_splits(missing, settings.splits)
     for absent in (error for errors in missing.values() for error in errors.values()):
         logger.warning("left out: %s", absent)
     return subjects
 
 
-def _asked(settings: EvaluationConfig, records: Sequence[Record]) -> Asked:
-    if settings.task is EvaluationTask.caption:
+def _asked(settings: EvaluationConfig, task: EvaluationTask, records: Sequence[Record]) -> Asked:
+    if task is EvaluationTask.caption:
         return Captions(settings, records)
     from minigpt4.runners.questions import Questions
 
-    return Questions(settings, records)
+    return Questions(settings, task, records)
 
 
 def _answer(

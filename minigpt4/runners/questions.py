@@ -21,26 +21,28 @@ class Questions:
     """Questions with a known answer; as `runners.evaluate.Asked`.
 
     Args:
-        settings: the `evaluation` section; its task is not caption.
+        settings: the `evaluation` section.
+        asks: what is asked; not captions.
         records: the questions.
 
     Raises:
         DataError: the annotations do not fit the task or the scorer; the message names the record.
     """
 
-    def __init__(self, settings: EvaluationConfig, records: Sequence[Record]) -> None:
+    def __init__(self, settings: EvaluationConfig, asks: EvaluationTask, records: Sequence[Record]) -> None:
         self.settings = settings
-        self.task = settings.task.value
-        if settings.task is EvaluationTask.vqa:
+        self.task = asks.value
+        self._in_words = asks is EvaluationTask.vqa
+        if self._in_words:
             self._scorer = _scorer(settings.scorer, records)
         else:
             self._scorer = self.task
-            _check_boxes(settings.task, records)
+            _check_boxes(asks, records)
         self.metrics: tuple[str, ...] = (self._scorer,)
 
     def references(self, record: Record) -> Sequence[str]:
         """The answers, or the true boxes."""
-        if self.settings.task is EvaluationTask.vqa:
+        if self._in_words:
             return record.answers
         return [box_text(box) for box in record.boxes]
 
@@ -94,8 +96,8 @@ def _check_boxes(task: EvaluationTask, records: Sequence[Record]) -> None:
     for record in records:
         if task is EvaluationTask.refer and len(record.boxes) != 1:
             raise DataError(
-                f"{record.source}: evaluation.task is refer, which needs one true box of each question, and this one "
+                f"{record.source}: the task is refer, which needs one true box of each question, and this one "
                 f"has {len(record.boxes) or 'none'}; {BOXES_HINT}"
             )
     if not any(record.boxes for record in records):
-        raise DataError(f"evaluation.task is {task.value}, but no record has a true box; {BOXES_HINT}")
+        raise DataError(f"the task is {task.value}, but no record has a true box; {BOXES_HINT}")

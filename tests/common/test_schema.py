@@ -45,9 +45,16 @@ def test_wrong_settings_are_named(values: dict[str, Any], message: str) -> None:
         override_generation(GenerationConfig(), values)
 
 
-def test_numbers_that_no_machine_has_memory_for_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^model\.lora\.r: 2147483648 should be at least 0 and at most 8192"):
-        check_values(ModelConfig(lora=LoraConfig(r=2**31)), "model.")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (ModelConfig(lora=LoraConfig(r=2**31)), r"^model\.lora\.r: 2147483648 should be at least 0 and at most 8192"),
+        (ModelConfig(vit_blocks=2**31), r"^model\.vit_blocks: 2147483648 should be at least 1 and at most 1000"),
+    ],
+)
+def test_numbers_that_no_machine_has_memory_for_are_refused(settings: ModelConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_values(settings, "model.")
 
 
 @pytest.mark.parametrize("section", ["vit_args", "q_former_args"])

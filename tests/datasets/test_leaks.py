@@ -154,6 +154,11 @@ def test_images_of_their_own_are_no_leak(folder: Path) -> None:
     assert counts(found) == (0, 0, 0, 0, 0) and found.trained_images == 8 and not found.is_leak
 
 
+def test_images_of_several_datasets_are_counted_once(folder: Path) -> None:
+    trained = [images(folder, [f"{n}.png" for n in numbers]) for numbers in (range(6), range(2, 8))]
+    assert leaks_of(images(folder, ["9.png"]), *trained).trained_images == 8
+
+
 def test_each_way_in_which_an_image_was_trained_on_is_counted(folder: Path, tmp_path: Path) -> None:
     held_out = tmp_path / "held out"
     held_out.mkdir()

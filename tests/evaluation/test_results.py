@@ -265,7 +265,8 @@ def test_leaks_in_words() -> None:
     lines = leak_lines({"stage 1": None, "epoch 0": LEAKS, "epoch 1": dict(LEAKS), "epoch 2": found}, 200)
     assert lines == [
         "stage 1: not recorded whether any of the 200 images was trained on",
-        "epoch 0, epoch 1: none of the 200 images is among the 1,000 trained on (by id, file, pixels or looks)",
+        "epoch 0, epoch 1: no leak: the 200 images were compared with the 1,000 images trained on, by id, file, pixels "
+        "and looks",
         "epoch 2: LEAK: 4 of the 200 images were trained on (1 same ids, 2 same files, 3 same pixels, 1 near copies), "
         "such as a.png and b.png; scores on them measure memory",
     ]
