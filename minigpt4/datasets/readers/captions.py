@@ -15,6 +15,8 @@ from minigpt4.datasets.readers.rows import (
     Reader,
     RowProblem,
     convert_rows,
+    id_of,
+    index_rows,
     is_json_list,
     path_of,
     require_object,
@@ -91,11 +93,11 @@ def _of_coco(path: Path, images: Any) -> Converter:
     """The converter of annotations, given the list that their image ids are from."""
     if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
         raise DataError(f"{path}: {EXPECTED} is expected")
-    by_id = {text_of(image, "id"): image for image in images}
+    by_id = index_rows(images, "id", path)
 
     def convert(row: Any, source: str) -> Record:
         require_object(row)
-        image = by_id.get(text_of(row, "image_id"))
+        image = by_id.get(id_of(row.get("image_id")))
         file = None if image is None else path_of(image, "file_name")
         if image is None or file is None:
             raise DataError(f"no image with a 'file_name' has the id {shown(row.get('image_id'))}")

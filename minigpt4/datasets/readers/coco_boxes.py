@@ -13,7 +13,7 @@ from minigpt4.common.errors import DataError, shown
 from minigpt4.common.files import read_json, replace_lone_surrogates
 from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
-from minigpt4.datasets.readers.rows import Reader, RowProblem, path_of, text_of
+from minigpt4.datasets.readers.rows import Reader, RowProblem, index_rows, path_of, text_of
 
 DECIMALS = 3
 """Digits of a coordinate in the answer."""
@@ -83,6 +83,8 @@ def read_instances(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
     if not all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in lists):
         raise DataError(f"{path}: {EXPECTED} is expected")
     images, annotations, categories = lists
+    # Refuses two names of one id.
+    index_rows(categories, "id", path)  # type: ignore[arg-type]
     return images, annotations, {_id(row, "id"): _category(row.get("name")) for row in categories}  # type: ignore
 
 

@@ -47,8 +47,6 @@ def _instances(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 
 
 def _record(row: Any, source: str) -> Record:
-    if isinstance(row, DataError):
-        raise row
     question = text_of(row, "instruction_with_input") if isinstance(row, dict) else None
     answer = text_of(row, "output") if question is not None else None
     if question is None or answer is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from minigpt4.common.files import replace_lone_surrogates
 from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
 from minigpt4.datasets.readers.coco_boxes import read_instances
-from minigpt4.datasets.readers.rows import Reader, RowProblem, path_of, require_object, text_of
+from minigpt4.datasets.readers.rows import Reader, RowProblem, id_of, index_rows, path_of, require_object, text_of
 
 INSTANCES = "instances.json"
 """The objects, in COCO's layout, beside the file of expressions."""
@@ -52,8 +52,8 @@ class ReferringReader(Reader):
         if not isinstance(rows, list):
             raise DataError(f"{path}: {EXPECTED} is expected, found {type(rows).__name__}")
         images, annotations, _ = read_instances(path.with_name(INSTANCES))
-        image_of = {shown(image.get("id")): image for image in images}
-        object_of = {shown(row.get("id")): row for row in annotations}
+        image_of = index_rows(images, "id", path.with_name(INSTANCES))
+        object_of = index_rows(annotations, "id", path.with_name(INSTANCES))
         for number, row in enumerate(rows, 1):
             source = f"{path}, reference {number}"
             try:
@@ -125,17 +125,24 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}; only texts, numbers, lists and mappings are read")
 
 
-def _referred(row: Any, source: str, image_of: dict[str, Any], object_of: dict[str, Any]) -> Referred:
+def _referred(
+    row: Any, source: str, image_of: Mapping[str, Mapping[str, Any]], object_of: Mapping[str, Mapping[str, Any]]
+) -> Referred:
     require_object(row)
     ref_id, sentences = text_of(row, "ref_id"), row.get("sentences")
     if ref_id is None:
         raise DataError("no 'ref_id'")
-    found, image = object_of.get(shown(row.get("ann_id"))), image_of.get(shown(row.get("image_id")))
+    found, image = (rows.get(id_of(row.get(key))) for rows, key in ((object_of, "ann_id"), (image_of, "image_id")))
     if found is None:
         raise DataError(f"{INSTANCES} has no annotation {shown(row.get('ann_id'))}")
     file = path_of(image, "file_name") if image is not None else None
     if image is None or file is None:
         raise DataError(f"{INSTANCES} has no image {shown(row.get('image_id'))} with a 'file_name'")
+    if id_of(found.get("image_id", row.get("image_id"))) != id_of(row.get("image_id")):
+        raise DataError(
+            f"it is about image {shown(row.get('image_id'))}, but annotation {shown(row.get('ann_id'))} of {INSTANCES} "
+            f"about image {shown(found['image_id'])}"
+        )
     if not isinstance(sentences, list) or not sentences or not all(isinstance(item, dict) for item in sentences):
         raise DataError(f"'sentences' should be a list of objects, found {shown(sentences)}")
     named = []

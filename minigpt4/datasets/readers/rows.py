@@ -70,15 +70,41 @@ def convert_rows(
 
     Args:
         convert: (row, source) -> record; raises DataError for a row that cannot be used.
-        rows: (source, row) each.
+        rows: (source, row) each; a DataError in place of a row says why there is none.
     """
     for source, row in rows:
         try:
+            if isinstance(row, DataError):
+                raise row
             yield convert(row, source)
         except DataError as error:
             yield RowProblem(source, str(error).removeprefix(f"{source}: "))
         except RecursionError:
             yield RowProblem(source, "a value is nested too deeply")
+
+
+def index_rows(rows: Iterable[Mapping[str, Any]], key: str, path: Path) -> dict[str, Mapping[str, Any]]:
+    """Rows that others refer to, by `id_of` their ids; those without an id are left out.
+
+    Args:
+        rows: objects of a JSON file.
+        key: name of the id.
+        path: the file, for messages.
+
+    Raises:
+        DataError: An id comes twice, so that it is unknown which row is meant.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        name = id_of(row.get(key))
+        if name and found.setdefault(name, row) != row:
+            raise DataError(f"{path}: the {key} {shown(name)} comes twice, with different entries; correct one of them")
+    return found
+
+
+def id_of(value: Any) -> str:
+    """An id as a key, the same for 1 and "1"; empty for none."""
+    return value if isinstance(value, str) else "" if value is None else shown(value)
 
 
 def read_json_list(path: Path) -> Iterator[tuple[str, Any]]:

@@ -85,11 +85,15 @@ def _is_large(region: Any) -> bool:
 
 def _images(path: Path) -> dict[str, tuple[str, Any, Any]]:
     """Path, width and height of each image by id; the path is the end of its URL, such as VG_100K/1.jpg."""
-    images = {}
+    images: dict[str, tuple[str, Any, Any]] = {}
     for source, row in stream_json_list(path):
-        url = text_of(row, "url") if isinstance(row, dict) else None
-        if url is None:
-            raise DataError(f"{source}: an object with 'image_id', 'url', 'width' and 'height' is expected")
+        url = row.get("url") if isinstance(row, dict) and row.get("image_id") is not None else None
+        if not isinstance(url, str) or not PurePosixPath(url.strip()).name:
+            raise DataError(
+                f"{source}: an object with 'image_id', 'url', 'width' and 'height' is expected, found {shown(row)}"
+            )
         file = "/".join(PurePosixPath(url).parts[-2:])
-        images[shown(row.get("image_id"))] = file, row.get("width"), row.get("height")
+        image_id, image = shown(row.get("image_id")), (file, row.get("width"), row.get("height"))
+        if images.setdefault(image_id, image) != image:
+            raise DataError(f"{source}: the image_id {image_id} comes twice, with different entries")
     return images

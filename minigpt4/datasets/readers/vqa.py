@@ -14,6 +14,8 @@ from minigpt4.datasets.readers.rows import (
     Reader,
     RowProblem,
     convert_rows,
+    id_of,
+    index_rows,
     is_json_list,
     path_of,
     require_object,
@@ -28,6 +30,8 @@ EXPECTED = (
 )
 OCR_SPLITS = {"1": "train", "2": "val", "3": "test"}
 """OCR-VQA's numbers of its splits."""
+IMAGES_OF = "images_of"
+"""Column that rows of the official layout are given: the folder of COCO's images, which is named for the file."""
 
 
 @readers.register("vqa")
@@ -97,18 +101,14 @@ def _official_rows(path: Path, content: dict[str, Any]) -> Iterator[tuple[str, A
     listed = questions.get("questions") if isinstance(questions, dict) else None
     if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed):
         raise DataError(f'{questions_path}: {{"questions": [{{"question_id", "question"}}, ...]}} is expected')
-    texts = {shown(row.get("question_id")): row.get("question") for row in listed}
+    asked = index_rows(listed, "question_id", questions_path)
     images = content.get("data_subtype")  # train2014, val2014
     if not isinstance(images, str) or not images:
         raise DataError(f"{path}: no 'data_subtype', which names the images' folder, such as train2014")
     for number, row in enumerate(content["annotations"], 1):
         if isinstance(row, dict):
-            image_id = str(row.get("image_id")).zfill(12)
-            row = row | {
-                "question": texts.get(shown(row.get("question_id"))),
-                "image": f"{images}/COCO_{images}_{image_id}.jpg" if "image_id" in row else None,
-                "split": images.rstrip("0123456789"),
-            }
+            question = asked.get(id_of(row.get("question_id")), {}).get("question")
+            row = row | {"question": question, IMAGES_OF: images, "split": images.rstrip("0123456789")}
         yield f"{path}, annotation {number}", row
 
 
@@ -119,9 +119,10 @@ def _rows_by_id(path: Path, content: dict[str, Any]) -> Iterator[tuple[str, Any]
         if not isinstance(row, dict) or not isinstance(row.get("questions"), list):
             yield source, {"question_id": key} | row if isinstance(row, dict) else row
             continue
-        answers, url = row.get("answers"), path_of(row, "imageURL") or ""
-        if not isinstance(answers, list) or len(answers) != len(row["questions"]):
-            yield source, None
+        answers, url = row.get("answers"), row.get("imageURL") or ""
+        if not isinstance(answers, list) or len(answers) != len(row["questions"]) or not isinstance(url, str):
+            expected = "an 'imageURL', and in 'answers' as many as in 'questions', are expected"
+            yield source, DataError(f"{expected}, found {shown(url)} and {shown(answers)}")
             continue
         suffix = PurePosixPath(url).suffix or ".jpg"
         of_book = {"image": f"{key}{suffix}", "split": OCR_SPLITS.get(str(row.get("split")))}
@@ -136,8 +137,9 @@ def _image(row: dict[str, Any]) -> str:
         return image
     if (image := path_of(row, "imageId")) is not None:  # GQA
         return f"{image}.jpg"
-    if (image := path_of(row, "image_id")) is not None:  # A-OKVQA: COCO's images of 2017
-        return f"{image.zfill(12)}.jpg"
+    if (image := path_of(row, "image_id")) is not None:
+        folder = row.get(IMAGES_OF)  # None for A-OKVQA: COCO's images of 2017
+        return f"{folder}/COCO_{folder}_{image.zfill(12)}.jpg" if folder else f"{image.zfill(12)}.jpg"
     raise DataError("no 'image'")
 
 

@@ -70,6 +70,12 @@ class TestCaptions:
             f"no image with a 'file_name' has the id {n}" for n in (1, 2)
         ]
 
+    def test_an_id_of_two_images_is_refused(self, tmp_path: Path) -> None:
+        images = [{"id": 1, "file_name": "a.jpg"}, {"id": "1", "file_name": "b.jpg"}]
+        content = {"images": images, "annotations": [{"image_id": 1, "caption": "x"}]}
+        with pytest.raises(DataError, match=r'a\.json: the id "1" comes twice, with different entries'):
+            read("captions", write_json(tmp_path / "a.json", content))
+
 
 def write_vqav2(folder: Path, answers: list[str], question_id: int = 7) -> Path:
     """The official files of VQAv2 with one question; returns that of the annotations."""
@@ -96,9 +102,22 @@ class TestVqa:
         path = write_vqav2(tmp_path, ["no"], question_id=8)
         (problem,) = read("vqa", path)
         assert isinstance(problem, RowProblem) and problem.message == "no 'question'"
-        (tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json").unlink()
+        questions = tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json"
+        twice = [{"question_id": 7, "question": text} for text in ("Is it red?", "Is it blue?")]
+        write_json(questions, {"questions": twice})
+        with pytest.raises(DataError, match=r'questions\.json: the question_id "7" comes twice'):
+            read("vqa", path)
+        questions.unlink()
         with pytest.raises(DataError, match="its questions should lie beside it"):
             read("vqa", path)
+
+    def test_an_image_id_of_the_official_files_that_is_none(self, tmp_path: Path) -> None:
+        path = write_vqav2(tmp_path, ["no"])
+        content = json.loads(path.read_text())
+        content["annotations"] = [content["annotations"][0] | {"image_id": bad} for bad in (None, [42])]
+        missing, other = read("vqa", write_json(path, content))
+        assert isinstance(missing, RowProblem) and missing.message == "no 'image'"
+        assert isinstance(other, RowProblem) and other.message == "'image_id' should be a text, found [42]"
 
     def test_what_to_choose_from(self, tmp_path: Path) -> None:
         path = write_json(tmp_path / "aokvqa.json", [AOKVQA])
@@ -136,10 +155,14 @@ class TestVqa:
         for problem, message in zip(problems, expected, strict=True):
             assert isinstance(problem, RowProblem) and message in problem.message
 
-    def test_a_book_with_fewer_answers_than_questions(self, tmp_path: Path) -> None:
-        book = {"imageURL": "http://a.org/x.jpg", "split": 1, "questions": ["a?", "b?"], "answers": ["a"]}
-        (problem,) = read("vqa", write_json(tmp_path / "dataset.json", {"031": book}))
-        assert isinstance(problem, RowProblem) and '"031"' in problem.source
+    def test_a_book_with_fewer_answers_than_questions_or_another_url(self, tmp_path: Path) -> None:
+        book = {"imageURL": "http://a.org/x.jpg", "split": 1, "questions": ["a?", "b?"], "answers": ["a", "b"]}
+        books = {"031": book | {"answers": ["a"]}, "032": book | {"imageURL": ["x.jpg"]}, "033": book}
+        fewer, other, *fine = read("vqa", write_json(tmp_path / "dataset.json", books))
+        for problem, key in ((fewer, '"031"'), (other, '"032"')):
+            assert isinstance(problem, RowProblem) and key in problem.source
+            assert "in 'answers' as many as in 'questions', are expected, found" in problem.message
+        assert [record.image for record in records_of(fine)] == ["033.jpg"] * 2
 
 
 class Unsafe:
@@ -181,6 +204,19 @@ class TestReferring:
         for number, (problem, message) in enumerate(zip(problems, [*expected, "an object"], strict=True), 2):
             assert isinstance(problem, RowProblem) and message in problem.message
             assert problem.source == f"{tmp_path / 'refs.p'}, reference {number}"
+
+    def test_files_that_disagree(self, tmp_path: Path) -> None:
+        listed = write_refs(tmp_path, "refs.p", refs=1)
+        (tmp_path / "refs.p").write_bytes(pickle.dumps([listed[0] | {"image_id": 2}]))
+        (problem,) = read("refer", tmp_path / "refs.p")
+        assert isinstance(problem, RowProblem)
+        assert problem.message == "it is about image 2, but annotation 51 of instances.json about image 1"
+        content = json.loads((tmp_path / "instances.json").read_text())
+        for name in ("images", "annotations", "categories"):
+            again = content[name][0] | {"bbox": [0, 0, 1, 1], "width": 9, "name": "cat"}
+            write_json(tmp_path / "instances.json", content | {name: [*content[name], again]})
+            with pytest.raises(DataError, match=r"instances\.json: the id .* comes twice, with different entries"):
+                read("refer", tmp_path / "refs.p")
 
     def test_boxes_beyond_the_image_are_cut_off_and_others_refused(self) -> None:
         assert box_of_pixels([-10, 5, 20, 50], 100, 50) == Box(0, 0.1, 0.1, 1)
@@ -228,6 +264,17 @@ class TestVisualGenome:
         self.write(tmp_path, 1)
         record = records_of(read("visual_genome_identify", tmp_path))[0]
         assert (record.question, record.answers) == ("{<10><25><30><75>}", ("a leaf",))
+
+    def test_images_that_cannot_be_told_are_refused(self, tmp_path: Path) -> None:
+        self.write(tmp_path, 1)
+        (row,) = json.loads((tmp_path / "image_data.json").read_text())
+        write_json(tmp_path / "image_data.json", [row, row, row | {"width": 80}])
+        with pytest.raises(DataError, match=r"image_data\.json, entry 3: the image_id 0 comes twice"):
+            read("visual_genome", tmp_path)
+        for bad in (row | {"url": 3}, row | {"url": "/"}, row | {"image_id": None}, "x"):
+            write_json(tmp_path / "image_data.json", [row, bad])
+            with pytest.raises(DataError, match=r"image_data\.json, entry 2: an object with 'image_id', 'url'"):
+                read("visual_genome", tmp_path)
 
     def test_regions_that_cannot_be_used(self, tmp_path: Path) -> None:
         self.write(tmp_path, 1)
