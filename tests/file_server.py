@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 
 class Server(ThreadingHTTPServer):
@@ -17,12 +19,16 @@ class Server(ThreadingHTTPServer):
         requests: "METHOD path" of each request.
         failures: number of requests that are to fail before one succeeds, by path.
         head_status: status of every HEAD request; None: as usual.
+        cuts: number of answers to GET that end in the middle, by path.
+        lengths: whether answers say how long they are.
     """
 
     def __init__(self, folder: Path) -> None:
         self.requests: list[str] = []
         self.failures: dict[str, int] = {}
         self.head_status: int | None = None
+        self.cuts: dict[str, int] = {}
+        self.lengths = True
         server = self
 
         class Handler(SimpleHTTPRequestHandler):
@@ -37,6 +43,17 @@ class Server(ThreadingHTTPServer):
                     server.failures[self.path] -= 1
                     return self.send_error(503)
                 return super().send_head()
+
+            def send_header(self, keyword: str, value: str) -> None:
+                if server.lengths or keyword != "Content-Length":
+                    super().send_header(keyword, value)
+
+            def copyfile(self, source: Any, outputfile: Any) -> None:
+                if server.cuts.get(self.path, 0) > 0:
+                    server.cuts[self.path] -= 1
+                    content = source.read()
+                    source = io.BytesIO(content[: len(content) // 2])
+                super().copyfile(source, outputfile)
 
             def log_message(self, *_: object) -> None:
                 pass

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from minigpt4.common.errors import ConfigError, DataError, MissingSplitError
+from minigpt4.common.errors import ConfigError, DataError, MissingSplitError, RemoteDataError
 from minigpt4.common.files import DATA_VARIABLE, replace_lone_surrogates
 from minigpt4.common.schema import BadData, DatasetConfig
 from minigpt4.common.types import Record
@@ -219,7 +219,12 @@ class ShardRecords(LazyRecords):
             return self._latest[1]
         shard, row = self._find(number)
         header = self._read(shard, int(row["picture"]), min(int(row["picture_bytes"]), NAME_BYTES))
-        return self._record(shard, row, _member_name(header, self.paths[shard]))
+        try:
+            with tarfile.open(fileobj=io.BytesIO(header), mode="r:") as tar:
+                name = tar.next().name  # type: ignore[union-attr]
+        except Exception as error:  # as for `_member`
+            raise self._changed(shard, int(row["picture"]), error) from error
+        return self._record(shard, row, name)
 
     def __iter__(self) -> Iterator[Record]:
         return (self[number] for number in range(len(self)))
@@ -237,10 +242,11 @@ class ShardRecords(LazyRecords):
         Raises:
             DataError: The shard has changed or cannot be read, or the caption cannot be used; the message names the
                 shard, and the sample where its name could be read.
+            RemoteDataError: A shard elsewhere has changed, or cannot be reached.
         """
         shard, row = self._find(number)
         start, length = int(row["picture"]), int(row["picture_bytes"])
-        name, image = _read_member(self._read(shard, start, length), self.paths[shard], start)
+        name, image = self._member(shard, start, length)
         record = self._record(shard, row, name)
         self._latest = number, record  # the record is asked for after the image
         return ShardSample(self.paths[shard], record, image)
@@ -258,9 +264,9 @@ class ShardRecords(LazyRecords):
         key = _sample_key(image_name)
         source = f"{path}, sample {key}"
         start, length = int(row["caption"]), int(row["caption_bytes"])
-        name, content = _read_member(self._read(shard, start, length), path, start)
+        name, content = self._member(shard, start, length)
         if _sample_key(name) != key:
-            raise _changed(path, start, f"{name} is no caption of {image_name}")
+            raise self._changed(shard, start, f"{name} is no caption of {image_name}")
         return Record(
             image_id=replace_lone_surrogates(f"{path.stem}/{key}"),
             images=(f"{path.name}/{image_name}",),
@@ -296,33 +302,32 @@ class ShardRecords(LazyRecords):
         except OSError as error:
             raise DataError(f"shard {self.paths[shard]} cannot be read at byte {start:,}: {error.strerror}") from error
 
+    def _member(self, shard: int, start: int, length: int) -> tuple[str, bytes]:
+        """Name and content of the single tar member at these bytes."""
+        content = self._read(shard, start, length)
+        try:
+            with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+                info = tar.next()
+                file = tar.extractfile(info) if info is not None else None
+                if info is None or file is None or info.offset_data + info.size != len(content):
+                    raise tarfile.ReadError("another member than when it was indexed")
+                return info.name, file.read()
+        except Exception as error:  # bytes that are no header make tarfile raise nearly anything
+            raise self._changed(shard, start, error) from error
 
-def _read_member(content: bytes, path: Path, start: int) -> tuple[str, bytes]:
-    """Name and content of the single tar member that `content` consists of."""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
-            info = tar.next()
-            file = tar.extractfile(info) if info is not None else None
-            if info is None or file is None or info.offset_data + info.size != len(content):
-                raise tarfile.ReadError("another member than when it was indexed")
-            return info.name, file.read()
-    except Exception as error:  # bytes that are no header make tarfile raise nearly anything
-        raise _changed(path, start, error) from error
-
-
-def _member_name(header: bytes, path: Path) -> str:
-    """Name of the tar member that starts with `header`."""
-    try:
-        return tarfile.open(fileobj=io.BytesIO(header), mode="r:").next().name  # type: ignore[union-attr]
-    except Exception as error:  # as for `_read_member`
-        raise _changed(path, 0, error) from error
-
-
-def _changed(path: Path, start: int, error: object) -> DataError:
-    return DataError(
-        f"shard {path} has changed since it was indexed (byte {start:,}: {error}); if this was on purpose, start again "
-        "to index it again"
-    )
+    def _changed(self, shard: int, start: int, error: object) -> DataError:
+        """The error for a shard that is not what was indexed; of one elsewhere, nothing takes the sample's place."""
+        path, remote = self.paths[shard], self.shard_index.remote
+        where = f"(byte {start:,}: {error})"
+        if remote is not None and path in remote.urls:
+            return RemoteDataError(
+                f"shard {remote.urls[path]}, copied to {path}, has changed since it was indexed {where}; delete "
+                f"{self.shard_index.folder} to copy and index it again"
+            )
+        return DataError(
+            f"shard {path} has changed since it was indexed {where}; if this was on purpose, start again to index it "
+            "again"
+        )
 
 
 def _sample_key(name: str) -> str:

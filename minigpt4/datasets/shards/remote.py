@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import subprocess
+import tarfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from minigpt4.common.errors import ConfigError, RemoteDataError, one_line
-from minigpt4.common.files import lock, write_atomically, writing
+from minigpt4.common.files import lock, write_atomically
 
 if TYPE_CHECKING:
     import httpx
@@ -91,10 +92,10 @@ class RemoteShards:
             again: the shard has changed: copy it even where there is a copy.
 
         Raises:
-            RemoteDataError: It cannot be reached, does not exist there, or has another size by now.
-            DataError: The copy cannot be written.
+            RemoteDataError: It cannot be reached, does not exist there, ends early, or has another size by now.
+            ConfigError: The copy cannot be written; another sample must not take the place of its samples.
         """
-        with writing(path.parent):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with (path.parent / MARK).open("w") as file:
                 while not lock(file.fileno()):
@@ -105,6 +106,11 @@ class RemoteShards:
                 logger.info("copying %s to %s", self.urls[path], path.parent)
                 write_atomically(path, lambda temporary: self._download(path, temporary, size))
             self._make_room(path)
+        except OSError as error:
+            raise ConfigError(
+                f"the copy of {self.urls[path]} cannot be written to {path.parent}: {error.strerror or error}; make "
+                "room there, or set datasets.NAME.shard_cache or shard_cache_gb"
+            ) from error
 
     def open(self, path: Path, size: int) -> int:
         """A descriptor for reading a shard's copy, fetched first where it is missing; errors as for `fetch`."""
@@ -128,6 +134,8 @@ class RemoteShards:
                 found = temporary.stat().st_size
                 if size not in (UNKNOWN_SIZE, found):
                     raise RemoteDataError(f"shard {url} has {found:,} bytes, {size:,} are expected; start again")
+                if size == UNKNOWN_SIZE and not _ends_as_tar(temporary):
+                    raise _TransientError(f"it ends after {found:,} bytes without a tar's end")
                 return
             except _TransientError as error:
                 if attempt == ATTEMPTS:
@@ -167,6 +175,13 @@ def _has_size(path: Path, size: int) -> bool:
         return size in (UNKNOWN_SIZE, path.stat().st_size)
     except FileNotFoundError:
         return False
+
+
+def _ends_as_tar(path: Path) -> bool:
+    """Whether a file ends with a block of zeros, as a tar that is complete does."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - tarfile.BLOCKSIZE))
+        return file.read() == bytes(tarfile.BLOCKSIZE)
 
 
 def _is_http(url: str) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +20,7 @@ from minigpt4.datasets.builders import prepare_datasets
 from minigpt4.datasets.shards import remote as remote_module
 from minigpt4.datasets.shards.remote import RemoteShards
 from tests.datasets.conftest import build
-from tests.datasets.shards.conftest import make_shards, numbered, write_shard
+from tests.datasets.shards.conftest import broken_sample, encoded_image, make_shards, numbered, write_shard
 from tests.file_server import Server, serving
 
 MakeConfig = Callable[..., Config]
@@ -104,6 +106,57 @@ def test_a_shard_that_cannot_be_reached_ends_the_run_and_is_not_replaced(
         dataset.sample(0, 0)
     server.failures.clear()
     assert dataset.sample(0, 0).answer == "caption 0"
+
+
+@pytest.mark.parametrize("lengths", [True, False])
+def test_an_answer_that_breaks_off_is_asked_for_again(
+    lengths: bool, config: Config, encoder: PromptEncoder, server: Server, tmp_path: Path
+) -> None:
+    """Also where the server never says how long it is, so that only the tar's end tells."""
+    server.lengths = lengths
+    server.cuts["/wide/00001.tar"] = remote_module.ATTEMPTS - 1
+    dataset = build(config, encoder, "train")["wide"]
+    assert [dataset[number].answer for number in range(30)] == [f"caption {n}" for n in range(30)]
+    assert server.gets().count("/wide/00001.tar") == remote_module.ATTEMPTS
+    dataset.records._open.clear()
+    for copy in (tmp_path / "copies").glob("*/*.tar"):
+        copy.unlink()
+    server.cuts["/wide/00001.tar"] = 1000
+    with pytest.raises(RemoteDataError, match=r"00001\.tar cannot be read \(.*\), 4 times in a row"):
+        dataset.sample(6, 0)
+    with pytest.raises(RemoteDataError, match=r"00001\.tar cannot be read"):  # no half of it is there now
+        dataset.sample(7, 0)
+
+
+def test_a_change_that_a_pipe_cannot_tell_ends_the_run(
+    config: Config, encoder: PromptEncoder, shards: list[Path], tmp_path: Path
+) -> None:
+    config.datasets["wide"].shards = f"pipe:cat {shards[0].parent}/{{00000..00004}}.tar"
+    build(config, encoder, "train")
+    for copy in (tmp_path / "copies").glob("*/*.tar"):
+        copy.unlink()
+    broken_sample(shards[1], 0, png=encoded_image(1) + bytes(600))
+    dataset = build(config, encoder, "train")["wide"]
+    assert dataset.sample(5, 0).answer == "caption 5"
+    with pytest.raises(RemoteDataError, match=r"pipe:cat .*00001\.tar, copied to .* has changed since it was indexed"):
+        dataset.sample(6, 0)
+    shutil.rmtree(tmp_path / "copies" / "minigpt4_index")
+    assert build(config, encoder, "train")["wide"].sample(6, 0).answer == "caption 6"
+
+
+def test_a_full_disk_ends_the_run_and_nothing_takes_a_samples_place(
+    config: Config, encoder: PromptEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = build(config, encoder, "train")["wide"]
+    (gone,) = (tmp_path / "copies").glob("*/00000.tar")
+    gone.unlink()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(remote_module, "write_atomically", full)
+    with pytest.raises(ConfigError, match=r"copy of http.*00000\.tar cannot be written to .*: No space left"):
+        dataset.sample(0, 0)
 
 
 def test_missing_shards_are_named_by_their_url(config: Config, encoder: PromptEncoder, shards: list[Path]) -> None:
