@@ -21,7 +21,7 @@ from minigpt4.common.files import write_json, writing
 from minigpt4.evaluation.detection import average_precision
 from minigpt4.evaluation.predictions import PREFIX, Prediction, load_predictions
 from minigpt4.evaluation.statistics import Scores, bootstrap_intervals, intervals_note
-from minigpt4.evaluation.structured import MIN_IOU, matched_boxes
+from minigpt4.evaluation.structured import MIN_IOU, detected_boxes, matched_boxes
 from minigpt4.evaluation.table import HEADLINES, ScoreTable, kind_table
 from minigpt4.evaluation.vqa import AGREEING, exact_match, is_yes_or_no, says_yes, soft_accuracy
 
@@ -46,7 +46,7 @@ def score_answers(scorer: str, predictions: Sequence[Prediction]) -> Scores:
     if not predictions:
         raise MetricError("there is no answer to score")
     corpus, each = SCORERS[scorer](predictions)
-    other = [replace(item, caption=item.extra[SHUFFLED]) for item in predictions if SHUFFLED in item.extra]
+    other = [replace(item, caption=_shuffled(item)) for item in predictions if SHUFFLED in item.extra]
     shuffled = SCORERS[scorer](other)[0] if other else {}
     controls = {f"{name}_shuffled": shuffled[name] for name in HEADLINES if name in corpus and name in shuffled}
     return Scores(corpus, each, controls)
@@ -63,6 +63,24 @@ def score_by_kind(scorer: str, predictions: Iterable[Prediction]) -> Kinds:
             groups.setdefault(kind, []).append(item)
     scores = {kind: score_answers(scorer, groups[kind]) for kind in sorted(groups)}
     return {kind: {"questions": len(groups[kind]), **found.corpus, **found.controls} for kind, found in scores.items()}
+
+
+def _shuffled(item: Prediction) -> str:
+    text = item.extra[SHUFFLED]
+    if not isinstance(text, str):
+        raise MetricError(f"question {item.image_id}: '{SHUFFLED}' should be an answer, found {text!r:.80}")
+    return text
+
+
+def _given(item: Prediction) -> Sequence[str]:
+    """What people answered.
+
+    Raises:
+        MetricError: nobody did; every answer would count as wrong.
+    """
+    if not item.references:
+        raise MetricError(f"question {item.image_id} has no answer in 'references' to compare with")
+    return item.references
 
 
 def box_text(box: Box) -> str:
@@ -91,7 +109,7 @@ def _true_box(box: Sequence[float], label: str) -> Box:
 
 def _accuracy(rate: Callable[[str, Sequence[str]], float]) -> Callable[[Sequence[Prediction]], Scored]:
     def score(predictions: Sequence[Prediction]) -> Scored:
-        each = {item.image_id: {"accuracy": rate(item.caption, item.references)} for item in predictions}
+        each = {item.image_id: {"accuracy": rate(item.caption, _given(item))} for item in predictions}
         return _means(each), each
 
     return score
@@ -99,8 +117,11 @@ def _accuracy(rate: Callable[[str, Sequence[str]], float]) -> Callable[[Sequence
 
 def _yes_no(predictions: Sequence[Prediction]) -> Scored:
     """Accuracy, and precision, recall and F1 of yes (POPE, arXiv:2305.10355)."""
+    for item in predictions:
+        if not all(map(is_yes_or_no, _given(item))):
+            raise MetricError(f"question {item.image_id}: its answer is neither yes nor no: {item.references[0]!r:.80}")
     said = [says_yes(item.caption) for item in predictions]
-    true = [says_yes(" ".join(item.references)) for item in predictions]
+    true = [says_yes(item.references[0]) for item in predictions]
     right = sum(a and b for a, b in zip(said, true, strict=True))
     precision = right / sum(said) if any(said) else 0.0
     recall = right / sum(true) if any(true) else 0.0
@@ -128,7 +149,7 @@ def _referring(predictions: Sequence[Prediction]) -> Scored:
 
 def _detection(predictions: Sequence[Prediction]) -> Scored:
     """COCO's AP and AP50, and the mean of each image's F1 at IoU 0.5."""
-    boxes = [(find_boxes(item.caption), true_boxes(item)) for item in predictions]
+    boxes = [(detected_boxes(item.caption), true_boxes(item)) for item in predictions]
     each = {item.image_id: {"box_F1": _box_f1(*pair)} for item, pair in zip(predictions, boxes, strict=True)}
     unreadable = sum(not found and bool(true) for found, true in boxes) / len(boxes)
     return average_precision(boxes) | _means(each) | {"unreadable": unreadable}, each
@@ -187,8 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.out and os.path.realpath(args.out) == os.path.realpath(args.preds):
         raise MetricError(f"--out: {args.out} is the predictions file, which would be lost; name another file")
     file = load_predictions(args.preds)
-    scorer = args.scorer or next(iter(file.protocol.get("metrics") or ()), None)
-    if scorer not in SCORERS:
+    scorer = args.scorer or next((name for name in SCORERS if [name] == file.protocol.get("metrics")), None)
+    if scorer is None:
         raise MetricError(f"{args.preds} does not say how to score it; name one of {', '.join(SCORERS)} by --scorer")
     scores = score_answers(scorer, file.predictions)
     label = Path(args.preds).stem.removeprefix(PREFIX)

@@ -361,10 +361,10 @@ def _overlay(image: ImageResult, small: Thumbnail, labels: Sequence[str]) -> str
     """The true boxes and those of the checkpoints' answers, over the image; nothing where the answers are no boxes."""
     if image.boxes is None:
         return ""
-    from minigpt4.common.boxes import find_boxes  # reports of captions need none
+    from minigpt4.evaluation.structured import detected_boxes  # reports of captions need none
 
     found = "".join(
-        f'<g data-found="{index}">{_rectangles(find_boxes(image.predictions.get(label, "")), small, "found")}</g>'
+        f'<g data-found="{index}">{_rectangles(detected_boxes(image.predictions.get(label, "")), small, "found")}</g>'
         for index, label in enumerate(labels)
     )
     return (

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 from rich.console import Console
 
-from minigpt4.common.boxes import Sides, iou
+from minigpt4.common.boxes import Box, Sides, find_boxes, iou
 from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import MetricError
 from minigpt4.common.files import write_json, writing
@@ -86,6 +86,18 @@ def _box(numbers: str) -> Sides | None:
         return None
     xmin, ymin, xmax, ymax = values
     return (xmin, ymin, xmax, ymax) if xmin <= xmax and ymin <= ymax else None
+
+
+def detected_boxes(text: str) -> list[Box]:
+    """The boxes of an answer in either form, as `find_boxes` or `parse_boxes` reads it.
+
+    The number that JSON's names end with is no part of a label; boxes without an area are left out.
+    """
+    return find_boxes(text) or [
+        Box(*sides, label=_base(name))
+        for name, sides in parse_boxes(text).items
+        if sides[0] < sides[2] and sides[1] < sides[3]
+    ]
 
 
 def matched_boxes(found: Sequence[NamedBox], wanted: Sequence[NamedBox]) -> list[float]:

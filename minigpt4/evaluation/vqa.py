@@ -59,8 +59,8 @@ def normalise_answer(text: str) -> str:
 def soft_accuracy(answer: str, given: Sequence[str]) -> float:
     """VQA's accuracy of an answer: the mean, over the people asked, of min(1, matches among the others / 3).
 
-    Unlike the official script, which takes annotations for normalised, this normalises both sides; on the published
-    annotations the two agree.
+    Unlike the official script, which only removes punctuation from annotations, and only where they differ, this
+    normalises both sides; the two agree where the annotations are normalised already.
 
     Args:
         answer: the answer.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ from pycocotools.cocoeval import COCOeval
 from minigpt4.common.boxes import Box
 from minigpt4.common.errors import MetricError
 from minigpt4.evaluation.detection import average_precision
-from minigpt4.evaluation.predictions import Prediction
-from minigpt4.evaluation.questions import box_text, fitting_scorer, score_answers, score_by_kind
+from minigpt4.evaluation.predictions import Prediction, save_predictions
+from minigpt4.evaluation.questions import box_text, fitting_scorer, main, score_answers, score_by_kind
 
 
 def answer(key: int, text: str, *references: str, **extra: Any) -> Prediction:
@@ -172,6 +173,39 @@ def test_detection() -> None:
         "unreadable": 1,
     }
     assert set(score_answers("detection", items[2:3]).corpus) == {"box_F1", "unreadable"}  # no truth, no precision
+
+
+def test_detection_of_boxes_as_json() -> None:
+    """The text that the reader coco_boxes makes of COCO's annotations."""
+    dog, cat = Box(0, 0, 0.5, 0.5, "dog"), Box(0.5, 0.5, 1, 1, "cat")
+    true = [box_text(dog), box_text(dog), box_text(cat)]
+    text = '{"cat1": [0.500, 0.500, 1.000, 1.000], "dog1": [0, 0, 0.5, 0.5], "dog2": [0, 0, 0, 0.5]}'
+    scores = score_answers("detection", [answer(1, text, *true)])
+    # One of two dogs is found, so precision is 1 up to a recall of a half: 51 of COCO's 101 points.
+    expected = (1 + 51 / 101) / 2
+    assert scores.corpus == pytest.approx({"AP": expected, "AP50": expected, "box_F1": 0.8, "unreadable": 0})
+
+
+def test_predictions_that_were_edited() -> None:
+    for scorer in ("soft", "exact", "choice", "yes_no"):
+        with pytest.raises(MetricError, match="question 7 has no answer in 'references'"):
+            score_answers(scorer, [answer(7, "yes")])
+    with pytest.raises(MetricError, match="question 7: its answer is neither yes nor no: 'red'"):
+        score_answers("yes_no", [answer(7, "yes", "red")])
+    with pytest.raises(MetricError, match="question 7: 'shuffled' should be an answer, found 3"):
+        score_answers("soft", [answer(7, "yes", "yes", shuffled=3)])
+
+
+@pytest.mark.parametrize("metrics", [None, [], "soft", 5, [{}], {"soft": 1}, ["soft", "exact"], ["softt"]])
+def test_a_file_that_does_not_say_how_to_score_it(
+    metrics: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save_predictions(tmp_path / "a.json", [answer(1, "red", "red")], {"metrics": metrics})
+    with pytest.raises(SystemExit):
+        main(["--preds", str(path)])
+    assert "a.json does not say how to score it; name one of soft, exact" in capsys.readouterr().err
+    main(["--preds", str(path), "--scorer", "exact"])
+    assert "100.0 %" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,39 @@ def test_answers_are_normalised_as_officially(text: str, normal: str) -> None:
     assert normalise_answer(text) == normal
 
 
+CONTRACTED = """
+aint arent cant couldve couldnt couldn'tve couldnt've didnt doesnt dont hadnt hadnt've hadn'tve hasnt havent hed hed've
+he'dve hes howd howll hows isnt itd itd've it'dve itll maam mightnt mightnt've mightn'tve mightve mustnt mustve neednt
+notve oclock oughtnt ow's'at 'ows'at 'ow'sat shant shed've she'dve shouldve shouldnt shouldnt've shouldn'tve
+somebodyd've somebody'dve somebodyll somebodys someoned someoned've someone'dve someonell someones somethingd
+somethingd've something'dve somethingll thats thered thered've there'dve therere theres theyd theyd've they'dve theyll
+theyre theyve twas wasnt wed've we'dve weve werent whatll whatre whats whatve whens whered wheres whereve whod whod've
+who'dve wholl whos whove whyll whyre whys wont wouldve wouldnt wouldnt've wouldn'tve yall yall'll y'allll yall'd've
+y'alld've y'all'dve youd youd've you'dve youll youre youve
+"""
+"""The entries of the official table that lack an apostrophe."""
+
+
+def test_every_contraction_of_the_official_table_gets_its_apostrophe() -> None:
+    for word in CONTRACTED.split():
+        normal = normalise_answer(word)
+        assert normal.count("'") == word.count("'") + 1 and normal.replace("'", "") == word.replace("'", "")
+        assert normalise_answer(normal) == normal
+    for word in ("id've", "ive", "im", "lets", "well", "were", "ill", "its", "hell", "shell"):  # other words, too
+        assert normalise_answer(word) == word
+
+
+def test_every_mark_digit_and_article() -> None:
+    for mark in ';/[]"{}()=+\\_-><@`,?!':
+        assert normalise_answer(f"red{mark}blue") == "red blue" == normalise_answer(f"red {mark} blue")
+        assert normalise_answer(f"red{mark} blue{mark}pink") == "red bluepink"
+    for mark in ":'&%$#*~|^":
+        assert normalise_answer(f"red{mark}blue") == f"red{mark}blue"
+    numbers = "zero one two three four five six seven eight nine ten"
+    assert normalise_answer(numbers) == " ".join(map(str, range(11))) and normalise_answer("None") == "0"
+    assert normalise_answer("The a AN thee") == "thee"
+
+
 def test_soft_accuracy_leaves_each_person_out() -> None:
     def of(matching: int) -> float:
         return soft_accuracy("Red.", ["red"] * matching + ["blue"] * (10 - matching))
