@@ -415,9 +415,9 @@ class DatasetConfig:
     builder: str = "instruction"
     """Registered kind of dataset: instruction (images and annotations), or webdataset (both in tar shards)."""
     reader: str | None = None
-    """Registered reader of the annotations: jsonl, csv, folder; captions, vqa, vqa_choices, refer, identify, grounded,
-    conversations, instructions, visual_genome, visual_genome_identify; flickr30k, cc_sbu_align, coco_boxes or
-    table_triples; null for shards, which have none."""
+    """Registered reader of the annotations: jsonl, csv, folder; captions, vqa, vqa_choices, vsr, vsr_choices,
+    hateful_memes, hateful_memes_choices, refer, identify, grounded, conversations, instructions, visual_genome,
+    visual_genome_identify; flickr30k, cc_sbu_align, coco_boxes or table_triples; null for shards, which have none."""
     annotations: Any = None
     """Annotation file (or folder, for a reader of folders), or a list of them."""
     images: str | None = None

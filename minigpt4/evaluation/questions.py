@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,13 @@ from rich.console import Console
 
 from minigpt4.common.boxes import Box, find_boxes, iou
 from minigpt4.common.cli import exit_on_error
-from minigpt4.common.errors import MetricError
+from minigpt4.common.errors import MetricError, shown
 from minigpt4.common.files import write_json, writing
 from minigpt4.evaluation.detection import average_precision
 from minigpt4.evaluation.predictions import PREFIX, Prediction, load_predictions
 from minigpt4.evaluation.statistics import Scores, bootstrap_intervals, intervals_note
 from minigpt4.evaluation.structured import MIN_IOU, detected_boxes, matched_boxes
-from minigpt4.evaluation.table import HEADLINES, ScoreTable, kind_table
+from minigpt4.evaluation.table import HEADLINES, ScoreTable, is_number, kind_table
 from minigpt4.evaluation.vqa import AGREEING, exact_match, is_yes_or_no, says_yes, soft_accuracy
 
 SHUFFLED = "shuffled"
@@ -115,6 +116,39 @@ def _accuracy(rate: Callable[[str, Sequence[str]], float]) -> Callable[[Sequence
     return score
 
 
+def _choice(predictions: Sequence[Prediction]) -> Scored:
+    """Accuracy; and the area under the ROC curve, where all questions offer the same two choices."""
+    corpus, each = _accuracy(exact_match)(predictions)
+    choices = predictions[0].extra.get("choices")
+    if not isinstance(choices, list) or len(choices) != 2:
+        return corpus, each
+    if all(item.extra.get("choices") == choices and "losses" in item.extra for item in predictions):
+        margins: tuple[list[float], list[float]] = ([], [])
+        for item in predictions:
+            margins[choices[1] in item.references].append(_margin(item))
+        if all(margins):
+            corpus["AUROC"] = _share_above(*margins)
+    return corpus, each
+
+
+def _margin(item: Prediction) -> float:
+    """By how much the second of two choices is more likely than the first one: a difference of log-likelihoods."""
+    losses = item.extra["losses"]
+    if not isinstance(losses, list) or len(losses) != 2 or not all(map(is_number, losses)):
+        raise MetricError(f"question {item.image_id}: 'losses' should be two numbers, found {shown(losses)}")
+    return float(losses[0] - losses[1])
+
+
+def _share_above(lower: Sequence[float], upper: Sequence[float]) -> float:
+    """Share of the pairs of which the second value is the larger one, ties by half: the area under the ROC curve.
+
+    Source: Hanley and McNeil, Radiology 143:29, 1982.
+    """
+    ordered = sorted(lower)
+    above = sum(bisect_left(ordered, value) + bisect_right(ordered, value) for value in upper)
+    return above / (2 * len(lower) * len(upper))
+
+
 def _yes_no(predictions: Sequence[Prediction]) -> Scored:
     """Accuracy, and precision, recall and F1 of yes (POPE, arXiv:2305.10355)."""
     for item in predictions:
@@ -171,7 +205,7 @@ def _means(each: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 SCORERS: dict[str, Callable[[Sequence[Prediction]], Scored]] = {
     "soft": _accuracy(soft_accuracy),
     "exact": _accuracy(exact_match),
-    "choice": _accuracy(exact_match),
+    "choice": _choice,
     "yes_no": _yes_no,
     "refer": _referring,
     "detection": _detection,

@@ -68,6 +68,7 @@ KNOWN = (
     Column("object_recall_shuffled", "Objects named, images shuffled", percent=True, compared=False),
     Column("accuracy", "Accuracy", percent=True, averaged=True),
     Column("accuracy_shuffled", "Accuracy, images shuffled", percent=True, compared=False),
+    Column("AUROC", "AUROC", percent=True),
     Column("precision", "Precision", percent=True),
     Column("recall", "Recall", percent=True),
     Column("F1", "F1", percent=True),

@@ -150,6 +150,67 @@ def ocrvqa(data: Path) -> list[Expected]:
     return [Expected(question, (answer,)) for question, answer in [*turns, ("Genre?", "Trees")]]
 
 
+def vizwiz(data: Path) -> list[Expected]:
+    """A list without ids; every question is about an image of its own."""
+    names = [f"VizWiz_val_{number:08}.jpg" for number in FIVE]
+    draw(data / "vizwiz/val", names)
+    rows = [
+        {"image": name, "question": f"Ok. What is this? {n}", "answer_type": ("other", "unanswerable")[n % 2],
+         "answers": [{"answer": text, "answer_confidence": "maybe"} for text in ["can"] * 6 + ["soup can"] * 4],
+         "answerable": 1 - n % 2}
+        for n, name in zip(FIVE, names, strict=True)
+    ]  # fmt: skip
+    write_json(data / "vizwiz/val.json", rows)
+    given = (*["can"] * 6, *["soup can"] * 4)
+    return [Expected(f"Ok. What is this? {n}", given, kind=("other", "unanswerable")[n % 2]) for n in FIVE]
+
+
+def iconqa(data: Path) -> list[Expected]:
+    """Five questions with texts to choose from, amid those of another split and of the other two kinds."""
+    choices = ["certain", "unlikely", "impossible"]
+    row = {"question": "How likely?", "ques_type": "choose_txt", "split": "train", "choices": choices, "label": "S2"}
+    questions = {
+        str(20 * n): row | {"question": f"How likely is {n}?", "answer": n % 3, "grade": f"grade{n}"} for n in FIVE
+    }
+    questions["121"] = row | {"split": "val", "answer": 0, "grade": "prek"}
+    questions["122"] = row | {"ques_type": "choose_img", "choices": ["choice_0.png"], "answer": 0, "grade": "prek"}
+    questions["123"] = row | {"ques_type": "fill_in_blank", "answer": "7", "grade": "grade2"}
+    draw(data / "iconqa_data/iconqa/val/choose_txt", ["121/image.png"])
+    draw(data / "iconqa_data/iconqa/train/choose_txt", [f"{20 * n}/image.png" for n in FIVE])
+    write_json(data / "iconqa_data/problems.json", questions)
+    return [Expected(f"How likely is {n}?", (choices[n % 3],), kind=f"grade{n}", choices=tuple(choices)) for n in FIVE]
+
+
+def write_lines(path: Path, rows: Sequence[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def vsr(data: Path) -> list[Expected]:
+    relations = ["behind", "touching", "facing", "near", "beyond"]
+    kinds = ["Projective", "Topological", "Orientation", "Proximity", "Unallocated"]
+    draw(data / "vsr/images", ["000000000001.jpg", "000000000002.jpg"])
+    rows = [
+        {"image": f"{1 + n % 2:012}.jpg", "image_link": f"http://images.cocodataset.org/train2017/{1 + n % 2:012}.jpg",
+         "caption": f"The cat is {relation} the car.", "label": n % 2, "relation": relation, "subj": "cat",
+         "obj": "car", "annotator_id": 2, "vote_true_validator_id": "[2]", "vote_false_validator_id": "[]"}
+        for n, relation in enumerate(relations)
+    ]  # fmt: skip
+    write_lines(data / "vsr/test.jsonl", rows)
+    return [
+        Expected(f"The cat is {relation} the car.", (("false", "true")[n % 2],), kind=kind)
+        for n, (relation, kind) in enumerate(zip(relations, kinds, strict=True))
+    ]
+
+
+def hateful_memes(data: Path) -> list[Expected]:
+    draw(data / "hateful_memes", [f"img/0{number}.png" for number in FIVE])
+    rows = [{"id": n, "img": f"img/0{n}.png", "label": n % 2, "text": f"they'll be {n}"} for n in FIVE]
+    write_lines(data / "hateful_memes/dev.jsonl", rows)
+    return [Expected(f"they'll be {n}", (("no", "yes")[n % 2],)) for n in FIVE]
+
+
 def write_refs(folder: Path, file: str, refs: int = 5, split: str = "train") -> list[dict[str, Any]]:
     """A pickle of expressions and its instances.json; reference n has the expressions 2n and 2n + 1."""
     images = [{"id": n, "file_name": coco_2014(n).partition("/")[2], "width": 40, "height": 20} for n in FIVE]
@@ -276,6 +337,10 @@ CARDS: dict[str, Callable[[Path], list[Expected]]] = {
     "aok_vqa": aokvqa,
     "gqa": gqa,
     "ocrvqa": ocrvqa,
+    "vizwiz": vizwiz,
+    "iconvqa": iconqa,
+    "vsr": vsr,
+    "hateful_memes": hateful_memes,
     "refcoco": refer("refcoco", "refs(unc).p"),
     "refcocop": refer("refcoco+", "refs(unc).p"),
     "refcocog": refer("refcocog", "refs(umd).p"),

@@ -51,6 +51,29 @@ def test_yes_and_no() -> None:
     assert scores.controls == {}
 
 
+def chosen(key: int, text: str, truth: str, *losses: Any, choices: tuple[str, ...] = ("no", "yes")) -> Prediction:
+    return answer(key, text, truth, choices=list(choices), losses=list(losses))
+
+
+def test_auroc_of_two_choices() -> None:
+    items = [
+        chosen(1, "yes", "yes", 3.0, 1.0),  # 2 more likely
+        chosen(2, "no", "yes", 1.0, 2.0),  # 1 less likely, although it is right
+        chosen(3, "no", "no", 0.5, 4.0),  # 3.5 less likely
+        chosen(4, "no", "no", 2.0, 3.0),  # 1 less likely, as in the second
+        chosen(5, "yes", "no", 5.0, 4.5),  # 0.5 more likely
+    ]
+    # Of 2 x 3 pairs the first question wins three, the second one and, by half, the tie.
+    assert score_answers("choice", items).corpus == pytest.approx({"accuracy": 3 / 5, "AUROC": 4.5 / 6})
+    assert score_answers("choice", items[2:]).corpus == pytest.approx({"accuracy": 2 / 3})  # of one kind only
+    for other in (chosen(6, "a", "a", 1, 2, choices=("a", "b")), chosen(6, "a", "a", 1, 2, 3, choices=("a", "b", "c"))):
+        assert "AUROC" not in score_answers("choice", [*items, other]).corpus
+    assert "AUROC" not in score_answers("choice", [*items, answer(6, "no", "no", choices=["no", "yes"])]).corpus
+    for losses in ([1.0], [1.0, None], [1.0, float("nan")]):
+        with pytest.raises(MetricError, match="question 6: 'losses' should be two numbers"):
+            score_answers("choice", [*items, chosen(6, "no", "no", *losses)])
+
+
 TRUE = Box(0.2, 0.2, 0.6, 0.6, "dog")
 
 

@@ -14,6 +14,7 @@ from minigpt4.evaluation import questions
 from minigpt4.evaluation.predictions import load_predictions
 from minigpt4.evaluation.results import WrittenResults
 from minigpt4.runners.evaluate import evaluate
+from tests.datasets.public_layouts import CARDS
 from tests.launch import launch
 from tests.runners.project import REPOSITORY, Project
 
@@ -128,6 +129,26 @@ def test_several_datasets_and_splits_in_one_call(
     assert json.loads(predictions.predictions[0].references[0]) == {"box": [0.1, 0.2, 0.5, 0.75], "label": "square"}
     with pytest.raises(MissingSplitError, match="there is no split 'testB'"):
         run("none", "refer", "evaluation.dataset=one,two", "evaluation.split=val,testB")
+
+
+def test_the_published_sets_of_questions(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of MiniGPT-v2's table, by the shipped file, each with the scorer that fits it."""
+    for name in ("vizwiz", "iconvqa", "vsr", "hateful_memes"):
+        CARDS[name](tmp_path)
+    answer_by(monkeypatch, {"unanswerable if": "Soup can.", "hateful?": "No", "true or false": "True."})
+    options = [*OPTIONS, f"paths.data_root={tmp_path}", "run.device=cpu", "evaluation.output_dir=published"]
+    options += ["datasets.memes.card=hateful_memes", "datasets.memes.reader=hateful_memes_choices"]
+    options += ["model.arch=minigpt4", "model.model_type=card.yaml"]
+    options += ["evaluation.dataset=vizwiz,iconvqa,vsr,hateful_memes,memes"]
+    cfg = load_config(REPOSITORY / "eval_configs" / "minigptv2_vqa.yaml", options).config
+    contents = [json.loads(written.metrics.read_text()) for written in evaluate(cfg, [CHECKPOINT])]
+    scorers = [scorer for content in contents for scorer in content["protocol"]["metrics"]]
+    assert scorers == ["soft", "choice", "exact", "yes_no", "choice"]
+    assert [content["protocol"]["images"] for content in contents] == [5, 1, 5, 5, 5]
+    vizwiz, iconvqa, vsr, hateful_memes, by_likelihood = (content["rows"][0] for content in contents)
+    assert [row["accuracy"] for row in (vizwiz, vsr, hateful_memes)] == pytest.approx([1, 2 / 5, 2 / 5])
+    assert contents[2]["kinds"]["minigpt4"]["Topological"] == {"questions": 1, "accuracy": 1, "accuracy_shuffled": 1}
+    assert 0 <= by_likelihood["AUROC"] <= 1 and "AUROC" not in iconvqa | hateful_memes
 
 
 def test_detection(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ FILES = {
     "grounded": ("grounded",),
     "instructions": ("instructions",),
     "referring": ("identify", "refer"),
+    "statements": ("hateful_memes", "hateful_memes_choices", "vsr", "vsr_choices"),
     "table_triples": ("table_triples",),
     "tables": ("csv", "jsonl"),
     "visual_genome": ("visual_genome", "visual_genome_identify"),

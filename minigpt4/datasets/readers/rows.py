@@ -171,7 +171,7 @@ def record_of(row: Mapping[str, Any], source: str) -> Record:
         raise DataError(
             f"a row with {len(images) or 'no'} images needs a 'question': the prompts of a dataset are about one image"
         )
-    image_id = text_of(row, "id") or (_without_suffix(images[0]) if images else None)
+    image_id = text_of(row, "id") or (without_suffix(images[0]) if images else None)
     if image_id is None:
         raise DataError("a row without an image needs an 'id', by which its predictions are kept")
     boxes = _boxes(row)
@@ -349,7 +349,12 @@ def texts_of(value: Any, column: str) -> tuple[str, ...]:
     return tuple(map(replace_lone_surrogates, value))
 
 
-def _without_suffix(image: str) -> str:
+def without_suffix(image: str) -> str:
+    """The path of an image without its suffix, by which a record is named that has no id.
+
+    Raises:
+        DataError: It is no path of a file.
+    """
     try:
         return replace_lone_surrogates(str(PurePosixPath(image).with_suffix("")))
     except ValueError as error:  # such as "." or "/"

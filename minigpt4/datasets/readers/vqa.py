@@ -1,4 +1,4 @@
-"""Questions about images in the published layouts of VQAv2, OK-VQA, A-OKVQA, GQA, OCR-VQA and VizWiz."""
+"""Questions about images in the published layouts of VQAv2, OK-VQA, A-OKVQA, GQA, OCR-VQA, VizWiz and IconQA."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from minigpt4.datasets.readers.rows import (
     stream_json_list,
     text_of,
     texts_of,
+    without_suffix,
 )
 
 EXPECTED = (
@@ -32,6 +33,8 @@ OCR_SPLITS = {"1": "train", "2": "val", "3": "test"}
 """OCR-VQA's numbers of its splits."""
 IMAGES_OF = "images_of"
 """Column that rows of the official layout are given: the folder of COCO's images, which is named for the file."""
+TEXT_CHOICE = "choose_txt"
+"""IconQA's questions with texts to choose from; the others have images to choose from, or a blank to fill in."""
 
 
 @readers.register("vqa")
@@ -50,15 +53,15 @@ class VqaReader(Reader):
 
     def _record(self, row: Any, source: str) -> Record:
         require_object(row)
-        question, question_id = text_of(row, "question"), text_of(row, "question_id")
+        if row.get("ques_type") == TEXT_CHOICE:
+            row = _icon_question(row)
+        question, image = text_of(row, "question"), _image(row)
         if question is None:
             raise DataError("no 'question'")
-        if question_id is None:
-            raise DataError("no 'question_id', by which the prediction is kept")
         choices = texts_of(row.get("choices"), "choices") if self.choices else ()
         return Record(
-            image_id=question_id,
-            images=(_image(row),),
+            image_id=_question_id(row, image),
+            images=(image,),
             answers=(_right_choice(row, choices),) if self.choices else _answers(row),
             question=question,
             split=text_of(row, "split"),
@@ -70,7 +73,7 @@ class VqaReader(Reader):
 
 @readers.register("vqa_choices")
 class VqaChoicesReader(VqaReader):
-    """As `vqa`, for questions with answers to choose from (A-OKVQA): the right one is the answer."""
+    """As `vqa`, for questions with answers to choose from (A-OKVQA, IconQA): the right one is the answer."""
 
     choices = True
 
@@ -113,9 +116,11 @@ def _official_rows(path: Path, content: dict[str, Any]) -> Iterator[tuple[str, A
 
 
 def _rows_by_id(path: Path, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """GQA's questions, or OCR-VQA's books with several questions each."""
+    """GQA's questions, those of IconQA with texts to choose from, or OCR-VQA's books with several questions each."""
     for key, row in content.items():
         source = f"{path}, entry {shown(key)}"
+        if isinstance(row, dict) and row.get("ques_type", TEXT_CHOICE) != TEXT_CHOICE:
+            continue
         if not isinstance(row, dict) or not isinstance(row.get("questions"), list):
             yield source, {"question_id": key} | row if isinstance(row, dict) else row
             continue
@@ -129,6 +134,27 @@ def _rows_by_id(path: Path, content: dict[str, Any]) -> Iterator[tuple[str, Any]
         for number, (question, answer) in enumerate(zip(row["questions"], answers, strict=True), 1):
             entry = of_book | {"question_id": f"{key}-{number}", "question": question, "answer": answer}
             yield f"{source}, question {number}", entry
+
+
+def _icon_question(row: dict[str, Any]) -> dict[str, Any]:
+    """A question of IconQA in A-OKVQA's columns; its answer is the number of a choice, its id the image's folder."""
+    split, answer, choices = text_of(row, "split"), text_of(row, "answer"), texts_of(row.get("choices"), "choices")
+    if split is None:
+        raise DataError("no 'split', the folder of the image")
+    if answer not in map(str, range(len(choices))):
+        raise DataError(f"'answer' should be from 0 to {len(choices) - 1}, found {shown(row.get('answer'))}")
+    number = int(answer)
+    image = f"{split}/{TEXT_CHOICE}/{row['question_id']}/image.png"
+    return row | {"image": image, "correct_choice_idx": number, "direct_answers": [choices[number]]}
+
+
+def _question_id(row: dict[str, Any], image: str) -> str:
+    question_id = text_of(row, "question_id")
+    if question_id is None and "answerable" in row:  # VizWiz, which asks once about each image
+        question_id = without_suffix(image)
+    if question_id is None:
+        raise DataError("no 'question_id', by which the prediction is kept")
+    return question_id
 
 
 def _image(row: dict[str, Any]) -> str:
@@ -167,8 +193,8 @@ def _right_choice(row: dict[str, Any], choices: tuple[str, ...]) -> str:
 
 
 def _kind(row: dict[str, Any]) -> str:
-    """What accuracy is told by: the type of the answer, or the structure of GQA's question."""
+    """What accuracy is told by: the type of the answer, the structure of GQA's question, or IconQA's year at school."""
     types = row.get("types")
     if isinstance(types, dict):
         return replace_lone_surrogates(str(types.get("structural") or ""))
-    return text_of(row, "answer_type") or ""
+    return text_of(row, "answer_type") or text_of(row, "grade") or ""

@@ -19,7 +19,7 @@ from minigpt4.common.registry import readers
 from minigpt4.common.types import Record
 from minigpt4.datasets.readers.referring import unpickle
 from minigpt4.datasets.readers.rows import RowProblem
-from tests.datasets.public_layouts import write_json, write_refs
+from tests.datasets.public_layouts import write_json, write_lines, write_refs
 from tests.datasets.readers.conftest import read, records_of
 
 
@@ -131,11 +131,40 @@ class TestVqa:
         (problem,) = read("vqa_choices", write_json(tmp_path / "a.json", [AOKVQA | {"correct_choice_idx": number}]))
         assert isinstance(problem, RowProblem) and "'correct_choice_idx' should be from 0 to 2" in problem.message
 
-    def test_answers_of_vizwiz_are_objects(self, tmp_path: Path) -> None:
-        row = {"image": "a.jpg", "question_id": 1, "question": "What?", "answer_type": "other",
+    def test_questions_of_vizwiz_are_named_by_their_images(self, tmp_path: Path) -> None:
+        row = {"image": "VizWiz_val_00000007.jpg", "question": "What?", "answer_type": "other", "answerable": 1,
                "answers": [{"answer": "can", "answer_confidence": "yes"}, {"answer": "tin"}]}  # fmt: skip
-        (record,) = records_of(read("vqa", write_json(tmp_path / "a.json", [row])))
+        test = {"image": "VizWiz_test_00000001.jpg", "question": "What?"}  # published without answers
+        record, problem = read("vqa", write_json(tmp_path / "a.json", [row, test]))
+        assert isinstance(record, Record) and record.image_id == "VizWiz_val_00000007"
         assert (record.answers, record.kind) == (("can", "tin"), "other")
+        assert str(problem).startswith(f"{tmp_path / 'a.json'}, entry 2: no 'question_id'")
+
+    @pytest.mark.parametrize("reader", ["vqa", "vqa_choices"])
+    def test_answers_of_iconqa_are_numbers_of_choices(self, reader: str, tmp_path: Path) -> None:
+        row = {"question": "How many?", "choices": ["1", "2", "0"], "answer": 1, "ques_type": "choose_txt",
+               "grade": "prek", "split": "test"}  # fmt: skip
+        other = {"7": row | {"ques_type": "choose_img"}, "8": row | {"ques_type": "fill_in_blank", "answer": "1"}}
+        changes = [{"answer": "2"}, {"answer": 3}, {"answer": -1}, {"answer": None}, {"split": None}, {"choices": "2"}]
+        rows = {"5": row} | other | {f"{n}": row | change for n, change in enumerate(changes, 10)}
+        path = write_json(tmp_path / "problems.json", rows)
+        first, as_text, *problems = read(reader, path)
+        assert isinstance(first, Record) and (first.image_id, first.answers, first.kind) == ("5", ("2",), "prek")
+        assert (first.image, first.split) == ("test/choose_txt/5/image.png", "test")
+        assert isinstance(as_text, Record) and as_text.answers == ("0",)
+        assert [str(problem) for problem in problems] == [
+            f"{path}, entry {json.dumps(str(number))}: {message}"
+            for number, message in enumerate(
+                (
+                    "'answer' should be from 0 to 2, found 3",
+                    "'answer' should be from 0 to 2, found -1",
+                    "'answer' should be from 0 to 2, found null",
+                    "no 'split', the folder of the image",
+                    "'choices' should be a list of texts, found \"2\"",
+                ),
+                11,
+            )
+        ]
 
     def test_rows_that_cannot_be_used(self, tmp_path: Path) -> None:
         row = {"image": "a.jpg", "question_id": 1, "question": "What?", "answer": "x"}
@@ -163,6 +192,47 @@ class TestVqa:
             assert isinstance(problem, RowProblem) and key in problem.source
             assert "in 'answers' as many as in 'questions', are expected, found" in problem.message
         assert [record.image for record in records_of(fine)] == ["033.jpg"] * 2
+
+
+VSR = {"image": "1.jpg", "caption": "The cat is left of the car.", "label": 1, "relation": "left of"}
+MEME = {"id": 8291, "img": "img/08291.png", "label": 0, "text": "mean people"}
+
+
+class TestStatements:
+    def test_what_is_said_of_a_label(self, tmp_path: Path) -> None:
+        rows = [VSR, VSR | {"label": 0, "relation": "amid"}]
+        true, false = records_of(read("vsr", write_lines(tmp_path / "dev.jsonl", rows)))
+        assert (true.answers, true.kind, true.image_id, true.choices) == (("true",), "Projective", "dev-1", ())
+        assert (false.answers, false.kind, false.image_id) == (("false",), "amid", "dev-2")
+        rows = [MEME, MEME | {"label": 1, "id": "17"}]
+        kind, mean = records_of(read("hateful_memes", write_lines(tmp_path / "dev.jsonl", rows)))
+        assert (kind.image_id, kind.image, kind.question) == ("8291", "img/08291.png", "mean people")
+        assert (kind.answers, mean.answers, mean.image_id) == (("no",), ("yes",), "17")
+
+    @pytest.mark.parametrize(("reader", "expected"), [("vsr", ("false", "true")), ("hateful_memes", ("no", "yes"))])
+    def test_what_to_choose_from(self, reader: str, expected: tuple[str, str], tmp_path: Path) -> None:
+        path = write_lines(tmp_path / "dev.jsonl", [VSR | MEME])
+        (record,) = records_of(read(f"{reader}_choices", path))
+        assert record.choices == expected and record.answers == (expected[0],)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"img": None}, "no 'img'"),
+            ({"text": " "}, "no 'text'"),
+            ({"text": ["a"]}, "'text' should be a text"),
+            ({"label": None}, "no 'label'; the test files of a challenge lack it"),
+            ({"label": True}, "'label' should be 0 or 1, found true"),
+            ({"label": "1"}, "'label' should be 0 or 1, found \"1\""),
+            ({"label": 2}, "'label' should be 0 or 1, found 2"),
+        ],
+    )
+    def test_rows_that_cannot_be_used(self, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+        path = write_lines(tmp_path / "dev.jsonl", [MEME, MEME | change, 3])
+        (tmp_path / "dev.jsonl").write_text(path.read_text() + "{\n")
+        fine, problem, number, broken = read("hateful_memes", path)
+        assert isinstance(fine, Record) and str(problem).startswith(f"{path}, line 2: {message}")
+        assert "an object is expected" in str(number) and str(broken).startswith(f"{path}, line 4: broken JSON")
 
 
 class Unsafe:
@@ -362,7 +432,7 @@ def test_texts_without_their_boxes_are_refused(tmp_path: Path) -> None:
         assert isinstance(problem, RowProblem) and message in problem.message
 
 
-@pytest.mark.parametrize("reader", ["captions", "vqa", "grounded", "conversations", "instructions"])
+@pytest.mark.parametrize("reader", ["captions", "vqa", "vsr", "grounded", "conversations", "instructions"])
 @pytest.mark.parametrize("content", ["", "{}", "[", '{"a": 1}', "7", "[1, 2"])
 def test_another_form_is_refused(reader: str, content: str, tmp_path: Path) -> None:
     """Nothing of such a file becomes a record: it is refused as a whole, or row by row."""
