@@ -160,7 +160,7 @@ class TestErrors:
             ("run.beta2=1", "run.beta2: 1.0 should be at least 0 and below 1"),
             ("run.batch_size=0", "run.batch_size: 0 should be at least 1"),
             ("run.max_grad_norm=0", "run.max_grad_norm: 0.0 should be above 0"),
-            ("model.vit_blocks=0", "model.vit_blocks: 0 should be at least 1"),
+            ("model.vit_blocks=0", "model.vit_blocks: 0 should be at least 1 and at most 1000"),
             (
                 "datasets.flickr30k.val_fraction=1",
                 "datasets.flickr30k.val_fraction: 1.0 should be at least 0 and below 1",

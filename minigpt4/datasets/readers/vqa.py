@@ -138,13 +138,15 @@ def _rows_by_id(path: Path, content: dict[str, Any]) -> Iterator[tuple[str, Any]
 
 def _icon_question(row: dict[str, Any]) -> dict[str, Any]:
     """A question of IconQA in A-OKVQA's columns; its answer is the number of a choice, its id the image's folder."""
-    split, answer, choices = text_of(row, "split"), text_of(row, "answer"), texts_of(row.get("choices"), "choices")
-    if split is None:
-        raise DataError("no 'split', the folder of the image")
-    if answer not in map(str, range(len(choices))):
+    split, folder, answer = (text_of(row, column) for column in ("split", "question_id", "answer"))
+    if split is None or folder is None:
+        raise DataError(f"no '{'split' if split is None else 'question_id'}', a part of the image's path")
+    choices = texts_of(row.get("choices"), "choices")
+    numbers = [str(number) for number in range(len(choices))]
+    if answer is None or answer not in numbers:
         raise DataError(f"'answer' should be from 0 to {len(choices) - 1}, found {shown(row.get('answer'))}")
-    number = int(answer)
-    image = f"{split}/{TEXT_CHOICE}/{row['question_id']}/image.png"
+    number = numbers.index(answer)
+    image = f"{split}/{TEXT_CHOICE}/{folder}/image.png"
     return row | {"image": image, "correct_choice_idx": number, "direct_answers": [choices[number]]}
 
 

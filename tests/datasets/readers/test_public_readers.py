@@ -159,12 +159,14 @@ class TestVqa:
                     "'answer' should be from 0 to 2, found 3",
                     "'answer' should be from 0 to 2, found -1",
                     "'answer' should be from 0 to 2, found null",
-                    "no 'split', the folder of the image",
+                    "no 'split', a part of the image's path",
                     "'choices' should be a list of texts, found \"2\"",
                 ),
                 11,
             )
         ]
+        (problem,) = read(reader, write_json(tmp_path / "list.json", [row]))
+        assert isinstance(problem, RowProblem) and problem.message == "no 'question_id', a part of the image's path"
 
     def test_rows_that_cannot_be_used(self, tmp_path: Path) -> None:
         row = {"image": "a.jpg", "question_id": 1, "question": "What?", "answer": "x"}
