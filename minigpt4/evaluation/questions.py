@@ -117,15 +117,19 @@ def _accuracy(rate: Callable[[str, Sequence[str]], float]) -> Callable[[Sequence
 
 
 def _choice(predictions: Sequence[Prediction]) -> Scored:
-    """Accuracy; and the area under the ROC curve, where all questions offer the same two choices."""
+    """Accuracy; and the area under the ROC curve, where all questions offer the same two choices and one is right."""
     corpus, each = _accuracy(exact_match)(predictions)
     choices = predictions[0].extra.get("choices")
     if not isinstance(choices, list) or len(choices) != 2:
         return corpus, each
-    if all(item.extra.get("choices") == choices and "losses" in item.extra for item in predictions):
+    truths = ((choices[0],), (choices[1],))
+    if all(
+        item.extra.get("choices") == choices and item.references in truths and "losses" in item.extra
+        for item in predictions
+    ):
         margins: tuple[list[float], list[float]] = ([], [])
         for item in predictions:
-            margins[choices[1] in item.references].append(_margin(item))
+            margins[truths.index(item.references)].append(_margin(item))
         if all(margins):
             corpus["AUROC"] = _share_above(*margins)
     return corpus, each

@@ -68,7 +68,8 @@ def test_auroc_of_two_choices() -> None:
     assert score_answers("choice", items[2:]).corpus == pytest.approx({"accuracy": 2 / 3})  # of one kind only
     for other in (chosen(6, "a", "a", 1, 2, choices=("a", "b")), chosen(6, "a", "a", 1, 2, 3, choices=("a", "b", "c"))):
         assert "AUROC" not in score_answers("choice", [*items, other]).corpus
-    assert "AUROC" not in score_answers("choice", [*items, answer(6, "no", "no", choices=["no", "yes"])]).corpus
+    for other in (answer(6, "no", "no", choices=["no", "yes"]), chosen(6, "no", "maybe", 1, 2)):
+        assert "AUROC" not in score_answers("choice", [*items, other]).corpus
     for losses in ([1.0], [1.0, None], [1.0, float("nan")]):
         with pytest.raises(MetricError, match="question 6: 'losses' should be two numbers"):
             score_answers("choice", [*items, chosen(6, "no", "no", *losses)])
