@@ -22,8 +22,7 @@ from minigpt4.scenes.sampling import sample_split
 from recipes.tiny import gates, layout
 from recipes.tiny_v2.dialogues import TEMPLATE
 from recipes.tiny_v2.language import (
-    FINDING_SETTINGS,
-    READING_SETTINGS,
+    LESSONS,
     StripReader,
     extend_vocabulary,
     load_language_model,
@@ -38,7 +37,7 @@ logger = logging.getLogger("recipes.tiny_v2")
 PARTS = ("language", "vision")
 SOURCE = Path(__file__).resolve().parents[2] / "minigpt4" / "assets" / "tiny"
 GATES = {
-    "finding": {
+    "language": {
         "caption caption": 0.9,
         "vqa count": 0.9,
         "vqa background": 0.95,
@@ -47,6 +46,7 @@ GATES = {
         "vqa size": 0.9,
         "vqa place": 0.85,
         "vqa presence": 0.85,
+        "vqa relation": 0.85,
         "refer name": 0.85,
         "identify object": 0.85,
         "detection all": 0.8,
@@ -62,8 +62,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m recipes.tiny_v2", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="parts to do (default: all)")
-    parser.add_argument("--reading-steps", type=int, default=READING_SETTINGS.steps)
-    parser.add_argument("--finding-steps", type=int, default=FINDING_SETTINGS.steps)
+    for name, lesson in LESSONS.items():
+        parser.add_argument(f"--{name}-steps", type=int, default=lesson.steps)
     parser.add_argument("--vision-steps", type=int, default=VisionSettings.steps)
     parser.add_argument("--images", type=int, default=12_000, help="scenes drawn for the vision side")
     parser.add_argument("--threads", type=int, default=2, help="more threads than free cores make it slower")
@@ -79,8 +79,9 @@ def language(args: argparse.Namespace) -> None:
     model = load_language_model(SOURCE / layout.LLAMA_FOLDER)
     extend_vocabulary(model, tokenizer.vocab_size)
     reader = StripReader(model, PromptEncoder(tokenizer, TEMPLATE, NUM_STRIPS))
-    for settings, steps in ((READING_SETTINGS, args.reading_steps), (FINDING_SETTINGS, args.finding_steps)):
-        train_language_model(reader, replace(settings, steps=steps, seed=args.seed))
+    for name, lesson in LESSONS.items():
+        logger.info("%s", name)
+        train_language_model(reader, replace(lesson, steps=getattr(args, f"{name}_steps"), seed=args.seed))
         layout.save_language_model(reader.model, folder)
     shown = [strip_scene(placed) for placed in sample_split("val", 100, "oracle")]
     generator = Generator(reader.model, tokenizer, _GREEDY, TEMPLATE.end)
@@ -90,7 +91,7 @@ def language(args: argparse.Namespace) -> None:
         embeds = reader.prompt_embeds([shown[row] for row in rows], tagged)
         return [found.text for found in generator.generate(embeds, _ROWS)]
 
-    gates.check("finding", task_scores(answer, [s.scene for s in shown], "oracle"), GATES["finding"])
+    gates.check("language", task_scores(answer, [s.scene for s in shown], "oracle"), GATES["language"])
 
 
 def vision(args: argparse.Namespace) -> None:

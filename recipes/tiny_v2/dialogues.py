@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -29,7 +29,8 @@ class Mix:
 
     Attributes:
         shares: share of each task.
-        kinds: weight of a kind of question among those of its task, named "task kind"; 1 where none is given.
+        kinds: weight of a kind of question among those of its task, named "task kind".
+        other_kinds: weight of the kinds that are not in `kinds`.
         unmarked: share of captions and answers in words that are asked for without the task in front.
         two_turns: share of dialogues of two questions.
         lonely: share of scenes with fewer than two objects that stays.
@@ -37,6 +38,7 @@ class Mix:
 
     shares: Mapping[str, float]
     kinds: Mapping[str, float] = field(default_factory=dict)
+    other_kinds: float = 1.0
     unmarked: float = 0.0
     two_turns: float = 0.0
     lonely: float = 1.0
@@ -52,6 +54,16 @@ FINDING = Mix(
     lonely=0.15,
 )
 """Mostly questions that name one of several objects, by colour and shape."""
+COMPARING = Mix({"vqa": 1.0}, kinds={"vqa relation": 1.0}, other_kinds=0.0, lonely=0.0)
+"""Relations only."""
+SETTLING = replace(
+    FINDING,
+    shares=FINDING.shares | {"caption": 0.1, "vqa": 0.55, "detection": 0.12},
+    kinds=FINDING.kinds | {"vqa relation": 3.0},
+)
+"""All that is to stay."""
+_OPPOSITES = (" below ", " right of ")
+"""Words of relations that come in later."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +90,37 @@ def training_scenes(count: int, seed: str) -> Iterator[StripScene]:
         yield strip_scene(PlacedScene(empty, (), placed.style_seed) if rng.random() < EMPTY_SHARE else placed)
 
 
-def make_dialogue(scenes: Sequence[StripScene], rng: random.Random, mix: Mix) -> Dialogue:
-    """Draw a scene and what is asked about it: one question, or two."""
-    shown = rng.choice(scenes)
-    while len(shown.scene.objects) < 2 and rng.random() >= mix.lonely:
+def make_dialogue(scenes: Sequence[StripScene], rng: random.Random, mix: Mix, opposites: float = 1.0) -> Dialogue:
+    """Draw a scene and what is asked about it: one question, or two.
+
+    Args:
+        scenes: the scenes.
+        rng: source of every choice.
+        mix: what is asked how often.
+        opposites: share that stays of the relations asked by "below" and "right of".
+    """
+    turns: list[tuple[str, str]] = []
+    while not turns:  # an empty scene has no object to find, and one object no relation
         shown = rng.choice(scenes)
-    turns = 2 if rng.random() < mix.two_turns else 1
-    return Dialogue(shown, tuple(_turn(shown.scene, rng, mix) for _ in range(turns)))
+        while len(shown.scene.objects) < 2 and rng.random() >= mix.lonely:
+            shown = rng.choice(scenes)
+        count = 2 if rng.random() < mix.two_turns else 1
+        drawn = [_turn(shown.scene, rng, mix, opposites) for _ in range(count)]
+        turns = [turn for turn in drawn if turn]
+    return Dialogue(shown, tuple(turns))
 
 
-def _turn(scene: Scene, rng: random.Random, mix: Mix) -> tuple[str, str]:
-    asked: list[Question] = []
-    while not asked:  # an empty scene has no object to find
-        task = rng.choices(list(mix.shares), list(mix.shares.values()))[0]
-        asked = questions_of(scene, task, rng)
-    (question,) = rng.choices(asked, [mix.kinds.get(f"{task} {q.kind}", 1.0) for q in asked])
+def _turn(scene: Scene, rng: random.Random, mix: Mix, opposites: float) -> tuple[str, str] | None:
+    """A question and its answer; None: the scene has none of the kind that was drawn."""
+    task = rng.choices(list(mix.shares), list(mix.shares.values()))[0]
+    weighed = [(mix.kinds.get(f"{task} {q.kind}", mix.other_kinds), q) for q in questions_of(scene, task, rng)]
+    asked = [(weight, q) for weight, q in weighed if weight]
+    if not asked:
+        return None
+    (question,) = rng.choices([q for _, q in asked], [weight for weight, _ in asked])
+    opposite = question.kind == "relation" and any(word in question.text for word in _OPPOSITES)
+    if opposite and rng.random() >= opposites:
+        return None
     text = instruction(question, rng)
     if task in _UNMARKED_TASKS and rng.random() < mix.unmarked:
         text = question.text or text.removeprefix(f"[{task}] ")

@@ -21,7 +21,16 @@ from minigpt4.conversation.template import PromptEncoder
 from minigpt4.datasets.loaders import collate
 from minigpt4.models.minigpt4 import answer_losses, splice_images
 from recipes.tiny.optim import HybridOptimizer
-from recipes.tiny_v2.dialogues import FINDING, READING, Dialogue, Mix, make_dialogue, training_scenes
+from recipes.tiny_v2.dialogues import (
+    COMPARING,
+    FINDING,
+    READING,
+    SETTLING,
+    Dialogue,
+    Mix,
+    make_dialogue,
+    training_scenes,
+)
 from recipes.tiny_v2.strips import CODE_WIDTH, StripScene, blurred
 
 logger = logging.getLogger(__name__)
@@ -41,6 +50,8 @@ class LanguageSettings:
         by_token: every token of the answers counts the same; false: an answer counts by the root of its tokens, so that
             single words are not lost among captions and boxes.
         lr: peak learning rate.
+        opposites: when relations asked by "below" and "right of" come in: shares of the steps at which the first of
+            them and the last of them do; None: they are there from the start.
         reports: steps between two lines of the log.
         seed: names all random choices.
     """
@@ -52,13 +63,36 @@ class LanguageSettings:
     blur: float
     by_token: bool
     lr: float = 2e-3
+    opposites: tuple[float, float] | None = None
     reports: int = 100
     seed: int = 0
+
+    def share_of_opposites(self, step: int) -> float:
+        """How many relations asked by "below" and "right of" are kept at a step."""
+        if self.opposites is None:
+            return 1.0
+        first, last = (share * self.steps for share in self.opposites)
+        return min(1.0, max(0.0, (step - first) / (last - first)))
 
 
 READING_SETTINGS = LanguageSettings(READING, steps=1600, batch=32, scenes=20_000, blur=1.0, by_token=True)
 FINDING_SETTINGS = LanguageSettings(FINDING, steps=1700, batch=48, scenes=8_000, blur=0.6, by_token=False)
 """Without this second part, the model answers questions about a named object with any of the objects there are."""
+COMPARING_SETTINGS = LanguageSettings(
+    COMPARING, steps=600, batch=64, scenes=16_000, blur=0.6, by_token=True, opposites=(0.25, 0.75)
+)
+"""The answer to a relation depends on two places and on the word that is asked about them. With words and their
+opposites in equal shares, neither place alone says anything about the answer, and nothing is learned; so the opposites
+come in later, a few at first."""
+SETTLING_SETTINGS = LanguageSettings(SETTLING, steps=800, batch=48, scenes=8_000, blur=0.6, by_token=False)
+"""Brings back what was lost meanwhile."""
+LESSONS = {
+    "reading": READING_SETTINGS,
+    "finding": FINDING_SETTINGS,
+    "comparing": COMPARING_SETTINGS,
+    "settling": SETTLING_SETTINGS,
+}
+"""The parts of the language model's training, in order."""
 
 
 class StripReader(nn.Module):
@@ -120,7 +154,7 @@ def train_language_model(reader: StripReader, settings: LanguageSettings) -> Non
     reader.train()
     for step in range(settings.steps):
         rngs = [random.Random(f"language-v2-{settings.seed}-{step}-{row}") for row in range(settings.batch)]
-        dialogues = [make_dialogue(shown, rng, settings.mix) for rng in rngs]
+        dialogues = [make_dialogue(shown, rng, settings.mix, settings.share_of_opposites(step)) for rng in rngs]
         with torch.autocast("cpu", torch.bfloat16):
             loss = reader.loss(dialogues, generator, settings)
         loss.backward()

@@ -17,8 +17,18 @@ from minigpt4.scenes.questions import TASKS, questions_of
 from minigpt4.scenes.sampling import PlacedScene, sample_split
 from minigpt4.scenes.truth import Scene
 from recipes.tiny_v2.__main__ import SOURCE
-from recipes.tiny_v2.dialogues import FINDING, READING, TEMPLATE, instruction, make_dialogue, training_scenes
+from recipes.tiny_v2.dialogues import (
+    COMPARING,
+    FINDING,
+    READING,
+    SETTLING,
+    TEMPLATE,
+    instruction,
+    make_dialogue,
+    training_scenes,
+)
 from recipes.tiny_v2.language import (
+    COMPARING_SETTINGS,
     FINDING_SETTINGS,
     READING_SETTINGS,
     StripReader,
@@ -118,6 +128,18 @@ def test_finding_is_about_named_objects_among_others() -> None:
     crowded = sum(len(dialogue.shown.scene.objects) > 1 for dialogue in dialogues)
     easy = sum(dialogue.turns[0][0].endswith(("background like?", "objects are there?")) for dialogue in dialogues)
     assert crowded > 0.8 * 300 and easy < 0.1 * 300
+
+
+def test_opposites_come_into_the_relations_slowly() -> None:
+    shown = list(training_scenes(60, "test"))
+    for step, least, most in ((0, 0.0, 0.0), (225, 0.1, 0.3), (599, 0.4, 0.6)):
+        share = COMPARING_SETTINGS.share_of_opposites(step)
+        drawn = [make_dialogue(shown, random.Random(number), COMPARING, share) for number in range(300)]
+        asked = [question for dialogue in drawn for question, _ in dialogue.turns]
+        assert all(any(f" {word} " in q for word in ("above", "below", "left of", "right of")) for q in asked)
+        assert least <= sum(" below " in q or " right of " in q for q in asked) / 300 <= most
+    assert READING_SETTINGS.share_of_opposites(0) == 1
+    assert SETTLING.kinds["vqa relation"] > 1 and SETTLING.shares.keys() == FINDING.shares.keys()
 
 
 def test_the_language_model_begins_as_the_old_one_and_learns_in_every_weight(encoder: PromptEncoder) -> None:
