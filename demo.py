@@ -5,16 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from minigpt4.common.cli import add_config_arguments, exit_on_error, read_config, require_files, run_files
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.listening import check_address
 from minigpt4.common.logging import announce_imports
-from minigpt4.common.schema import Config
-
-if TYPE_CHECKING:
-    from minigpt4.api import LoadedModel
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,17 +37,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
-def load_models(cfg: Config, checkpoints: Sequence[str], gpu_id: int | None) -> tuple[list[LoadedModel], list[str]]:
-    """The models and their labels; the frozen parts are loaded once."""
-    from minigpt4.api import find_device, from_config
-
-    device = "auto" if gpu_id is None else find_device(f"cuda:{gpu_id}", "--gpu-id")
-    first = from_config(cfg, checkpoints[0] if checkpoints else None, device=device)
-    models = [first, *(first.with_projection(path) for path in checkpoints[1:])]
-    names = [str(Path(*Path(path).parts[-2:])) for path in checkpoints] or [Path(str(cfg.model.ckpt)).name]
-    return models, names
-
-
 @exit_on_error()
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
@@ -62,13 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     require_files(run_files(loaded.config.model, checkpoints=args.ckpt))
     announce_imports()
     from minigpt4.serve.engine import Engine
+    from minigpt4.serve.models import load_models
     from minigpt4.serve.shared_model import SharedModel
     from minigpt4.web.page import build_page
     from minigpt4.web.server import password_for, serve
 
     password = password_for(args.host, args.share)
     check_address(args.host, args.port)
-    models, labels = load_models(loaded.config, args.ckpt, args.gpu_id)
+    models = load_models(loaded.config, args.ckpt, args.gpu_id)
+    labels = [str(Path(*Path(path).parts[-2:])) for path in args.ckpt] or [Path(str(loaded.config.model.ckpt)).name]
     with Engine(models, loaded.config.serving) as engine:
         shared = [SharedModel(model, engine) for model in models]
         page = build_page(shared, labels, visitors=max(1, engine.rows // len(models)))

@@ -80,15 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     require_files(run_files(cfg.model, checkpoints=args.ckpt))
     check_address(args.host, args.port)
     announce_imports()
-    from minigpt4.api import find_device, from_config
     from minigpt4.serve.app import create_app
     from minigpt4.serve.engine import Engine
     from minigpt4.serve.images import ImageSource
+    from minigpt4.serve.models import load_models
     from minigpt4.serve.server import DrainingServer
 
-    device = "auto" if args.gpu_id is None else find_device(f"cuda:{args.gpu_id}", "--gpu-id")
-    first = from_config(cfg, args.ckpt[0] if args.ckpt else None, device=device)
-    models = dict(zip(names, [first, *(first.with_projection(path) for path in args.ckpt[1:])], strict=True))
+    models = dict(zip(names, load_models(cfg, args.ckpt, args.gpu_id), strict=True))
     sys.setswitchinterval(SWITCH_SECONDS)
     images = ImageSource(args.allow_remote_images, int(cfg.serving.max_request_mb * 1e6))
     with Engine(list(models.values()), cfg.serving) as engine:

@@ -18,6 +18,7 @@ from minigpt4.common.schema import GenerationConfig, ServingConfig
 from minigpt4.common.types import IMAGE_POSITION
 from minigpt4.serve.image_features import ImageFeatures
 from minigpt4.serve.lane import Lane, rows_of_lanes
+from minigpt4.serve.models import in_own_thread
 from minigpt4.serve.reply import CANCELLED, Question, Reply
 
 logger = logging.getLogger(__name__)
@@ -82,9 +83,13 @@ class Engine:
         self._closing = False
         self._seconds = 0.0
         llms = {id(model.model.llama_model): model.model.llama_model for model in models}
-        with self._lock:
-            rows = rows_of_lanes(first.llama_model, settings.rows, self.context, len(llms))
-            self._lanes = {key: Lane(llm, rows, self.context) for key, llm in llms.items()}
+
+        def lanes() -> dict[int, Lane]:
+            with self._lock:
+                rows = rows_of_lanes(first.llama_model, settings.rows, self.context, len(llms))
+                return {key: Lane(llm, rows, self.context) for key, llm in llms.items()}
+
+        self._lanes = in_own_thread(lanes)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 

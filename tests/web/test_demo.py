@@ -9,9 +9,6 @@ from typing import Any
 import pytest
 
 import demo
-from minigpt4.common.config import load_config
-from minigpt4.common.files import asset
-from tests.drawn import drawn_scenes
 
 
 @pytest.mark.parametrize(
@@ -36,7 +33,7 @@ def test_mistakes_end_with_one_line(arguments: list[str], message: str, capsys: 
 def test_a_port_that_is_taken_is_found_before_anything_is_loaded(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "load_models", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("minigpt4.serve.models.load_models", lambda *_: pytest.fail("the model was loaded"))
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -84,16 +81,7 @@ def test_other_machines_need_a_password_and_an_address(
     monkeypatch.delenv("MINIGPT4_PASSWORD", raising=False)
     if password:
         monkeypatch.setenv("MINIGPT4_PASSWORD", password)
-    monkeypatch.setattr(demo, "load_models", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("minigpt4.serve.models.load_models", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit):
         demo.main(arguments)
     assert message in capsys.readouterr().err
-
-
-def test_two_checkpoints_share_the_frozen_parts() -> None:
-    paths = [asset("tiny/aligned.pth"), asset("tiny/stage1.pth")]
-    (first, second), labels = demo.load_models(load_config(None).config, paths, None)
-    assert labels == ["tiny/aligned.pth", "tiny/stage1.pth"]
-    assert first.model.llama_model is second.model.llama_model
-    image = drawn_scenes()[0].image
-    assert first.describe(image) != second.describe(image)
