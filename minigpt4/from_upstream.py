@@ -73,8 +73,16 @@ DATASETS = {
 }
 """Datasets of the original and of the Flickr30k fork -> cards here."""
 NO_READER = "no reader here: write its rows as JSONL (docs/your-data.md)"
-EVALUATED = ("cc_sbu_align", "flickr30k", "flickr30k_grounded_detail")
-"""Datasets whose files for evaluation are those of training; the others have files of the original's own form."""
+EVALUATED = {
+    "cc_sbu_align": "cc_sbu_align",
+    "flickr30k": "flickr30k",
+    "flickr30k_grounded_detail": "flickr30k",
+    "vizwiz": "vizwiz",
+    "hm": "hateful_memes",
+}
+"""Datasets whose files for evaluation are published ones -> cards; the others have files of the original's own form."""
+VALIDATED = ("vizwiz", "hm")
+"""Those of them that the original evaluates on the validation split."""
 OWN_FORM = "its file has a form of the original's own: evaluate the published files (docs/minigpt-v2.md)"
 LOWER_CASE = (
     "laion", "cc_sbu", "coco_caption", "textcaps_caption", "coco_vqa", "ok_vqa", "aok_vqa", "gqa", "ocrvqa",
@@ -334,12 +342,14 @@ def _convert_evaluation(old: Mapping[str, Any], run: Mapping[str, Any], new: Con
     known = {name: settings or {} for name, settings in old.items() if name in EVALUATED}
     new.left_out |= {f"evaluation_datasets.{name}": OWN_FORM for name in old if name not in known}
     for name, settings in known.items():
-        new.set(f"datasets.{name}.card", DATASETS[name])
+        new.set(f"datasets.{name}.card", EVALUATED[name])
         for place, given in (("annotations", "eval_file_path"), ("images", "img_path")):
             if settings.get(given):
                 new.set(f"datasets.{name}.{place}", settings[given], f"was {given}")
     for name, settings in list(known.items())[:1]:
         new.set("evaluation.dataset", name, "was in evaluation_datasets")
+        if name in VALIDATED:
+            new.set("evaluation.split", "val", "the split of its file")
         for key, given in (("batch_size", "batch_size"), ("generation.max_new_tokens", "max_new_tokens")):
             if given in settings:
                 new.set(f"evaluation.{key}", settings[given], "was in evaluation_datasets")

@@ -15,7 +15,7 @@ from PIL import Image
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.files import PROJECT
-from minigpt4.common.schema import LowResource
+from minigpt4.common.schema import EvaluationTask, LowResource
 from minigpt4.conversation.template import PromptEncoder, configured_template
 from minigpt4.datasets.builders import build_datasets
 from minigpt4.from_upstream import convert, main
@@ -114,7 +114,7 @@ NOT_TRAINED = {
     "v2_benchmarks": {"model": V2 | {"max_txt_len": 500, "low_resource": False, "llama_model": "", "ckpt": "",
                                      "prompt_template": "[INST] {} [/INST]"},
                       "datasets": {"cc_sbu_align": dataset("blip2_image_eval", 448)},
-                      "evaluation_datasets": {"refcoco": EVALUATED, "gqa": EVALUATED},
+                      "evaluation_datasets": dict.fromkeys(("refcoco", "gqa", "vizwiz", "hm"), EVALUATED),
                       "run": EVAL_RUN | {"name": "v2", "save_path": "results"}},
     "v2_finetune": {"model": V2 | {"max_txt_len": 1024, "image_size": 448, "llama_model": "llama", "ckpt": "c.pth",
                                    "use_grad_checkpoint": True, "chat_template": True},
@@ -186,7 +186,7 @@ def test_a_converted_file_without_training_loads(name: str, tmp_path: Path) -> N
     trained = old["datasets"] if "init_lr" in old["run"] else {}
     for left_out in [
         *({*old["datasets"]} - {*trained}),
-        *(name for name in old.get("evaluation_datasets", {}) if name != "flickr30k"),
+        *(name for name in old.get("evaluation_datasets", {}) if name not in ("flickr30k", "vizwiz", "hm")),
     ]:
         assert f"datasets.{left_out}: " in text
     if name == "fork_eval":
@@ -195,6 +195,11 @@ def test_a_converted_file_without_training_loads(name: str, tmp_path: Path) -> N
         assert cfg.evaluation.generation.max_new_tokens == 20 and cfg.run.job_name == "flickr_eval"
     if name == "v2_benchmarks":
         assert cfg.evaluation.output_dir == "results"
+        assert (cfg.evaluation.dataset, cfg.evaluation.split) == ("vizwiz", "val")
+        assert [cfg.datasets[name].reader for name in ("vizwiz", "hm")] == ["vqa", "hateful_memes"]
+        for published in (cfg.datasets["vizwiz"], cfg.datasets["hm"]):
+            assert (published.annotations, published.images, published.split) == ("e.json", "img", "val")
+            assert published.task is EvaluationTask.vqa
         assert cfg.model.ckpt.endswith("minigptv2_checkpoint.pth") and "llama-2-7b-chat-hf" in cfg.model.llama_model
 
 
