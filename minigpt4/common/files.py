@@ -301,6 +301,12 @@ def writing(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
+    except Exception as error:
+        from safetensors import SafetensorError  # how it reports a full disk
+
+        if not isinstance(error, SafetensorError):
+            raise
+        raise DataError(f"{path} cannot be written: {error}") from error
 
 
 def write_text(path: Path, text: str) -> None:

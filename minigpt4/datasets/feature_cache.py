@@ -149,11 +149,8 @@ def write_shard(folder: Path, names: Sequence[str], features: Iterable[Tensor]) 
     tensors = {TENSOR: rows}
     checksums = [_checksum(name, row) for name, row in zip(names, rows, strict=True)]
     metadata = {"names": json.dumps(list(names)), "crc32": json.dumps(checksums)}
-    try:
-        with writing(shard):
-            write_atomically(shard, lambda temporary: save_file(tensors, temporary, metadata=metadata))
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise DataError(f"{shard} cannot be written: {error}") from error
+    with writing(shard):
+        write_atomically(shard, lambda temporary: save_file(tensors, temporary, metadata=metadata))
     return shard
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import (
@@ -168,5 +169,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "file" / "a.txt"
     with pytest.raises(DataError, match=f"^{path} cannot be written: [^\n]+$"), writing(path):
         write_text(path, "x")
+    with pytest.raises(DataError, match=f"^{path} cannot be written: No space left on device"), writing(path):
+        raise SafetensorError("No space left on device (os error 28)")
     with pytest.raises(DataError, match="another problem"), writing(path):
         raise DataError("another problem")
