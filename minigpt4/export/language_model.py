@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.files import writing
+from minigpt4.common.files import language_model_folder, writing
 from minigpt4.common.schema import ModelConfig
 from minigpt4.export.folder import new_folder_of
 
@@ -14,8 +14,9 @@ LANGUAGE_MODEL = "language_model"
 """Folder of the merged language model in the exported folder."""
 PROJECTION = "projection.safetensors"
 """The checkpoint's projection, for the merged language model."""
-OWN_FILES = ("*.safetensors", "*.bin", "*.index.json", "config.json", "generation_config.json")
-"""Files of a language model's folder that describe its weights; the others, such as the tokenizer's, are copied."""
+NOT_COPIED = ("*.safetensors", "*.bin", "*.index.json", "config.json", "generation_config.json", ".*")
+"""What is not copied from the language model's folder: its weights, what describes them, and hidden files, one of which
+may be the export itself."""
 
 
 def merge_language_model(cfg: ModelConfig, folder: Path) -> str:
@@ -48,9 +49,10 @@ def merge_language_model(cfg: ModelConfig, folder: Path) -> str:
 
     model = build_model(cfg, torch.device("cpu"), torch.float32, with_encoders=False, keep_llm_on_cpu=True)
     state, metadata = model.trainable_state(), model.metadata()
+    source = language_model_folder(cfg.llama_model, "model.llama_model")
     merge_lora(model.llama_model)
     with new_folder_of(folder) as partial, writing(folder):
-        shutil.copytree(str(cfg.llama_model), partial / LANGUAGE_MODEL, ignore=shutil.ignore_patterns(*OWN_FILES))
+        shutil.copytree(source, partial / LANGUAGE_MODEL, ignore=shutil.ignore_patterns(*NOT_COPIED))
         model.llama_model.save_pretrained(partial / LANGUAGE_MODEL)  # type: ignore[operator]
         metadata = {key: value for key, value in metadata.items() if not key.startswith("lora.")}
         metadata["base.llama_model"] = fingerprint(partial / LANGUAGE_MODEL)

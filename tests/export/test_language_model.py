@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,12 @@ from tests.models.parity import Case, build_with, model_config
 
 
 def test_the_merged_model_answers_as_the_one_with_adapters(parity_v: Case, tmp_path: Path) -> None:
-    checkpoint, out = tmp_path / "c.pth", tmp_path / "merged"
+    llama = shutil.copytree(parity_v.folder / "llama", tmp_path / "llama")
+    (llama / ".cache").mkdir()
+    checkpoint, out = tmp_path / "c.pth", llama / "merged"
     write_checkpoint(checkpoint, {"model": parity_v.model.trainable_state(), "metadata": parity_v.model.metadata()})
-    merge_language_model(model_config(parity_v.folder, ckpt=str(checkpoint)), out)
+    before = sorted(path.name for path in llama.iterdir())
+    merge_language_model(model_config(parity_v.folder, ckpt=str(checkpoint), llama_model=str(llama)), out)
     described = json.loads((out / "language_model" / "config.json").read_text())
     assert (described["architectures"], described["dtype"]) == (["LlamaForCausalLM"], "float16")
     paths = {"llama_model": str(out / "language_model"), "ckpt": str(out / "projection.safetensors")}
@@ -27,7 +31,8 @@ def test_the_merged_model_answers_as_the_one_with_adapters(parity_v: Case, tmp_p
     with torch.no_grad():
         losses = [each.answer_losses(parity_v.training_batch()) for each in (merged, parity_v.model, plain)]
     assert (losses[0] - losses[1]).abs().max() < 0.1 * (losses[2] - losses[1]).abs().min()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.pth", "merged"]
+    assert sorted(path.name for path in llama.iterdir()) == sorted([*before, "merged"])
+    assert not [path for path in (out / "language_model").iterdir() if path.is_dir() or path.name.startswith(".")]
     with pytest.raises(ConfigError, match="merged exists"):
         merge_language_model(model_config(parity_v.folder), out)
 
