@@ -70,7 +70,7 @@ def write_model(cfg: ModelConfig, settings: GenerationConfig, folder: Path) -> W
     processor = build_processor(
         tokenizer, encoder.template, model.visual_encoder, encoder.num_image_tokens, bos=has_bos
     )
-    endings = ending_tokens(tokenizer, encoder.tokenizer, encoder.template.end)
+    endings = ending_tokens(tokenizer, model.generator(settings).ends, encoder.template.end)
     limits = _limits(settings, tokenizer, endings)
     for name, value in limits.items():
         setattr(config.text_config, name, value)

@@ -100,17 +100,16 @@ def differences(tokenizer: Tokenizer, other: Any, texts: Sequence[str] = AWKWARD
     return [text for text in texts if tokenizer.encode(text) != other.encode(text, add_special_tokens=False)]
 
 
-def ending_tokens(converted: Any, tokenizer: Tokenizer, end: str) -> list[int]:
-    """Tokens that end an answer: the end of the sequence, and every token that contains the end of an answer.
+def ending_tokens(converted: Any, ends: Sequence[int], end: str) -> list[int]:
+    """Tokens that end an answer of the export: those that end the model's, and every token that contains `end`.
 
     Args:
         converted: from `fast_tokenizer`.
-        tokenizer: the language model's.
+        ends: the model's, as its generator has them.
         end: text that ends an answer; empty: none.
     """
-    last = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     holding = sorted(number for text, number in converted.get_vocab().items() if end and end in text)
-    return list(dict.fromkeys([*last, *holding]))
+    return list(dict.fromkeys([*ends, *holding]))
 
 
 def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> Any:
