@@ -39,7 +39,7 @@ def main(folder: str, work: str) -> None:
         ids = given["ids"].to(device).expand(len(pixels), -1)
         tensors["embeds"] = model.get_image_features(pixels, return_dict=True).pooler_output.float().cpu()
         tensors["logits"] = model(input_ids=ids, pixel_values=pixels).logits.float().cpu()
-    asked = [_asked(request["question"], image) for image in request["images"]]
+    asked = [_asked(request["question"], image) for image in request["exact"]]
     settings = {"max_new_tokens": request["max_new_tokens"], "do_sample": False, "num_beams": 1}
     stop = {"stop_strings": [request["stop"]], "tokenizer": tokenizer} if request["stop"] else {}
     texts: list[_Answer] = []

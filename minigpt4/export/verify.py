@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minigpt4.common.errors import ExportError, counted, first_few
-from minigpt4.common.files import PACKAGE
+from minigpt4.common.files import PACKAGE, writing
 from minigpt4.common.schema import DESCRIBE, GenerationConfig
 from minigpt4.common.types import IMAGE_POSITION, IMAGE_TOKEN
 from minigpt4.conversation.dialogue import Dialogue, Turn
@@ -39,6 +40,9 @@ MAX_TOKENS = 64
 """Longest answer that is compared, in tokens."""
 COMPARED_LOGITS = 4
 """Images whose embeddings and logits are compared."""
+DECODED_ALIKE = (("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "L"))
+"""Formats and Pillow's modes of files that transformers decodes as this package does: others have transparent pixels or
+more than 8 bits a channel, or it does not read them."""
 SAME_PIXELS = 1e-5
 """Largest difference of pixels that are not resized: rounding in float32."""
 RESIZED_LEVELS = (3.0, 0.05)
@@ -72,14 +76,14 @@ class Computed:
         prompts: token ids of each prompt.
         strings: token ids of each text.
         decoded: the texts of these ids.
-        texts: greedy answers about each image.
+        texts: greedy answers about each image, resized before.
         talks: greedy answers of conversations with several images or turns.
         padded: greedy answers to prompts of different lengths in one batch.
         pipeline: the answer about the first image by a pipeline.
         images: pixels of the images, (N, 3, S, S), normalised.
-        exact: pixels of images that need no resizing, (K, 3, S, S).
-        embeds: embeddings of these, (K, Q, D).
-        logits: logits of a prompt with each of these, (K, T, vocabulary).
+        exact: pixels of the images that were resized before, (N, 3, S, S).
+        embeds: embeddings of the first of these, (K, Q, D).
+        logits: logits of a prompt with each of the first, (K, T, vocabulary).
     """
 
     prompts: list[list[int]]
@@ -138,6 +142,9 @@ class _Talk:
 def compute(loaded: LoadedModel, images: Sequence[Path], image_id: int, work: Path) -> Computed:
     """What the model itself computes, in its number format on its device; the request for the other side is written.
 
+    Answers are about images that were resized before: a file may be resized to other grey levels there, and one level
+    decides where two words are nearly equally likely. How files are resized is compared by itself.
+
     Args:
         loaded: the model.
         images: image files, at least one.
@@ -145,7 +152,7 @@ def compute(loaded: LoadedModel, images: Sequence[Path], image_id: int, work: Pa
         work: folder of the request.
 
     Raises:
-        DataError: An image that cannot be used.
+        DataError: An image that cannot be used, or a full disk.
     """
     model, encoder = loaded.model, loaded.model.encoder
     assert model.visual_encoder is not None
@@ -160,15 +167,21 @@ def compute(loaded: LoadedModel, images: Sequence[Path], image_id: int, work: Pa
         static_cache=False,
     )
     given: Any = asdict(settings)
-    exact = [work / f"exact_{number}.png" for number in range(len(images[:COMPARED_LOGITS]))]
-    for path, image in zip(exact, images, strict=False):
-        open_image(image).resize((side, side), Image.Resampling.BICUBIC).save(path)
+    files, exact = [], []
+    with writing(work):
+        for number, path in enumerate(images):
+            image = open_image(path)
+            exact.append(work / f"exact_{number}.png")
+            image.resize((side, side), Image.Resampling.BICUBIC).save(exact[-1])
+            files.append(path if _decoded_alike(path) else work / f"decoded_{number}.png")
+            if files[-1] is not path:
+                image.save(files[-1])
     pixels = normalize(loaded.pixels(exact), model.statistics).float().contiguous()
     ids = encoder.prompt(with_image_tag(question))
     longer = f"{question} {question}"
-    talks = _talks(question, list(images), one_turn=encoder.template.in_pieces)
+    talks = _talks(question, exact, one_turn=encoder.template.in_pieces)
     shown = [talk for talk in talks if any(talk.images)]
-    asked = [*talks, *(_Talk(text, [[images[0]]]) for text in AWKWARD)]
+    asked = [*talks, *(_Talk(text, [[exact[0]]]) for text in AWKWARD)]
     strings = [encoder.tokenizer.encode(text) for text in AWKWARD]
 
     def as_token(row: Sequence[int]) -> list[int]:
@@ -178,30 +191,37 @@ def compute(loaded: LoadedModel, images: Sequence[Path], image_id: int, work: Pa
         "device": str(model.device),
         "dtype": str(model.token_embedding.weight.dtype).removeprefix("torch."),
         "question": question,
-        "images": [str(path.absolute()) for path in images],
+        "images": [str(path.absolute()) for path in files],
         "exact": [str(path.absolute()) for path in exact],
         "prompts": [talk.messages for talk in asked],
         "strings": list(AWKWARD),
         "talks": [talk.messages for talk in shown],
-        "padded": [_Talk(text, [[images[0]]]).messages for text in (question, longer)],
+        "padded": [_Talk(text, [[exact[0]]]).messages for text in (question, longer)],
         "stop": encoder.template.end,
         "max_new_tokens": settings.max_new_tokens,
     }
-    (work / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    save_file({"pixels": pixels, "ids": torch.tensor([as_token(ids)])}, work / "request.safetensors")
-    texts = [str(text) for text in loaded.describe(list(images), question, **given)]
+    tensors = {"pixels": pixels[:COMPARED_LOGITS], "ids": torch.tensor([as_token(ids)])}
+    with writing(work):
+        (work / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        save_file(tensors, work / "request.safetensors")
+    texts = [str(text) for text in loaded.describe(exact, question, **given)]
     return Computed(
         prompts=[as_token(talk.ids(loaded)) for talk in asked],
         strings=strings,
         decoded=[encoder.tokenizer.decode(row) for row in strings],
         texts=texts,
         talks=[_answer(loaded, talk, settings) for talk in shown],
-        padded=[str(text) for text in loaded.describe([images[0]] * 2, [question, longer], **given)],
+        padded=[str(text) for text in loaded.describe([exact[0]] * 2, [question, longer], **given)],
         pipeline=texts[:1],
         images=normalize(loaded.pixels(list(images)), model.statistics).float(),
         exact=pixels,
-        **_embeds_and_logits(loaded, ids, pixels),
+        **_embeds_and_logits(loaded, ids, pixels[:COMPARED_LOGITS]),
     )
+
+
+def _decoded_alike(path: Path) -> bool:
+    with Image.open(path) as image:
+        return (image.format, image.mode) in DECODED_ALIKE and not image.has_transparency_data
 
 
 def _talks(question: str, images: list[Path], *, one_turn: bool) -> list[_Talk]:
@@ -257,6 +277,12 @@ def run_fresh(folder: Path, work: Path) -> None:
         text=True,
         check=False,
     )
+    if done.returncode < 0:
+        ended_by = signal.Signals(-done.returncode).name
+        raise ExportError(
+            f"verification: {ended_by} ended the process that loads the export, as systems do where memory is "
+            "short; --options model.precision=bfloat16 needs half"
+        )
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise ExportError(f"verification: stock transformers fails with the export: {said[-1]}")

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from minigpt4.common.schema import Config, EvaluationConfig, GenerationConfig
 from minigpt4.export import reload, verify
+from tests.drawn import drawn_scenes
 from tests.models.parity import Case, model_config
 
 
@@ -40,6 +42,11 @@ def exported(parity_a: Case, tmp_path_factory: pytest.TempPathFactory, in_this_p
     """MiniGPT-4 in the published layout with few layers and small random weights, exported and verified."""
     from minigpt4.export.__main__ import export
 
-    made = Exported(configuration(parity_a), tmp_path_factory.mktemp("export") / "model")
-    export(made.cfg, made.folder, verify.EXAMPLES[:2])
+    folder = tmp_path_factory.mktemp("export")
+    logo = Image.new("RGBA", (70, 60))  # transparent, which is white here and black there
+    logo.paste((200, 30, 90, 255), (20, 10, 40, 50))
+    logo.save(folder / "logo.png")
+    drawn_scenes()[0].image.save(folder / "scene.bmp")  # a format that transformers does not read
+    made = Exported(configuration(parity_a), folder / "model")
+    export(made.cfg, made.folder, [folder / "logo.png", folder / "scene.bmp"])
     return made
