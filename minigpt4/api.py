@@ -101,7 +101,7 @@ class LoadedModel:
 
     Args:
         model: the network with its weights.
-        image_processor: an image in any of these forms -> (3, S, S).
+        image_processor: an image in any of these forms, and its name for messages -> (3, S, S).
         defaults: generation settings; greedy unless the configuration says otherwise.
         prompt: question where none is given.
         lock: held during each step of computation; models that share weights need a common one.
@@ -114,7 +114,7 @@ class LoadedModel:
     def __init__(
         self,
         model: MiniGPT4,
-        image_processor: Callable[[Any], Tensor],
+        image_processor: Callable[..., Tensor],
         defaults: GenerationConfig,
         prompt: str = DESCRIBE,
         lock: threading.Lock | None = None,

@@ -17,11 +17,12 @@ import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from minigpt4.api import LoadedModel
 from minigpt4.common.errors import DataError, MiniGPT4Error
 from minigpt4.common.schema import ServingConfig
-from minigpt4.processors.image import open_image
+from minigpt4.processors.image import stack_images
 from minigpt4.serve.conversation import check_size, read_messages
 from minigpt4.serve.engine import Engine, EngineClosedError, QueueFullError
 from minigpt4.serve.gate import CHAT, Gate
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 UPLOAD_SECONDS = 60.0
 """Time that a client has to send its request."""
 DECODERS = max(1, min(4, os.cpu_count() or 1))
-"""Requests whose images are decoded at the same time: the largest image takes 300 MB while it is."""
+"""Requests whose images are decoded at the same time: the largest image takes a gigabyte while it is."""
 CLIENT_HAS_GONE = 499
 """Status of a request whose client did not wait; nobody gets it."""
 
@@ -78,6 +79,7 @@ def create_app(
     app.add_exception_handler(RequestError, _refuse)
     app.add_exception_handler(MiniGPT4Error, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
+    app.add_exception_handler(ClientDisconnect, _refuse)
     app.add_exception_handler(Exception, _refuse)
     app.add_api_route(CHAT, chat.answer, methods=["POST"])
 
@@ -98,7 +100,7 @@ def create_app(
     def metrics_text() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     def health() -> Response:
         well = engine.alive and not gate.closed
         return JSONResponse({"status": "ok" if well else "ending"}, 200 if well else 503)
@@ -186,8 +188,9 @@ class ChatCompletions:
         files = [(await self._images.file(url, place), place) for place, url in conversation.images]
 
         def decode() -> list[SentImage]:
-            pixels = model.pixels([open_image(file, place) for file, place in files])
-            model.remark("", pixels)  # in the log, once
+            # One after the other: decoded, an image may take a thousand times the memory of its file.
+            pixels = [model.image_processor(file, place) for file, place in files]
+            model.remark("", stack_images(pixels))  # in the log, once
             return [SentImage(one) for one in pixels]
 
         return Question(
@@ -293,8 +296,10 @@ def refusal(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     if isinstance(error, MiniGPT4Error):
         return 400, error_content(str(error), 400, "messages" if isinstance(error, DataError) else None), {}
     if isinstance(error, HTTPException):
-        message = f"{error.detail}; requests go to {CHAT}, /v1/models, /health and /metrics"
+        message = f"{error.detail}; ask by POST {CHAT}, or by GET /v1/models, /health or /metrics"
         return error.status_code, error_content(message, error.status_code), dict(error.headers or {})
+    if isinstance(error, ClientDisconnect):
+        return CLIENT_HAS_GONE, {}, {}
     return 500, error_content("an error of the server, which its terminal shows", 500), {}
 
 
