@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 from minigpt4.common.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 LOCAL = "127.0.0.1"
@@ -61,10 +63,12 @@ class KnownNamesOnly:
     Args:
         app: the server that gets the other requests.
         listening: name or address that is listened on.
+        refuse: makes the answer to what is refused, from the addresses that are known; None: a line for people.
     """
 
-    def __init__(self, app: ASGIApp, listening: str) -> None:
+    def __init__(self, app: ASGIApp, listening: str, refuse: Callable[[str], ASGIApp] | None = None) -> None:
         self.app = app
+        self.refuse = refuse or _open_page
         self.addresses = not is_local(listening)
         own = [listening]
         if self.addresses:
@@ -74,7 +78,6 @@ class KnownNamesOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
         from starlette.datastructures import Headers
-        from starlette.responses import PlainTextResponse
 
         if scope["type"] in ("http", "websocket"):
             headers = Headers(scope=scope)
@@ -84,8 +87,7 @@ class KnownNamesOnly:
             if foreign or not self._knows(host):
                 shown = (f"[{name}]" if ":" in name else name for name in self.names)
                 pages = " or ".join(f"http://{name}:{scope['server'][1]}/" for name in shown)
-                refusal = PlainTextResponse(f"open this page as {pages}\n", status_code=403)
-                await refusal(scope, receive, send)
+                await self.refuse(pages)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -95,6 +97,12 @@ class KnownNamesOnly:
         except ValueError:
             return False
         return name in self.names or (self.addresses and _is_address(name))
+
+
+def _open_page(pages: str) -> ASGIApp:
+    from starlette.responses import PlainTextResponse
+
+    return PlainTextResponse(f"open this page as {pages}\n", status_code=403)
 
 
 def _is_address(name: str) -> bool:

@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     announce_imports()
     from minigpt4.serve.app import create_app
     from minigpt4.serve.engine import Engine
+    from minigpt4.serve.gate import refuse_foreign
     from minigpt4.serve.images import ImageSource
     from minigpt4.serve.models import load_models
     from minigpt4.serve.server import DrainingServer
@@ -91,15 +92,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = ImageSource(args.allow_remote_images, int(cfg.serving.max_request_mb * 1e6))
     with Engine(list(models.values()), cfg.serving) as engine:
         gate = create_app(engine, models, cfg.serving, key=key, images=images)
-        app: ASGIApp = gate if key is not None else KnownNamesOnly(gate, args.host)
+        app: ASGIApp = gate if key is not None else KnownNamesOnly(gate, args.host, refuse_foreign)
         shown = f"[{args.host}]" if ":" in args.host else args.host
-        console().print(
+        ready = (
             f"{', '.join(names)} at http://{shown}:{args.port}/v1: {counted(engine.rows, 'answers')} at the same time, "
-            f"of {engine.context:,} tokens each with the prompt (Ctrl-C ends it)",
-            markup=False,
-            soft_wrap=True,
+            f"of {engine.context:,} tokens each with the prompt (Ctrl-C ends it)"
         )
-        DrainingServer(app, gate, engine, cfg.serving.grace_seconds, (args.host, args.port)).run()
+        DrainingServer(
+            app,
+            gate,
+            engine,
+            cfg.serving.grace_seconds,
+            (args.host, args.port),
+            lambda: console().print(ready, markup=False, soft_wrap=True),
+        ).run()
 
 
 def key_of(variable: str | None) -> str | None:

@@ -100,6 +100,19 @@ class Gate:
         return None
 
 
+def refuse_foreign(addresses: str) -> JSONResponse:
+    """The answer to a request by another name, or from another site's page.
+
+    Args:
+        addresses: what the server is known as.
+    """
+    message = (
+        f"without a key, programs of this machine ask this server as {addresses}, and no page of another site does; "
+        "start it with --api-key-env for other names"
+    )
+    return JSONResponse(error_content(message, 403, code="unknown_host"), 403)
+
+
 async def _drain(receive: Receive) -> None:
     """Read the rest of a request's body, within bounds."""
     left = DRAINED_BYTES

@@ -11,10 +11,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from minigpt4.common.schema import GenerationConfig, override_generation
 
+MAX_MESSAGES = 10_000
+"""More messages than any context has room for: a request of 20 MB could have half a million, which take ten seconds."""
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 200
 HOTTEST = 2.0
 """Highest temperature."""
+KIND_IN_PLACE = 4
+"""Index of a part's kind in ("messages", 0, "content", 1, "text", "text"), where pydantic finds a fault."""
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
@@ -74,7 +78,7 @@ class StreamOptions(_Model):
 class ChatRequest(_Model):
     """A request for the next answer of a conversation."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -120,7 +124,8 @@ def read_request(body: bytes) -> ChatRequest:
         return ChatRequest.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        # pydantic names the kind of a part as well, in front of the part's own fields
+        place = ".".join(str(part) for number, part in enumerate(first["loc"]) if number != KIND_IN_PLACE)
         raise RequestError(f"{place}: {first['msg']}" if place else first["msg"], param=place or None) from error
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -29,9 +31,18 @@ class DrainingServer(uvicorn.Server):
         engine: the engine behind it.
         grace: seconds that running requests have.
         address: host and port to listen on; port 0: any free one.
+        announce: called when it listens.
     """
 
-    def __init__(self, app: ASGIApp, gate: Gate, engine: Engine, grace: float, address: tuple[str, int]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        gate: Gate,
+        engine: Engine,
+        grace: float,
+        address: tuple[str, int],
+        announce: Callable[[], object],
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -48,6 +59,12 @@ class DrainingServer(uvicorn.Server):
         self._engine = engine
         self._grace = grace
         self._deadline = 0.0
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called at the beginning."""
+        await super().startup(sockets)
+        self._announce()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called for a signal."""

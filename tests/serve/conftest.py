@@ -102,10 +102,12 @@ class Server:
         from minigpt4.serve.server import DrainingServer
 
         self.gate = create_app(engine, models, SETTINGS, **options)
-        self.server = DrainingServer(self.gate, self.gate, engine, grace=20, address=("127.0.0.1", 0))
+        listening = threading.Event()
+        address = ("127.0.0.1", 0)
+        self.server = DrainingServer(self.gate, self.gate, engine, grace=20, address=address, announce=listening.set)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
-        wait_until(lambda: self.server.started)
+        assert listening.wait(30)
         port = self.server.servers[0].sockets[0].getsockname()[1]
         self.address = f"http://127.0.0.1:{port}/v1"
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import socket
 import threading
+import tracemalloc
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,6 +43,13 @@ def shown(image: Image.Image, form: str = "PNG") -> dict[str, Any]:
 
 def user(*parts: dict[str, Any] | str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": parts[0] if isinstance(parts[0], str) else list(parts)}]
+
+
+def answered(server: Server) -> Counter[str]:
+    """Requests for answers so far, by the status of their answer."""
+    text = httpx.get(f"{server.address.removesuffix('/v1')}/metrics").text
+    found = re.findall(r'^minigpt4_requests_total\{status="(\d+)"\} (\d+)', text, re.MULTILINE)
+    return Counter({status: int(number) for status, number in found})
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +188,15 @@ class TestRefusals:
         assert message in str(caught.value)
         assert caught.value.type == "invalid_request_error"
 
+    def test_large_images_are_decoded_one_after_the_other(self, ask: Any) -> None:
+        large = Image.new("L", (2000, 2000))  # 12 MB as RGB
+        tracemalloc.start()
+        try:
+            ask(user(*[shown(large)] * 8, SAY), max_tokens=1)
+            assert tracemalloc.get_traced_memory()[1] < 60e6
+        finally:
+            tracemalloc.stop()
+
     def test_an_image_that_claims_to_be_huge(self, ask: Any) -> None:
         file = io.BytesIO()
         IMAGES[0].save(file, "PNG")
@@ -207,6 +226,16 @@ class TestRefusals:
             response = httpx.post(address, content=content)
             assert response.status_code == 400 and response.json()["error"]["message"], content
         assert httpx.get(address).json()["error"]["message"].startswith("Method Not Allowed; ")
+        for part, place in (
+            ({"type": "text", "text": 5}, "messages.0.content.0.text"),
+            ({"type": "image_url", "image_url": {}}, "messages.0.content.0.image_url.url"),
+            ({"type": "image_url"}, "messages.0.content.0.image_url"),
+            ({"type": "audio"}, "messages.0.content.0"),
+        ):
+            response = httpx.post(address, json={"messages": user(part)})
+            assert response.json()["error"]["param"] == place
+        response = httpx.post(address, json={"messages": user("") * 20_000})
+        assert "at most 10000 items" in response.json()["error"]["message"]
         assert httpx.get(f"{server.address}/nothing").status_code == 404
         assert httpx.get(f"{server.address}/models/none").json()["error"]["code"] == "model_not_found"
 
@@ -266,6 +295,16 @@ class TestLeaving:
         standstill.release()
         wait_until(lambda: engine.running == 0 and engine.waiting == 0)
         assert engine.answer_tokens - before <= 2
+
+    def test_a_client_that_leaves_while_it_sends_is_no_error(self, server: Server) -> None:
+        host, port = server.address.split("/")[2].split(":")
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+        before = answered(server)
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head + b'{"messages"')
+            wait_until(lambda: server.gate.inside == 1)
+        wait_until(lambda: server.gate.inside == 0)
+        assert answered(server) - before == Counter({"499": 1})
 
     def test_a_client_that_has_read_enough(self, server: Server, engine: Engine, ask: Any) -> None:
         before = engine.answer_tokens
