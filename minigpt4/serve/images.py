@@ -138,6 +138,7 @@ def _decode(url: str, place: str) -> bytes:
             f"{place}: a data URL should begin like data:image/png;base64, but found {head[:40]!r}", param=place
         )
     try:
-        return base64.b64decode(unquote(content) if "%" in content else content, validate=True)
+        content = unquote(content) if "%" in content else content
+        return base64.b64decode("".join(content.split()), validate=True)  # the command base64 breaks lines
     except (binascii.Error, ValueError) as error:
         raise RequestError(f"{place}: broken base64: {one_line(error)}", param=place) from error

@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minigpt4.serve.engine import Engine
 from minigpt4.serve.gate import Gate
@@ -19,7 +21,35 @@ logger = logging.getLogger(__name__)
 LAST_SECONDS = 5
 """Time in which connections are closed when all work has ended."""
 HEADER_SECONDS = 10
-"""Time for which an idle connection stays open."""
+"""Time for which a connection stays open without a request, or with the beginning of one."""
+
+
+class ImpatientProtocol(H11Protocol):
+    """Closes a connection whose next request does not come in time.
+
+    uvicorn does so after the first request only, and not once a byte of the next has come: connections that never ask
+    would take all that a process may have, and they need no key.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Called for a new connection."""
+        super().connection_made(transport)
+        self._wait_since(self.loop.time())
+
+    def data_received(self, data: bytes) -> None:
+        """Called for what comes."""
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None:
+            self._wait_since(self._idle_since)
+
+    def on_response_complete(self) -> None:
+        """Called when a request is answered."""
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
+
+    def _wait_since(self, moment: float) -> None:
+        self._idle_since = moment
+        self.timeout_keep_alive_task = self.loop.call_at(moment + HEADER_SECONDS, self.timeout_keep_alive_handler)
 
 
 class DrainingServer(uvicorn.Server):
@@ -47,6 +77,7 @@ class DrainingServer(uvicorn.Server):
             uvicorn.Config(
                 app,
                 *address,
+                http=ImpatientProtocol,
                 lifespan="off",
                 log_config=None,
                 log_level="warning",

@@ -88,7 +88,9 @@ class TestAnswers:
         expected = tiny.describe(IMAGES[2])
         as_text = {"type": "image_url", "image_url": data_url(IMAGES[2])}
         placed = {"type": "text", "text": "<Img><ImageHere></Img> Describe this image in detail."}
-        for parts in ((SAY, shown(IMAGES[2])), (as_text, SAY), (placed, as_text), (as_text,)):
+        head, _, content = data_url(IMAGES[2]).partition(",")
+        in_lines = {"type": "image_url", "image_url": f"{head},\n{content[:76]}\r\n{content[76:]}\n"}
+        for parts in ((SAY, shown(IMAGES[2])), (as_text, SAY), (placed, as_text), (as_text,), (in_lines,)):
             assert ask(user(*parts)).choices[0].message.content == expected
 
     def test_a_conversation_with_several_images_and_a_system_message(self, ask: Any, tiny: LoadedModel) -> None:
@@ -305,6 +307,22 @@ class TestLeaving:
             wait_until(lambda: server.gate.inside == 1)
         wait_until(lambda: server.gate.inside == 0)
         assert answered(server) - before == Counter({"499": 1})
+
+    def test_a_connection_without_a_request_is_closed(
+        self, engine: Engine, pair: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("minigpt4.serve.server.HEADER_SECONDS", 0.2)
+        impatient = Server(engine, pair)
+        host, port = impatient.address.split("/")[2].split(":")
+        asked = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+        try:
+            for sent in (b"", b"GET /hea", asked, asked + b"GET"):
+                with socket.create_connection((host, int(port)), timeout=20) as connection:
+                    connection.sendall(sent)
+                    answer = b"".join(iter(lambda: connection.recv(1000), b""))  # until it is closed
+                assert (b"200 OK" in answer) == (asked in sent)
+        finally:
+            impatient.end()
 
     def test_a_client_that_has_read_enough(self, server: Server, engine: Engine, ask: Any) -> None:
         before = engine.answer_tokens
