@@ -64,9 +64,12 @@ def find_scores(checkpoint: Path, metrics: Path | None) -> Scores | None:
     near = [folder / METRICS, folder.parent / METRICS]
     for file in [metrics] if metrics else [path for path in near if path.is_file()]:
         content = read_json(file)
-        known = content.get("checkpoints", {}) if isinstance(content, dict) else {}
+        known = content.get("checkpoints") if isinstance(content, dict) else None
+        if not isinstance(known, dict):  # other programs call their files so, too
+            continue
         same = checkpoint.resolve().with_suffix("")
-        labels = [label for label, at in known.items() if Path(str(at.get("path"))).resolve().with_suffix("") == same]
+        paths = {label: Path(str(at["path"])) for label, at in known.items() if isinstance(at, dict) and "path" in at}
+        labels = [label for label, path in paths.items() if path.resolve().with_suffix("") == same]
         rows = [row for row in content.get("rows", []) if row.get("checkpoint") in labels] if labels else []
         if rows:
             return Scores(content.get("protocol", {}), {key: rows[0][key] for key in rows[0] if key != "checkpoint"})
@@ -133,7 +136,8 @@ generated = model.generate(**inputs{stop})
 print(processor.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 
-A conversation needs an image: `Blip2ForConditionalGeneration` answers none without.{note}"""
+It loads in {written.dtype}, the number format of its language model; `from_pretrained("FOLDER", dtype="float32")`
+computes exactly. A conversation needs an image: `Blip2ForConditionalGeneration` answers none without.{note}"""
 
 
 def _training(cfg: ModelConfig, metadata: Mapping[str, str], trained: Mapping[str, str]) -> str:

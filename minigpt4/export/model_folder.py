@@ -28,6 +28,7 @@ class Written:
 
     Attributes:
         image_id: token of an image's queries.
+        dtype: number format that `from_pretrained` loads it in.
         metadata: what a checkpoint of the model records.
         end: text that ends an answer; empty: none.
         leaves_end: whether programs that stop at tokens only leave that text in an answer.
@@ -36,6 +37,7 @@ class Written:
     """
 
     image_id: int
+    dtype: str
     metadata: dict[str, str]
     end: str
     leaves_end: bool
@@ -84,6 +86,7 @@ def write_model(cfg: ModelConfig, settings: GenerationConfig, folder: Path) -> W
             shutil.copyfile(file, folder / file.name)
     return Written(
         image_id=image_id,
+        dtype=str(config.dtype).removeprefix("torch."),
         metadata=model.metadata(),
         end=encoder.template.end,
         leaves_end=bool(encoder.template.end) and encoder.template.end not in tokenizer.all_special_tokens,

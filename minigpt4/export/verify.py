@@ -337,6 +337,7 @@ def compare(
     grey_level = 1 / (255 * min(statistics.std))
     levels = (ours.images - theirs.images).abs() / grey_level if _alike(ours.images, theirs.images) else None
     checks = [
+        Check("number format", str(dtype).removeprefix("torch."), "any", True),
         *(Check(what, f"wrong: {first_few(names, 3) or 'none'}", "none", not names) for what, names in faults.items()),
         _close("pixels, not resized", ours.exact, theirs.exact, SAME_PIXELS, relative=False),
         Check(

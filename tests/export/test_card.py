@@ -18,6 +18,7 @@ from minigpt4.export.model_folder import Written
 
 WRITTEN = Written(
     image_id=9,
+    dtype="float16",
     metadata={"prompt_template": "Q: {} A: ", "base.llama_model": "0123"},
     end="###",
     leaves_end=True,
@@ -44,6 +45,10 @@ def test_scores_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     for path in (checkpoint, checkpoint.with_suffix(".safetensors")):
         scores = find_scores(path, None)
         assert scores is not None and (scores.row, scores.protocol["split"]) == ({"cider": 0.25}, "test")
+    (tmp_path / "train" / "metrics.json").write_text('{"checkpoints": {"of": "another program"}, "rows": 3}')
+    assert find_scores(checkpoint, None) == scores
+    (tmp_path / "train" / "metrics.json").write_text('{"checkpoints": ["of another program"]}')
+    assert find_scores(checkpoint, None) == scores
     other = checkpoint.with_name("checkpoint_2.pth")
     assert find_scores(other, None) is None
     with pytest.raises(ConfigError, match=r"--metrics: .* has no scores of .*checkpoint_2\.pth"):
@@ -70,6 +75,7 @@ def test_the_card_says_what_is_known(tmp_path: Path) -> None:
         "| Q-Former | `blip2_pretrained_flant5xxl.pth` | BSD-3-Clause (BLIP-2) |",
     ):
         assert line in card.splitlines()
+    assert "It loads in float16, the number format of its language model" in card
     assert "**Not verified**" in card and "`LICENSE.txt`" in card
     assert 'stop_strings=["###"], tokenizer=processor.tokenizer, num_beams=5, length_penalty=1.0)' in card
 

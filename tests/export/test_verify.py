@@ -56,6 +56,7 @@ def test_a_published_layout_is_exported_and_verified(exported: Exported) -> None
         *("processor_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"),
     }
     card = (exported.folder / "README.md").read_text(encoding="utf-8")
+    assert "| number format | float32 | any |" in card and "It loads in float16" in card
     assert "| greedy answers | 2 of 2 equal | all |" in card and "Not verified" not in card
     settings = json.loads((exported.folder / "generation_config.json").read_text())
     assert (settings["max_new_tokens"], settings["eos_token_id"][0]) == (6, 2)
