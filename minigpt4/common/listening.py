@@ -32,7 +32,7 @@ def check_address(host: str, port: int | None) -> None:
         ConfigError: The host is not of this machine, or the port is taken or does not exist.
     """
     if port == 0:
-        raise ConfigError("--port: 0 is no port; leave it out for the first free one")
+        raise ConfigError("--port: 0 is no port; leave it out, or name another")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
