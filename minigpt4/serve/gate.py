@@ -107,8 +107,8 @@ def refuse_foreign(addresses: str) -> JSONResponse:
         addresses: what the server is known as.
     """
     message = (
-        f"without a key, programs of this machine ask this server as {addresses}, and no page of another site does; "
-        "start it with --api-key-env for other names"
+        f"this server answers programs of this machine, at {addresses}, and no page of another site; started with "
+        "a key (--api-key-env), it answers to any name"
     )
     return JSONResponse(error_content(message, 403, code="unknown_host"), 403)
 

@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 import h11
@@ -91,6 +92,11 @@ class DrainingServer(uvicorn.Server):
         self._grace = grace
         self._deadline = 0.0
         self._announce = announce
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal ends it."""
+        with suppress(KeyboardInterrupt):  # how uvicorn passes a second Ctrl-C on, when all is closed
+            super().run(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Called at the beginning."""

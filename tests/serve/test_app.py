@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import signal
 import socket
 import threading
 import tracemalloc
@@ -20,8 +21,10 @@ from PIL import Image
 
 from minigpt4.api import LoadedModel
 from minigpt4.common.errors import DataError
+from minigpt4.serve.app import create_app
 from minigpt4.serve.engine import Engine
 from minigpt4.serve.images import ImageSource
+from minigpt4.serve.server import DrainingServer
 from tests.drawn import drawn_scenes
 from tests.file_server import serving
 from tests.serve.conftest import SETTINGS, Server, Standstill, wait_until
@@ -395,6 +398,29 @@ class TestOperation:
         monkeypatch.setattr("minigpt4.serve.lane.Lane.join", lambda *_: (_ for _ in ()).throw(DataError("bad")))
         with pytest.raises(openai.BadRequestError, match="bad"):
             ask(user("How many objects are there?"))
+
+    def test_a_second_signal_ends_it_at_once(
+        self, engine: Engine, pair: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("minigpt4.serve.server.LAST_SECONDS", 0.1)
+        gate = create_app(engine, pair, SETTINGS)
+        connections: list[socket.socket] = []
+
+        def interrupt() -> None:
+            address = ending.servers[0].sockets[0].getsockname()
+            connections.append(socket.create_connection(address))
+            connections[0].sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+            wait_until(lambda: gate.inside == 1)
+            signal.raise_signal(signal.SIGINT)
+            wait_until(lambda: gate.closed)
+            signal.raise_signal(signal.SIGINT)
+
+        interrupting = threading.Thread(target=interrupt)
+        ending = DrainingServer(gate, gate, engine, 100, ("127.0.0.1", 0), interrupting.start)
+        ending.run()
+        interrupting.join()
+        connections[0].close()
+        assert gate.closed and engine.alive
 
     def test_what_was_begun_is_finished_when_the_server_ends(
         self, engine: Engine, pair: dict[str, LoadedModel], standstill: Standstill
