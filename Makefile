@@ -127,7 +127,7 @@ docs: $(VENV)/.installed-dev ## Make a site of docs/ in build/docs, with every l
 	$(BIN)/python docs/make_reference.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-bench: $(VENV)/.installed-dev ## Measure steps, captions, loading, images and the cache beside what people use (ten minutes)
+bench: $(VENV)/.installed-dev ## Measure steps, captions, loading, images, the cache and the server beside what people use (half an hour)
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.train_step --dtype bfloat16
 	$(BIN)/python -m benchmarks.generate
@@ -136,7 +136,8 @@ bench: $(VENV)/.installed-dev ## Measure steps, captions, loading, images and th
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.cache
 	$(BIN)/python -m benchmarks.chat
-	$(BIN)/python -m benchmarks.serve
+	$(BIN)/python -m benchmarks.serve --soak 2000
+	$(BIN)/python -m benchmarks.spinning
 	$(BIN)/python -m benchmarks.scale
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m benchmarks.gradients
 

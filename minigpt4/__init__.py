@@ -21,10 +21,11 @@ if find_spec("omegaconf") is None:
         "run `make install`, then `source .venv/bin/activate`"
     )
 
-# Before torch is loaded, which reads it once: idle threads sleep instead of spinning. Where another program wants the
-# same cores, a spinning thread keeps the one it waits for from running; a training step of the tiny model on two busy
-# cores took 3.6 s instead of 0.2 s.
+# Before torch is loaded, which reads them once: a thread that waits for others spins for some 50 microseconds, and then
+# sleeps. Where another program wants the same cores, a spinning thread keeps the one that it waits for from running;
+# threads that sleep at once cost a small model a third of its speed (benchmarks/spinning.py).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 if TYPE_CHECKING:
     from minigpt4.api import LoadedModel, load
