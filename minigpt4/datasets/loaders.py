@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset
 
-from minigpt4.common.errors import DataError
+from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.schema import RunConfig
 from minigpt4.common.types import CACHED_NDIM, IGNORED_LABEL, IMAGE_POSITION, Batch, Sample
 from minigpt4.datasets.instruction import InstructionDataset
@@ -24,13 +24,13 @@ Datasets = Mapping[str, InstructionDataset]
 
 
 class BatchLoader(DataLoader[Any]):
-    """A torch DataLoader of `Batch`; a worker's DataError arrives as itself, without the worker's traceback."""
+    """A torch DataLoader of `Batch`; a worker's error that a user can cause arrives without the worker's traceback."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         try:
             yield from super().__iter__()
-        except DataError as error:
-            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
+        except MiniGPT4Error as error:
+            raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
 
 
 def steps_per_epoch(run: RunConfig, datasets: Datasets, world_size: int) -> int:
