@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import DataError, MetricError, did_you_mean
-from minigpt4.common.files import parse_json, read_json, read_text
+from minigpt4.common.files import parse_json, read_json, read_lines
+from minigpt4.datasets.readers.rows import index_rows
 from minigpt4.evaluation.hallucination import chair, read_vocabulary
 from minigpt4.scenes.truth import load_scenes, named_objects
 
@@ -67,9 +68,13 @@ def read_objects(path: str | Path, words: str | Path | None = None) -> Objects:
     """
     shown: dict[str, set[str]] = {}
     if Path(path).suffix == ".jsonl":
-        for number, line in enumerate(read_text(path).splitlines(), 1):
-            if line.strip():
-                _add_row(shown, parse_json(line), f"{path}, line {number}")
+        for number, line in read_lines(Path(path)):
+            source = f"{path}, line {number}"
+            try:
+                row = parse_json(line)
+            except DataError as error:
+                raise DataError(f"{source}: {error}") from error
+            _add_row(shown, row, source)
     else:
         content = read_json(path)
         if isinstance(content, dict) and isinstance(content.get("annotations"), list):
@@ -94,11 +99,16 @@ def read_objects(path: str | Path, words: str | Path | None = None) -> Objects:
 def _add_row(shown: dict[str, set[str]], row: Any, source: str) -> None:
     """Add the labels of a row of the reader jsonl."""
     with _readable(source):
-        shown.setdefault(row["image"], set()).update(box["label"].strip() for box in row["boxes"])
+        labels = [box["label"].strip() for box in row["boxes"]]
+        if not all(labels):
+            raise DataError(f"{source}: a label in 'boxes' is empty")
+        shown.setdefault(row["image"], set()).update(labels)
 
 
 def _coco_objects(content: Mapping[str, Any], path: str | Path) -> dict[str, set[str]]:
     with _readable(str(path)):
+        for entries in (content["images"], content["categories"]):
+            index_rows(entries, "id", Path(path))  # refuses two entries of one id
         names = {item["id"]: str(item["name"]) for item in content["categories"]}
         files = {item["id"]: item["file_name"] for item in content["images"]}
         shown: dict[str, set[str]] = {name: set() for name in files.values()}

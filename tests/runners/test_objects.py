@@ -39,6 +39,9 @@ def test_every_layout(tmp_path: Path) -> None:
     for name in ("rows.jsonl", "rows.json"):
         rows = read_objects(written(tmp_path, name, ROWS))
         assert rows.of("in/a.jpg") == {"dog", "wren"} and rows.mentions("wrens") == ["wren"]
+    separated = json.dumps(ROWS[0] | {"caption": "a\u2028b"}, ensure_ascii=False)
+    (tmp_path / "rows.jsonl").write_text(separated + "\n\n", encoding="utf-8")
+    assert read_objects(tmp_path / "rows.jsonl").of("in/a.jpg") == {"dog"}
     scenes = read_objects(written(tmp_path, "scenes.json", SCENES))
     assert scenes.of("a.png") == {"red circle"}
     captions = {"1": "A scarlet disc and a blue star."}
@@ -52,6 +55,8 @@ def test_every_layout(tmp_path: Path) -> None:
     [
         ("a.jsonl", [ROWS[0], {"image": "a.jpg", "boxes": [[0, 0, 1, 1]]}], "a.jsonl, line 2: no objects can be read"),
         ("a.jsonl", [], "names no image"),
+        ("a.jsonl", [{"image": "a.jpg", "boxes": [{"label": " "}]}], "a.jsonl, line 1: a label in 'boxes' is empty"),
+        ("a.json", COCO | {"categories": [*COCO["categories"], {"id": 18, "name": "cat"}]}, 'the id "18" comes twice'),
         ("a.json", [{"image": "a.jpg"}], "a.json, entry 1: no objects can be read .*'boxes'"),
         ("a.json", COCO | {"annotations": [{"image_id": 1, "category_id": 2}]}, "a.json, annotation 1: .*2"),
         ("a.json", COCO | {"images": [{"id": 1}]}, "a.json: no objects can be read .*file_name"),
@@ -61,3 +66,9 @@ def test_every_layout(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         read_objects(written(tmp_path, name, content))
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"image": "a.jpg", "boxes": []}\n{"image"\n')
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: broken JSON"):
+        read_objects(tmp_path / "a.jsonl")
