@@ -348,6 +348,15 @@ class TestVisualGenome:
             with pytest.raises(DataError, match=r"image_data\.json, entry 2: an object with 'image_id', 'url'"):
                 read("visual_genome", tmp_path)
 
+    def test_large_regions_are_left_out(self, tmp_path: Path) -> None:
+        self.write(tmp_path, 1)
+        (image,) = json.loads((tmp_path / "image_data.json").read_text())
+        write_json(tmp_path / "image_data.json", [image | {"width": 200, "height": 200}])
+        region = {"image_id": 0, "phrase": "a leaf", "x": 0, "y": 0, "width": 128}
+        regions = [region | {"region_id": height, "height": height} for height in (127, 128, 129)]
+        write_json(tmp_path / "region_descriptions.json", [{"id": 0, "regions": regions}])
+        assert [record.image_id for record in records_of(read("visual_genome", tmp_path))] == ["127"]
+
     def test_regions_that_cannot_be_used(self, tmp_path: Path) -> None:
         self.write(tmp_path, 1)
         fine = {"region_id": 1, "image_id": 0, "phrase": "a leaf", "x": 4, "y": 5, "width": 8, "height": 10}
