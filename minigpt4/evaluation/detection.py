@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
-from minigpt4.common.boxes import Box
+from minigpt4.common.boxes import GRID, Box
 
 Detections = Iterable[tuple[Sequence[Box], Sequence[Box]]]
 """(found boxes, true boxes) of each image."""
@@ -60,12 +60,16 @@ def _name(box: Box) -> str:
 
 
 def _entry(box: Box, image: int, categories: dict[str, int]) -> dict[str, Any]:
-    """The box in COCO's layout, with sides relative to the image's, which have no effect on IoU."""
-    width, height = box.right - box.left, box.bottom - box.top
+    """The box in COCO's layout, in hundredths of the image's sides: the unit has no effect on IoU.
+
+    Whole numbers are exact there, so that an IoU of exactly 0.5 is not computed as less.
+    """
+    left, top, right, bottom = (round(GRID * side, 9) for side in box.sides)
+    width, height = right - left, bottom - top
     return {
         "image_id": image,
         "category_id": categories.get(_name(box)),
-        "bbox": [box.left, box.top, width, height],
+        "bbox": [left, top, width, height],
         "area": width * height,
         "iscrowd": 0,
     }

@@ -28,8 +28,8 @@ NamedBox = tuple[str, Sides]
 Triple = tuple[str, str, str]
 T = TypeVar("T")
 
-MIN_IOU = 0.5
-"""IoU from which a box counts as found."""
+MIN_IOU = 0.5 - 1e-9
+"""IoU from which a box counts as found: 0.5, also where the arithmetic of shares gives 0.4999999999999999."""
 _STRING = r'"((?:[^"\\]|\\.)*)"'
 _ENTRY = re.compile(_STRING + r"\s*:\s*\[([^\[\]]*)\]")
 _TRIPLE = re.compile(r"\[\s*" + r"\s*,\s*".join([_STRING] * 3) + r"\s*\]")

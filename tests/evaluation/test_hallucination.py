@@ -91,6 +91,13 @@ def test_pope_asks_as_often_about_what_is_there_as_about_what_is_not() -> None:
     assert rows == pope_questions(IMAGES, each=1) != pope_questions(IMAGES, each=1, seed=1)
 
 
+def test_an_object_counts_once_for_each_image() -> None:
+    rows = pope_questions({"a": ["hen"], "b": ["cat"] * 3, "c": ["dog"], "d": ["dog"]}, each=2)
+    popular = [row for row in rows if row["kind"] == "popular"]
+    assert [row["question"].split()[3] for row in popular if row["image"] == "a"] == ["hen", "dog"]
+    assert [row["answer"] for row in popular if row["image"] == "b"] == ["yes", "no"]
+
+
 def test_pope_asks_no_more_than_there_is() -> None:
     rows = [row for row in pope_questions(IMAGES, each=5) if row["image"] == "1.png" and row["kind"] == "random"]
     assert Counter(row["answer"] for row in rows) == {"yes": 2, "no": 2}

@@ -11,7 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from minigpt4.common.boxes import Box
+from minigpt4.common.boxes import Box, iou
 from minigpt4.common.errors import MetricError
 from minigpt4.evaluation.detection import average_precision
 from minigpt4.evaluation.predictions import Prediction, save_predictions
@@ -102,6 +102,17 @@ def test_referring(text: str, overlap: float | None) -> None:
     )
 
 
+def test_half_is_enough_whatever_the_arithmetic_says() -> None:
+    true, found = Box(0.1, 0.35, 0.6, 0.75, "dog"), Box(0.05, 0.25, 0.45, 0.8, "dog")
+    assert 0.4999 < iou(found.sides, true.sides) < 0.5  # 1,400 of 2,800 hundredths
+    assert score_answers("refer", [answer(1, found.text, box_text(true))]).corpus["IoU_50"] == 1
+    scores = score_answers("detection", [answer(1, f"<p>dog</p> {found.text}", box_text(true))]).corpus
+    assert scores["AP50"] == pytest.approx(1) and scores["box_F1"] == 1 and scores["AP"] < 0.2
+    # One hundredth less is not.
+    less = Box(0.04, 0.25, 0.45, 0.8, "dog")
+    assert score_answers("refer", [answer(1, less.text, box_text(true))]).corpus["IoU_50"] == 0
+
+
 def test_true_boxes_are_kept_unrounded() -> None:
     true = Box(0.123456789, 0.2, 0.6, 2 / 3, 'a "dog"')
     scores = score_answers("refer", [answer(1, true.text, box_text(true))])
@@ -136,7 +147,7 @@ ANNOTATIONS = [
 ]
 FOUND = [
     (3, 18, [110, 105, 195, 150]),
-    (3, 18, [380, 60, 90, 120]),
+    (3, 18, [385, 55, 100, 110]),  # IoU 0.62
     (3, 44, [0, 0, 50, 50]),
     (3, 1, [12, 25, 80, 280]),
     (8, 1, [200, 100, 60, 60]),
@@ -172,7 +183,7 @@ def test_average_precision_is_that_of_cocoeval_on_its_own_layout() -> None:
 
     scores = average_precision((boxes(FOUND, image), boxes(ANNOTATIONS, image)) for image in IMAGES)
     assert scores == pytest.approx({"AP": evaluation.stats[0], "AP50": evaluation.stats[1]})
-    assert 0.1 < scores["AP"] < scores["AP50"] < 0.9
+    assert 0.1 < scores["AP"] < scores["AP50"] < 0.9 and evaluation.stats[2] < scores["AP50"]
 
 
 def test_detection() -> None:
