@@ -87,6 +87,22 @@ def test_a_shard_that_changed_is_copied_and_indexed_again(
     dataset = build(config, encoder, "train")["wide"]
     assert len(dataset) == 28 and dataset[9].answer == "caption 9" and dataset[10].answer == "caption 12"
     assert server.gets().count("/wide/00001.tar") == 2 and len(server.gets()) == 6
+    size = shards[2].stat().st_size
+    write_shard(shards[2], numbered(12, 6, "new "))  # as large as before: the time of change tells
+    os.utime(shards[2], (0, 0))
+    assert shards[2].stat().st_size == size
+    assert build(config, encoder, "train")["wide"][10].answer == "new caption 12"
+
+
+def test_a_shard_that_changed_in_size_during_the_run_ends_it(
+    config: Config, encoder: PromptEncoder, shards: list[Path], tmp_path: Path
+) -> None:
+    dataset = build(config, encoder, "train")["wide"]
+    for copy in (tmp_path / "copies").glob("*/*.tar"):
+        copy.unlink()
+    write_shard(shards[1], numbered(6, 60))
+    with pytest.raises(RemoteDataError, match=r"00001\.tar has .* bytes, .* are expected; start again"):
+        dataset.sample(6, 0)
 
 
 def test_a_server_that_fails_now_and_then(config: Config, encoder: PromptEncoder, server: Server) -> None:
