@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._utils import ExceptionWrapper
+from torch.utils.data import DataLoader
 
-from minigpt4.common.errors import DataError
+from minigpt4.common.errors import ConfigError, DataError, RemoteDataError
 from minigpt4.common.schema import Config
 from minigpt4.common.types import IGNORED_LABEL, IMAGE_POSITION, Batch, Encoded, Sample
 from minigpt4.conversation.template import PromptEncoder
@@ -94,6 +96,19 @@ class TestTraining:
             list(train_loader(cfg.run, datasets_of(cfg, encoder)))
         assert str(caught.value).startswith("dataset mine: 10 images in a row cannot be read")
         assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+
+    @pytest.mark.parametrize("kind", [ConfigError, RemoteDataError])
+    def test_a_workers_error_keeps_its_kind(
+        self, make_config: MakeConfig, encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+    ) -> None:
+        try:
+            raise kind("the disk is full: OSError: 28")
+        except kind:
+            sent = ExceptionWrapper(where="in DataLoader worker process 0")  # as a worker sends it
+        monkeypatch.setattr(DataLoader, "__iter__", lambda _: sent.reraise())
+        cfg = make_config(max_epoch=1)
+        with pytest.raises(kind, match=r"^the disk is full: OSError: 28$"):
+            list(train_loader(cfg.run, datasets_of(cfg, encoder)))
 
     def test_replaced_images_are_reported(self, make_config: MakeConfig, encoder: PromptEncoder, images: Path) -> None:
         (images / "5.png").write_bytes(b"broken")
