@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -50,7 +51,7 @@ def check_new(folder: Path) -> None:
     Raises:
         ConfigError: The folder exists.
     """
-    if folder.exists() or folder.is_symlink():
+    if os.path.lexists(folder):  # unlike Path's, it answers for any name
         raise ConfigError(f"--out: {folder} exists; name a new folder, or delete this one first")
 
 

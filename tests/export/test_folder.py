@@ -15,6 +15,14 @@ from minigpt4.export import folder as folder_module
 from minigpt4.export.folder import LazyTensor, check_space, new_folder_of, write_weights
 
 
+def test_names_that_no_folder_can_get(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="link exists; name a new folder"), new_folder_of(tmp_path / "link"):
+        pass
+    with pytest.raises(DataError, match="cannot be written: File name too long"), new_folder_of(tmp_path / ("n" * 300)):
+        pass
+
+
 def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "made" / "out"
     with pytest.raises(KeyboardInterrupt), new_folder_of(out) as unfinished:
