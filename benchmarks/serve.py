@@ -41,6 +41,8 @@ SIDE = 224
 """Side of the images in pixels."""
 STARTING = 300.0
 """Seconds that a server may take to start."""
+FEATURES = 0.004
+"""GiB of features that ours keeps: no image is asked about twice, and the memory stops growing after 300 of them."""
 END = "###"
 """What `transformers serve` leaves at the end of an answer, and the tiny model's answers end with."""
 
@@ -177,6 +179,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         ports = free_port(), free_port()
         command = [sys.executable, "-m", "minigpt4.serve", "--ckpt", checkpoint, "--port", str(ports[0])]
+        command += ["--options", f"serving.feature_memory={FEATURES}"]
         ours = stack.enter_context(running(Server("minigpt4", command, ports[0], "aligned")))
         if not args.only_soak:
             exported = Path(folder, "exported")

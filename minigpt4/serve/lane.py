@@ -20,8 +20,11 @@ MEMORY_SHARE = 0.5
 """Share of the free memory that their keys and values may then take."""
 PREFILL_TOKENS = 4096
 """Tokens of the prompts that join together, at most, unless one alone has more: it bounds the memory of a prefill."""
+STEPS_BETWEEN_JOINS = 4
+"""Steps of the running answers between two joins: they wait for each join, and several prompts at once cost little more
+than one."""
 PATIENCE = 16
-"""Steps for which a free row waits for others while more questions wait than rows are free."""
+"""The same while more questions wait than rows are free, and few are."""
 
 
 class Lane:
@@ -43,22 +46,19 @@ class Lane:
         self.waiting: deque[Reply] = deque()
         self.replies: dict[int, Reply] = {}
         self._batch = RunningBatch(llm, rows, length)
-        self._delayed = 0
+        self._steps = 0  # since the last join
         if packable(llm):
             self._batch.allocate()
 
     def next_replies(self) -> list[Reply]:
         """Take the questions that join now from those that wait.
 
-        They join at once while there is a row for each. Where more wait, rows are refilled several at a time, because
-        several prompts at once cost little more than one.
+        Where nothing is worked on, they join at once.
         """
         free = self._batch.free
-        crowded = len(self.waiting) > free
-        if crowded and 0 < free < REFILL_FRACTION * self.rows and self._delayed < PATIENCE:
-            self._delayed += 1
+        crowded = len(self.waiting) > free and free < REFILL_FRACTION * self.rows
+        if self.replies and self._steps < (PATIENCE if crowded else STEPS_BETWEEN_JOINS):
             return []
-        self._delayed = 0
         taken: list[Reply] = []
         tokens = 0
         while self.waiting and len(taken) < free:
@@ -75,6 +75,7 @@ class Lane:
             joining: from `next_replies`.
             prompts: embeddings of each, (T, D).
         """
+        self._steps = 0
         together = [reply for reply in joining if reply.generator.streams]
         for reply, prompt in zip(joining, prompts, strict=True):
             if not reply.generator.streams:
@@ -86,6 +87,7 @@ class Lane:
 
     def step(self) -> None:
         """One more token of each answer."""
+        self._steps += 1
         stepped = [self.replies[request.index] for request in self._batch.requests]
         self._take(self._batch.step(), stepped)
 
