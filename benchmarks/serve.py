@@ -140,13 +140,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def compare(ours: Server, theirs: Server) -> None:
-    """Print requests a second of both, in turns."""
+def compare(ours: Server, theirs: Server, all_clients: Sequence[int]) -> None:
+    """Print requests a second of both, in turns, for each number of clients."""
     images = data_urls(0)
     print(f"{'clients':>8} {ours.name:>12} {theirs.name:>20} {'ratio':>7}   requests a second, medians of {ROUNDS}")
     different: list[tuple[str, str]] = []
     asked = 0
-    for clients in CLIENTS:
+    for clients in all_clients:
         seconds: dict[str, list[float]] = {ours.name: [], theirs.name: []}
         for _ in range(ROUNDS):
             urls = [next(images) for _ in range(REQUESTS)]
@@ -177,6 +177,7 @@ def soak(server: Server, requests: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, metavar="N", help="numbers of clients")
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="then ask N more, and show the memory")
     parser.add_argument("--only-soak", action="store_true", help="leave the comparison out")
     args = parser.parse_args()
@@ -195,7 +196,7 @@ def main() -> None:
             command = [transformers, "serve", str(exported), "--port", str(ports[1]), "--host", "127.0.0.1"]
             command += ["--dtype", "float32"]  # by default that of the file, in which ours does not compute on a CPU
             theirs = stack.enter_context(running(Server("transformers serve", command, ports[1], str(exported))))
-            compare(ours, theirs)
+            compare(ours, theirs, args.clients)
         if args.soak:
             soak(ours, args.soak)
 

@@ -97,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ready = (
             f"{', '.join(names)} at http://{shown}:{args.port}/v1: {counted(engine.rows, 'answers')} at the same time, "
             f"of {engine.context:,} tokens each with the prompt (Ctrl-C ends it)"
+            + "".join(f"\n{note}" for note in dict.fromkeys(model.note for model in models.values()) if note)
         )
         DrainingServer(
             app,

@@ -22,7 +22,6 @@ from starlette.requests import ClientDisconnect
 from minigpt4.api import LoadedModel
 from minigpt4.common.errors import DataError, MiniGPT4Error
 from minigpt4.common.schema import ServingConfig
-from minigpt4.processors.image import stack_images
 from minigpt4.serve.conversation import check_size, read_messages
 from minigpt4.serve.engine import Engine, EngineClosedError, QueueFullError
 from minigpt4.serve.gate import CHAT, Gate
@@ -189,9 +188,7 @@ class ChatCompletions:
 
         def decode() -> list[SentImage]:
             # One after the other: decoded, an image may take a thousand times the memory of its file.
-            pixels = [model.image_processor(file, place) for file, place in files]
-            model.remark("", stack_images(pixels))  # in the log, once
-            return [SentImage(one) for one in pixels]
+            return [SentImage(model.image_processor(file, place)) for file, place in files]
 
         return Question(
             model=model,

@@ -20,7 +20,7 @@ MEMORY_SHARE = 0.5
 """Share of the free memory that their keys and values may then take."""
 PREFILL_TOKENS = 4096
 """Tokens of the prompts that join together, at most, unless one alone has more: it bounds the memory of a prefill."""
-STEPS_BETWEEN_JOINS = 4
+STEPS_BETWEEN_JOINS = 8
 """Steps of the running answers between two joins: they wait for each join, and several prompts at once cost little more
 than one."""
 PATIENCE = 16
