@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from minigpt4.api import LoadedModel
     from tests.models.parity import Case
 
+# Several processes test at the same time and share the cores: a thread that waits leaves its core to them at once.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
 LONG_MARKERS = ("slow", "distributed", "browser")
 LONG_FILES = ("test_quickstart.py", "test_notebook.py", "test_meteor_spice.py", "test_checkpoints.py")
 
