@@ -52,10 +52,13 @@ def main(folder: str, work: str) -> None:
     stated = json.loads(Path(folder, "generation_config.json").read_text(encoding="utf-8"))
     stated.pop("transformers_version", None)
     in_force = model.language_model.generation_config
+    ends = in_force.eos_token_id if isinstance(in_force.eos_token_id, list) else [in_force.eos_token_id]
+    wrong = {name for name in stated if getattr(in_force, name) != stated[name]}
+    wrong |= set() if set(request["ends"]) <= set(ends) else {"eos_token_id"}
     reply = {
         "faults": {
             "weights by name": sorted(str(name) for kind in report for name in report[kind] if "keys" in kind),
-            "generation settings": sorted(name for name in stated if getattr(in_force, name) != stated[name]),
+            "generation settings": sorted(wrong),
         },
         "prompts": [_encoded(processor, prompt) for prompt in request["prompts"]],
         "strings": strings,

@@ -198,6 +198,7 @@ def compute(loaded: LoadedModel, images: Sequence[Path], image_id: int, work: Pa
         "talks": [talk.messages for talk in shown],
         "padded": [_Talk(text, [[exact[0]]]).messages for text in (question, longer)],
         "stop": encoder.template.end,
+        "ends": list(model.generator(settings).ends),
         "max_new_tokens": settings.max_new_tokens,
     }
     tensors = {"pixels": pixels[:COMPARED_LOGITS], "ids": torch.tensor([as_token(ids)])}

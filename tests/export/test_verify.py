@@ -87,6 +87,12 @@ def allow_more_tokens(folder: Path) -> None:
     edit_json(folder / "config.json", lambda it: it["text_config"].update(max_new_tokens=9))
 
 
+def forget_the_end(folder: Path) -> None:
+    """Answers go on behind their end; the stop strings of the comparison would hide it."""
+    edit_json(folder / "generation_config.json", lambda it: it.pop("eos_token_id"))
+    edit_json(folder / "config.json", lambda it: it["text_config"].update(eos_token_id=None))
+
+
 def change_a_mean(folder: Path) -> None:
     edit_json(folder / "processor_config.json", lambda it: it["image_processor"]["image_mean"].__setitem__(0, 0.485))
 
@@ -116,6 +122,7 @@ def change_the_template(folder: Path) -> None:
         (swap_biases, {"image embeddings", "logits"}),
         (lose_a_tensor, {"weights by name", "logits"}),
         (allow_more_tokens, {"generation settings"}),
+        (forget_the_end, {"generation settings"}),
         (change_a_mean, {"pixels, not resized"}),
         (resize_by_nearest, {"pixels of 2 images, resized"}),
         (pad_on_the_right, {"greedy answers, padded batch"}),
