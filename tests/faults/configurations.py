@@ -118,7 +118,8 @@ def _numbers(kind: type, allowed: Range) -> SearchStrategy[Any]:
 
 def _is_short(settings: Mapping[str, Any]) -> bool:
     """Whether a run takes seconds: everything that multiplies its work is small."""
-    factors = ["batch_size", "accum_grad_iters", "max_epoch", "iters_per_epoch", "eval_batch_size", "group_by_length"]
+    factors = ["batch_size", "global_batch", "accum_grad_iters", "max_epoch", "iters_per_epoch", "eval_batch_size"]
+    factors.append("group_by_length")
     factors.append("num_workers")  # each is a process
     return all(settings.get(f"run.{name}") in (None, *range(-1, 9)) for name in factors)
 
