@@ -74,10 +74,10 @@ def _shuffled(item: Prediction) -> str:
 
 
 def _given(item: Prediction) -> Sequence[str]:
-    """What people answered.
+    """The reference answers.
 
     Raises:
-        MetricError: nobody did; every answer would count as wrong.
+        MetricError: There are none; every answer would count as wrong.
     """
     if not item.references:
         raise MetricError(f"question {item.image_id} has no answer in 'references' to compare with")

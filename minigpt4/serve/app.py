@@ -47,7 +47,7 @@ UPLOAD_SECONDS = 60.0
 DECODERS = max(1, min(4, os.cpu_count() or 1))
 """Requests whose images are decoded at the same time: the largest image takes a gigabyte while it is."""
 CLIENT_HAS_GONE = 499
-"""Status of a request whose client did not wait; nobody gets it."""
+"""Status of a request whose client has disconnected; it is only counted."""
 
 
 def create_app(

@@ -98,7 +98,7 @@ class Lane:
         self._batch.leave([request.index not in self.replies for request in self._batch.requests])
 
     def remove_cancelled(self) -> None:
-        """Work no longer on answers that nobody wants."""
+        """Drop the answers whose requests were cancelled."""
         cancelled = [reply for reply in self.replies.values() if reply.cancelled]
         if cancelled:
             self.remove(cancelled)

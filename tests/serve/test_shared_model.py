@@ -76,7 +76,7 @@ def test_old_turns_leave_a_conversation_that_outgrows_a_row(
     chat = shared.chat()
     chat.ask(DESCRIBE, [drawn_scenes()[0].image], max_new_tokens=20)
     for _ in range(5):
-        chat.ask("What is in this picture?", max_new_tokens=20)
+        chat.ask("What is in this image?", max_new_tokens=20)
     assert chat.dropped and chat.prompt.count("<ImageHere>") == 1 and len(chat.sent.ids) <= 80  # type: ignore[union-attr]
 
 
