@@ -157,7 +157,7 @@ def export(cfg: Config, folder: Path, images: Sequence[Path], metrics: Path | No
 
             logger.info("comparing the answers about %s", counted(len(images), "images"))
             precision = "float32" if cfg.model.precision is Precision.auto else "auto"
-            checks = verify(partial(from_config, cfg, precision=precision), unfinished, images, written.image_id)
+            checks = verify(partial(from_config, cfg, precision=precision), unfinished, images, written)
             show(checks)
         write_text(unfinished / CARD, model_card(cfg.model, written, read_projection(checkpoint)[1], scores, checks))
     if written.leaves_end:

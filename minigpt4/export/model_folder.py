@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,8 @@ def write_model(cfg: ModelConfig, settings: GenerationConfig, folder: Path) -> W
     processor = build_processor(
         tokenizer, encoder.template, model.visual_encoder, encoder.num_image_tokens, bos=has_bos
     )
-    endings = ending_tokens(tokenizer, model.generator(settings).ends, encoder.template.end)
-    limits = _limits(settings, tokenizer, endings)
+    ends = model.generator(settings).ends
+    limits = _limits(settings, tokenizer, ending_tokens(tokenizer, ends, encoder.template.end))
     for name, value in limits.items():
         setattr(config.text_config, name, value)
     licences = sorted(file for pattern in LICENCES for file in source.glob(pattern) if file.is_file())
@@ -90,7 +91,7 @@ def write_model(cfg: ModelConfig, settings: GenerationConfig, folder: Path) -> W
         metadata=model.metadata(),
         end=encoder.template.end,
         leaves_end=bool(encoder.template.end) and encoder.template.end not in tokenizer.all_special_tokens,
-        decoding=_decoding(settings),
+        decoding=_decoding(settings, () if "min_new_tokens" in limits else ends),
         licences=tuple(file.name for file in licences),
     )
 
@@ -101,7 +102,8 @@ def _limits(settings: GenerationConfig, tokenizer: Any, endings: list[int]) -> d
     Blip2's `generate` reads them from the language model's configuration, where transformers accepts no others.
     """
     values: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens}
-    if len(endings) == 1 or settings.min_new_tokens > 1:  # otherwise it would forbid an end that is allowed here
+    # It forbids every end, the template's too, which an answer may begin with here: for one token `_decoding` is exact.
+    if len(endings) == 1 or settings.min_new_tokens > 1:
         values["min_new_tokens"] = settings.min_new_tokens
     return values | {
         "bos_token_id": tokenizer.bos_token_id,
@@ -110,11 +112,16 @@ def _limits(settings: GenerationConfig, tokenizer: Any, endings: list[int]) -> d
     }
 
 
-def _decoding(settings: GenerationConfig) -> dict[str, Any]:
+def _decoding(settings: GenerationConfig, first_not: Sequence[int]) -> dict[str, Any]:
     """The settings that only a call of `generate` can have, by transformers' names.
 
     Not `repetition_penalty`, which counts the prompt's tokens there, nor `static_cache`.
+
+    Args:
+        settings: the model's.
+        first_not: ends that no answer begins with unless it may be empty, where the folder does not say so.
     """
+    begin = {"begin_suppress_tokens": list(first_not)} if first_not and settings.min_new_tokens else {}
     beams = {"num_beams": settings.num_beams, "length_penalty": settings.length_penalty}
     sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
-    return (beams if settings.num_beams > 1 else {}) | (sampling if settings.do_sample else {})
+    return begin | (beams if settings.num_beams > 1 else {}) | (sampling if settings.do_sample else {})

@@ -41,6 +41,7 @@ def main(folder: str, work: str) -> None:
         tensors["logits"] = model(input_ids=ids, pixel_values=pixels).logits.float().cpu()
     asked = [_asked(request["question"], image) for image in request["exact"]]
     settings = {"max_new_tokens": request["max_new_tokens"], "do_sample": False, "num_beams": 1}
+    settings["begin_suppress_tokens"] = request["begin_suppress_tokens"]
     stop = {"stop_strings": [request["stop"]], "tokenizer": tokenizer} if request["stop"] else {}
     texts: list[_Answer] = []
     for start in range(0, len(asked), ROWS):

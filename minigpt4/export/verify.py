@@ -28,10 +28,11 @@ from minigpt4.conversation.template import IMAGE_TAG, with_image_tag
 from minigpt4.conversation.tokenizer import Tokenizer
 from minigpt4.export.tokenizer import AWKWARD
 from minigpt4.models.generation import INCOMPLETE_CHARACTER
-from minigpt4.processors.image import ChannelStatistics, normalize, open_image
+from minigpt4.processors.image import ChannelStatistics, is_plain, normalize, open_image
 
 if TYPE_CHECKING:
     from minigpt4.api import LoadedModel
+    from minigpt4.export.model_folder import Written
 
 EXAMPLES = tuple(sorted((PACKAGE / "assets" / "examples").glob("*.png")))
 """Images that are compared where none are named."""
@@ -40,9 +41,6 @@ MAX_TOKENS = 64
 """Longest answer that is compared, in tokens."""
 COMPARED_LOGITS = 4
 """Images whose embeddings and logits are compared."""
-DECODED_ALIKE = (("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "L"))
-"""Formats and Pillow's modes of files that transformers decodes as this package does: others have transparent pixels or
-more than 8 bits a channel, or it does not read them."""
 SAME_PIXELS = 1e-5
 """Largest difference of pixels that are not resized: rounding in float32."""
 RESIZED_LEVELS = (3.0, 0.05)
@@ -139,7 +137,9 @@ class _Talk:
         )
 
 
-def compute(loaded: LoadedModel, images: Sequence[Path], image_id: int, work: Path) -> Computed:
+def compute(
+    loaded: LoadedModel, images: Sequence[Path], image_id: int, work: Path, first_not: Sequence[int] = ()
+) -> Computed:
     """What the model itself computes, in its number format on its device; the request for the other side is written.
 
     Answers are about images that were resized before: a file may be resized to other grey levels there, and one level
@@ -150,6 +150,7 @@ def compute(loaded: LoadedModel, images: Sequence[Path], image_id: int, work: Pa
         images: image files, at least one.
         image_id: token of an image's queries in the export.
         work: folder of the request.
+        first_not: tokens that no answer begins with, where the export cannot say so itself.
 
     Raises:
         DataError: An image that cannot be used, or a full disk.
@@ -173,7 +174,7 @@ def compute(loaded: LoadedModel, images: Sequence[Path], image_id: int, work: Pa
             image = open_image(path)
             exact.append(work / f"exact_{number}.png")
             image.resize((side, side), Image.Resampling.BICUBIC).save(exact[-1])
-            files.append(path if _decoded_alike(path) else work / f"decoded_{number}.png")
+            files.append(path if is_plain(path) else work / f"decoded_{number}.png")
             if files[-1] is not path:
                 image.save(files[-1])
     pixels = normalize(loaded.pixels(exact), model.statistics).float().contiguous()
@@ -200,6 +201,7 @@ def compute(loaded: LoadedModel, images: Sequence[Path], image_id: int, work: Pa
         "stop": encoder.template.end,
         "ends": list(model.generator(settings).ends),
         "max_new_tokens": settings.max_new_tokens,
+        "begin_suppress_tokens": list(first_not) or None,
     }
     tensors = {"pixels": pixels[:COMPARED_LOGITS], "ids": torch.tensor([as_token(ids)])}
     with writing(work):
@@ -218,11 +220,6 @@ def compute(loaded: LoadedModel, images: Sequence[Path], image_id: int, work: Pa
         exact=pixels,
         **_embeds_and_logits(loaded, ids, pixels[:COMPARED_LOGITS]),
     )
-
-
-def _decoded_alike(path: Path) -> bool:
-    with Image.open(path) as image:
-        return (image.format, image.mode) in DECODED_ALIKE and not image.has_transparency_data
 
 
 def _talks(question: str, images: list[Path], *, one_turn: bool) -> list[_Talk]:
@@ -385,14 +382,14 @@ def _equal(what: str, ours: Sequence[Any], theirs: Sequence[Any], *, required: b
     return Check(what, f"{same} of {len(ours)} equal", allowed, passed or not required)
 
 
-def verify(load: Callable[[], LoadedModel], folder: Path, images: Sequence[Path], image_id: int) -> list[Check]:
+def verify(load: Callable[[], LoadedModel], folder: Path, images: Sequence[Path], written: Written) -> list[Check]:
     """Compare an exported folder with its model; the two are never in memory together.
 
     Args:
         load: loads the model, in the number format of the comparison.
         folder: exported folder.
         images: image files, at least one.
-        image_id: token of an image's queries in the export.
+        written: what was written into the folder.
 
     Raises:
         ExportError: transformers cannot run the export.
@@ -401,7 +398,8 @@ def verify(load: Callable[[], LoadedModel], folder: Path, images: Sequence[Path]
     with tempfile.TemporaryDirectory(prefix="minigpt4-export-") as temporary:
         work = Path(temporary)
         loaded = load()
-        ours = compute(loaded, images, image_id, work)
+        first_not = written.decoding.get("begin_suppress_tokens", ())
+        ours = compute(loaded, images, written.image_id, work, first_not)
         encoder, dtype = loaded.model.encoder, loaded.model.token_embedding.weight.dtype
         statistics = loaded.model.statistics
         del loaded

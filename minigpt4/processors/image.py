@@ -54,6 +54,8 @@ class ChannelStatistics(NamedTuple):
 CLIP = ChannelStatistics(CLIP_MEAN, CLIP_STD)
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's formats that are read; not those that it hands to another program (EPS)."""
+_PLAIN = (("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "L"))
+"""Formats and Pillow's modes of files that hold 8-bit grey or RGB and nothing else."""
 _ACCEPTED = "a path, the bytes of an image file, a PIL image, or an array"
 _WHITE = (255, 255, 255)
 _COLOUR_NDIM = 3
@@ -139,6 +141,18 @@ def decode_pixels(source: Any, name: str | None = None) -> Pixels:
         )
     pixels = _quick_jpeg(data, image)
     return _decode(image, name) if pixels is None else pixels
+
+
+def is_plain(path: Path) -> bool:
+    """Whether other programs that use Pillow decode a file as `decode_pixels` does.
+
+    They may read fewer formats, and do otherwise with transparent pixels or more than 8 bits a channel.
+
+    Raises:
+        DataError: The file is missing, or is not an image.
+    """
+    image = _open_header(image_bytes(path, str(path)), str(path))
+    return (image.format, image.mode) in _PLAIN and not image.has_transparency_data
 
 
 def image_bytes(source: Any, name: str) -> bytes:

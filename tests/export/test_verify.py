@@ -20,7 +20,7 @@ from minigpt4.common.config import load_config
 from minigpt4.common.errors import ExportError
 from minigpt4.common.files import PROJECT
 from minigpt4.export import __main__ as command
-from minigpt4.export import reload, verify
+from minigpt4.export import model_folder, reload, verify
 from minigpt4.export.verify import Check
 from minigpt4.processors.image import CLIP
 from tests.drawn import drawn_scenes
@@ -197,6 +197,24 @@ def test_an_export_ends_at_every_token_that_ends_an_answer_here(exported: Export
     command.export(replace(exported.cfg, model=model), tmp_path / "out", [])
     ends = json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"]
     assert ends[:2] == [2, 7] and len(ends) == len(set(ends)) > 2
+
+
+def test_answers_that_would_begin_with_an_end(
+    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llama = shutil.copytree(str(exported.cfg.model.llama_model), tmp_path / "llama")
+    state = load_file(llama / WEIGHTS)
+    state["lm_head.weight"][2] *= 10
+    save_file(state, llama / WEIGHTS, metadata={"format": "pt"})
+    cfg = replace(exported.cfg, model=replace(exported.cfg.model, llama_model=str(llama)))
+    scenes = [Path(scene.save(tmp_path / f"{number}.png")) for number, scene in enumerate(drawn_scenes()[:8])]
+    command.export(cfg, tmp_path / "out", scenes)
+    assert "DIFFERS" not in capsys.readouterr().out
+    assert "begin_suppress_tokens=[2])" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+    monkeypatch.setattr(model_folder, "_decoding", lambda *_: {})
+    with pytest.raises(ExportError, match=r"greedy answers \([0-7] of 8 equal"):
+        command.export(cfg, tmp_path / "other", scenes)
 
 
 def test_numbers_that_are_not_finite_agree_with_nothing() -> None:

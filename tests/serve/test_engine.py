@@ -12,7 +12,7 @@ from minigpt4.api import LoadedModel
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.schema import ServingConfig
 from minigpt4.serve.engine import Engine, EngineClosedError, QueueFullError
-from minigpt4.serve.lane import Lane
+from minigpt4.serve.lane import STEPS_BETWEEN_JOINS, Lane
 from minigpt4.serve.reply import CANCELLED, LENGTH, STOP, Reply
 from tests.drawn import drawn_scenes
 from tests.serve.conftest import SETTINGS, Standstill, question, wait_until
@@ -83,6 +83,19 @@ class TestAnswers:
         beams = engine.submit(question(tiny, IMAGES[0], **settings))
         assert text_of(beams) == tiny.describe(IMAGES[0], **settings)
         assert text_of(other) == tiny.describe(IMAGES[1]) and beams.finish == STOP
+
+    def test_a_question_joins_a_few_steps_after_the_last_one(
+        self, engine: Engine, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        events: list[str] = []
+        join, step = Lane.join, Lane.step
+        monkeypatch.setattr(Lane, "join", lambda lane, *some: (events.append("join"), join(lane, *some))[1])
+        monkeypatch.setattr(Lane, "step", lambda lane: (events.append("step"), step(lane))[1])
+        first = engine.submit(question(tiny, IMAGES[0], min_new_tokens=60, max_new_tokens=60))
+        wait_until(lambda: first.tokens > 0)
+        assert text_of(engine.submit(question(tiny, IMAGES[1]))) == tiny.describe(IMAGES[1])
+        assert events[: STEPS_BETWEEN_JOINS + 2] == ["join", *["step"] * STEPS_BETWEEN_JOINS, "join"]
+        first.cancel()
 
     def test_a_temperature_of_nearly_nothing_is_greedy(self, engine: Engine, tiny: LoadedModel) -> None:
         cold = engine.submit(question(tiny, IMAGES[0], do_sample=True, temperature=1e-40))

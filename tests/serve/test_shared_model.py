@@ -9,6 +9,7 @@ import pytest
 
 from minigpt4.api import LoadedModel
 from minigpt4.serve.engine import Engine
+from minigpt4.serve.lane import STEPS_BETWEEN_JOINS
 from minigpt4.serve.shared_model import SharedModel
 from tests.drawn import drawn_scenes
 from tests.serve.conftest import wait_until
@@ -32,8 +33,8 @@ def test_four_users_at_once_are_answered_in_one_batch(shared: SharedModel, tiny:
     finally:
         slow.remove()
     assert list(answers) == tiny.describe([scene.image for scene in scenes], DESCRIBE)
-    tokens = [chat.turns[0].tokens for chat in chats]
-    assert min(tokens) > 5 and len(passes) < sum(tokens) / 2, "they were answered in turns"
+    longest = max(chat.turns[0].tokens for chat in chats)
+    assert len(passes) <= longest + 2 * STEPS_BETWEEN_JOINS, "they were answered in turns"
 
 
 def test_closing_an_answer_frees_its_row(shared: SharedModel, tiny: LoadedModel, engine: Engine) -> None:
