@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 logger = logging.getLogger(__name__)
+SMALL_PRODUCT = 2**21
+"""Multiplications of a matrix product, up to which preparing it or waking another thread takes longer than it saves."""
 PROBED_ROWS = (1, 8, 64, 700, 2048)
 """Rows of the probed matrices: libraries choose a kernel by shape."""
 PROBED_WIDTH = 512
@@ -49,6 +51,25 @@ def torch_default_matmul() -> Iterator[None]:
         yield
     finally:
         settings.fp32_precision = before
+
+
+@contextmanager
+def for_products_of(multiplications: int) -> Iterator[None]:
+    """Within this context, a CPU computes small matrix products by one thread and torch's default library.
+
+    Args:
+        multiplications: those of the largest product.
+    """
+    if multiplications > SMALL_PRODUCT:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch_default_matmul():
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _exact() -> bool:

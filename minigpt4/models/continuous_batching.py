@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from minigpt4.common.matmul import torch_default_matmul
+from minigpt4.common.matmul import for_products_of, torch_default_matmul
 from minigpt4.models.attention import Layout, Packed, packed_attention
 
 MIN_SHARED_TOKENS = 256
@@ -91,6 +91,7 @@ class RunningBatch:
         self.llm = llm
         self.requests: list[Request] = []
         self._cache = KeyValueCache(rows, length)
+        self._largest_matrix = max((weight.numel() for weight in llm.parameters()), default=0)
 
     @property
     def free(self) -> int:
@@ -126,7 +127,8 @@ class RunningBatch:
         for request in self.requests:
             request.length += 1
         layout = DecodeLayout(self._cache, positions.squeeze(1), max(request.length for request in self.requests))
-        return _logits(self.llm, input_ids=ids, position_ids=positions, layout=layout)[:, 0]
+        with for_products_of(len(self.requests) * self._largest_matrix):
+            return _logits(self.llm, input_ids=ids, position_ids=positions, layout=layout)[:, 0]
 
     def leave(self, done: Sequence[bool]) -> None:
         """Remove the requests that are done; the last of the others move into the rows that have become free.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minigpt4.common import matmul
-from minigpt4.common.matmul import torch_default_matmul, use_onednn_if_exact
+from minigpt4.common.matmul import SMALL_PRODUCT, for_products_of, torch_default_matmul, use_onednn_if_exact
 
 SETTINGS = torch.backends.mkldnn.matmul
 
@@ -59,3 +59,17 @@ def test_the_setting_is_restored() -> None:
         assert SETTINGS.fp32_precision == "none"
         raise ZeroDivisionError
     assert SETTINGS.fp32_precision == "bf16"
+
+
+@pytest.mark.parametrize(("products", "expected"), [(SMALL_PRODUCT, (1, "none")), (SMALL_PRODUCT + 1, (3, "bf16"))])
+def test_small_products_are_left_to_one_thread_and_torchs_default(products: int, expected: tuple[int, str]) -> None:
+    SETTINGS.fp32_precision = "bf16"
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(ZeroDivisionError), for_products_of(products):
+            assert (torch.get_num_threads(), SETTINGS.fp32_precision) == expected
+            raise ZeroDivisionError
+        assert (torch.get_num_threads(), SETTINGS.fp32_precision) == (3, "bf16")
+    finally:
+        torch.set_num_threads(threads)

@@ -118,11 +118,12 @@ def aokvqa(data: Path) -> list[Expected]:
     rows = [
         {"split": "train", "image_id": n, "question_id": f"q{n}", "question": f"What is {n}?", "image": coco_2014(n),
          "choices": ["cat", "dog", "cow", "hen"], "correct_choice_idx": 1, "direct_answers": ["dog", "puppy", "dog"],
-         "difficult_direct_answer": False, "rationales": ["It barks."]}
+         "difficult_direct_answer": n > 3, "rationales": ["It barks."]}
         for n in FIVE
     ]  # fmt: skip
     write_json(data / "aokvqa/aokvqa_v1p0_train.json", rows)
-    return [Expected(f"What is {n}?", ("dog", "puppy", "dog")) for n in FIVE]
+    kinds = ["ordinary"] * 3 + ["difficult"] * 2
+    return [Expected(f"What is {n}?", ("dog", "puppy", "dog"), kind=kind) for n, kind in zip(FIVE, kinds, strict=True)]
 
 
 def gqa(data: Path) -> list[Expected]:

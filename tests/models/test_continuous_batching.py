@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from minigpt4.common import matmul
 from minigpt4.common.schema import GenerationConfig
 from minigpt4.models import attention, continuous_batching
 from minigpt4.models.attention import PACKABLE, Packed
@@ -54,6 +55,25 @@ def test_answers_end_at_the_end_token_and_at_the_stop_string() -> None:
     stopped = make_generator("llama", settings, stop).generate(random_prompts(), 3)
     assert stopped == answers_one_by_one("llama", settings, stop)
     assert any(len(some.token_ids) < len(more.token_ids) for some, more in zip(stopped, ended, strict=True))
+
+
+@pytest.mark.parametrize(("small", "threads"), [(2, 3), (3, 1)])
+def test_steps_of_small_products_are_computed_by_one_thread(
+    small: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = language_model("llama")
+    monkeypatch.setattr(matmul, "SMALL_PRODUCT", small * max(weight.numel() for weight in llm.parameters()))
+    used: list[int] = []
+    counting = llm.register_forward_pre_hook(lambda *_: used.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        settings = GenerationConfig(max_new_tokens=4, min_new_tokens=4)
+        make_generator("llama", settings).generate(random_prompts()[:3], 3)
+    finally:
+        torch.set_num_threads(before)
+        counting.remove()
+    assert used == [3, threads, threads, threads]
 
 
 def test_rows_are_refilled_and_never_exceeded() -> None:

@@ -195,7 +195,12 @@ def _right_choice(row: dict[str, Any], choices: tuple[str, ...]) -> str:
 
 
 def _kind(row: dict[str, Any]) -> str:
-    """What accuracy is told by: the type of the answer, the structure of GQA's question, or IconQA's year at school."""
+    """What accuracy is told by: the type of the answer, the structure of GQA's question, or IconQA's year at school.
+
+    A-OKVQA's are ordinary or difficult: its own score of direct answers leaves these out.
+    """
+    if "difficult_direct_answer" in row:
+        return "difficult" if row["difficult_direct_answer"] else "ordinary"
     types = row.get("types")
     if isinstance(types, dict):
         return replace_lone_surrogates(str(types.get("structural") or ""))
