@@ -109,7 +109,7 @@ coverage: $(VENV)/.installed-dev ## Run all tests and count the lines of the pac
 
 check: lint type test slow ## Everything that has to pass before a change is merged
 
-torture: $(VENV)/.installed-dev ## Kill, fill and damage everything, hundreds of times (about half an hour); FAULTS='--seed 1'
+torture: $(VENV)/.installed-dev ## Kill, fill and damage everything, hundreds of times (about 40 minutes); FAULTS='--seed 1'
 	$(BIN)/python -m tests.faults $(FAULTS)
 
 lint: $(VENV)/.installed-dev ## Style

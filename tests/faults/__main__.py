@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Inject the faults; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--kills", type=int, default=300, help="kills, half of them at writes (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=330, help="kills, half of them at writes (default: %(default)s)")
     parser.add_argument("--files", type=int, default=2000, help="damaged files (default: %(default)s)")
     parser.add_argument(
         "--configurations", type=int, default=1000, help="configurations drawn from the schema (default: %(default)s)"

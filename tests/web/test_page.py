@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -45,6 +46,21 @@ def test_visitors_at_once_get_their_own_answers(address: str, tiny: LoadedModel,
     assert max(rows) > 1, "visitors are answered in turns"
     assert tally.outcomes == {Outcome.survived: 24}, str(tally)
     assert len({str(answer) for answer in page.answers.values()}) > 5
+
+
+def test_threads_share_freed_memory_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    from minigpt4.web import server
+
+    calls: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        server.ctypes,
+        "CDLL",
+        lambda _: SimpleNamespace(mallopt=lambda *given: calls.append(given)),  # type: ignore[attr-defined]
+    )
+    server._limit_arenas()
+    assert calls == [(-8, 2)]
+    monkeypatch.setattr(server.ctypes, "CDLL", lambda _: SimpleNamespace())  # type: ignore[attr-defined]
+    server._limit_arenas()
 
 
 def test_only_the_latest_visitors_are_remembered(
