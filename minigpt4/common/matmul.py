@@ -17,7 +17,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 SMALL_PRODUCT = 2**21
-"""Multiplications of a matrix product, up to which preparing it or waking another thread takes longer than it saves."""
+"""Multiplications up to which preparing a matrix product or waking another thread takes longer than it saves."""
 PROBED_ROWS = (1, 8, 64, 700, 2048)
 """Rows of the probed matrices: libraries choose a kernel by shape."""
 PROBED_WIDTH = 512
@@ -58,7 +58,7 @@ def for_products_of(multiplications: int) -> Iterator[None]:
     """Within this context, a CPU computes small matrix products by one thread and torch's default library.
 
     Args:
-        multiplications: those of the largest product.
+        multiplications: number of multiplications in the largest matrix product.
     """
     if multiplications > SMALL_PRODUCT:
         yield

@@ -102,7 +102,7 @@ def _limits(settings: GenerationConfig, tokenizer: Any, endings: list[int]) -> d
     Blip2's `generate` reads them from the language model's configuration, where transformers accepts no others.
     """
     values: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens}
-    # It forbids every end, the template's too, which an answer may begin with here: for one token `_decoding` is exact.
+    # transformers forbids every end token, the template's too, which may come first here; `_decoding` does not.
     if len(endings) == 1 or settings.min_new_tokens > 1:
         values["min_new_tokens"] = settings.min_new_tokens
     return values | {
@@ -112,16 +112,16 @@ def _limits(settings: GenerationConfig, tokenizer: Any, endings: list[int]) -> d
     }
 
 
-def _decoding(settings: GenerationConfig, first_not: Sequence[int]) -> dict[str, Any]:
+def _decoding(settings: GenerationConfig, begin_suppress: Sequence[int]) -> dict[str, Any]:
     """The settings that only a call of `generate` can have, by transformers' names.
 
     Not `repetition_penalty`, which counts the prompt's tokens there, nor `static_cache`.
 
     Args:
         settings: the model's.
-        first_not: ends that no answer begins with unless it may be empty, where the folder does not say so.
+        begin_suppress: end tokens that cannot come first, where the folder has no `min_new_tokens`.
     """
-    begin = {"begin_suppress_tokens": list(first_not)} if first_not and settings.min_new_tokens else {}
+    begin = {"begin_suppress_tokens": list(begin_suppress)} if begin_suppress and settings.min_new_tokens else {}
     beams = {"num_beams": settings.num_beams, "length_penalty": settings.length_penalty}
     sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     return begin | (beams if settings.num_beams > 1 else {}) | (sampling if settings.do_sample else {})

@@ -138,7 +138,7 @@ class _Talk:
 
 
 def compute(
-    loaded: LoadedModel, images: Sequence[Path], image_id: int, work: Path, first_not: Sequence[int] = ()
+    loaded: LoadedModel, images: Sequence[Path], image_id: int, work: Path, begin_suppress: Sequence[int] = ()
 ) -> Computed:
     """What the model itself computes, in its number format on its device; the request for the other side is written.
 
@@ -150,7 +150,7 @@ def compute(
         images: image files, at least one.
         image_id: token of an image's queries in the export.
         work: folder of the request.
-        first_not: tokens that no answer begins with, where the export cannot say so itself.
+        begin_suppress: tokens that cannot be an answer's first, where the exported folder cannot hold that setting.
 
     Raises:
         DataError: An image that cannot be used, or a full disk.
@@ -201,7 +201,7 @@ def compute(
         "stop": encoder.template.end,
         "ends": list(model.generator(settings).ends),
         "max_new_tokens": settings.max_new_tokens,
-        "begin_suppress_tokens": list(first_not) or None,
+        "begin_suppress_tokens": list(begin_suppress) or None,
     }
     tensors = {"pixels": pixels[:COMPARED_LOGITS], "ids": torch.tensor([as_token(ids)])}
     with writing(work):
@@ -398,8 +398,8 @@ def verify(load: Callable[[], LoadedModel], folder: Path, images: Sequence[Path]
     with tempfile.TemporaryDirectory(prefix="minigpt4-export-") as temporary:
         work = Path(temporary)
         loaded = load()
-        first_not = written.decoding.get("begin_suppress_tokens", ())
-        ours = compute(loaded, images, written.image_id, work, first_not)
+        begin_suppress = written.decoding.get("begin_suppress_tokens", ())
+        ours = compute(loaded, images, written.image_id, work, begin_suppress)
         encoder, dtype = loaded.model.encoder, loaded.model.token_embedding.weight.dtype
         statistics = loaded.model.statistics
         del loaded

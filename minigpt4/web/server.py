@@ -31,9 +31,9 @@ MAX_UPLOAD = "50mb"
 MAX_VISITORS = 500
 """Visitors whose conversations are remembered, the latest ones; Gradio holds about 0.1 MB for each, for an hour."""
 M_ARENA_MAX = -8
-"""glibc's number of its setting for how many arenas there may be."""
+"""The parameter of glibc's `mallopt` that limits the number of malloc arenas (malloc.h)."""
 ARENAS = 2
-"""Arenas that memory is allocated from."""
+"""Malloc arenas, at most."""
 
 
 def serve(
@@ -100,7 +100,7 @@ def serve(
 
 
 def _limit_arenas() -> None:
-    """Let dozens of threads share memory that was freed: glibc would keep it in an arena for each."""
+    """Limit glibc's malloc arenas, in each of which freed memory stays: by default there are several for each core."""
     with suppress(AttributeError, OSError, TypeError):  # another C library than glibc
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
 

@@ -88,7 +88,7 @@ def allow_more_tokens(folder: Path) -> None:
 
 
 def forget_the_end(folder: Path) -> None:
-    """Answers go on behind their end; the stop strings of the comparison would hide it."""
+    """Generation continues past the end; the stop strings of the comparison would hide it."""
     edit_json(folder / "generation_config.json", lambda it: it.pop("eos_token_id"))
     edit_json(folder / "config.json", lambda it: it["text_config"].update(eos_token_id=None))
 

@@ -195,9 +195,9 @@ def _right_choice(row: dict[str, Any], choices: tuple[str, ...]) -> str:
 
 
 def _kind(row: dict[str, Any]) -> str:
-    """What accuracy is told by: the type of the answer, the structure of GQA's question, or IconQA's year at school.
+    """What accuracy is broken down by: type of answer, structure of GQA's question, or IconQA's year at school.
 
-    A-OKVQA's are ordinary or difficult: its own score of direct answers leaves these out.
+    A-OKVQA's questions are ordinary or difficult; its official direct-answer score leaves out the difficult ones.
     """
     if "difficult_direct_answer" in row:
         return "difficult" if row["difficult_direct_answer"] else "ordinary"
