@@ -17,6 +17,9 @@ from minigpt4.common.files import read_json
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 """Files that most language models' tokenizers are read from, one of them or both."""
+REPLACEMENT_CHARACTER = "\ufffd"
+"""What bytes that are no UTF-8 are decoded to, such as the first ones of a character whose last is not yet generated."""
+_BROKEN_BYTES = re.compile(f"{REPLACEMENT_CHARACTER}+")
 PROBE = "a dog and two cats on the grass"
 """Text that every tokenizer of a language model gives back after encoding it."""
 MIN_USED = 0.5
@@ -113,9 +116,13 @@ class SentencePieceTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, without special tokens and those that a language model embeds beyond its tokenizer's."""
+        """Text of `ids`, without special tokens and those that a language model embeds beyond its tokenizer's.
+
+        Bytes that are no UTF-8 are one � together, of which sentencepiece writes one for each: no other tool counts as
+        it does, and a growing answer becomes stable all the same.
+        """
         text: str = self.pieces.decode([i for i in ids if i < self._num_pieces and i not in self._special_ids])
-        return text
+        return _BROKEN_BYTES.sub(REPLACEMENT_CHARACTER, text)
 
 
 class TransformersTokenizer:

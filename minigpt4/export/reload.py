@@ -16,8 +16,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, logging, pi
 
 ROWS = 8
 """Prompts answered at a time."""
-_Answer = tuple[str, list[int]]
-"""Text and generated token ids."""
 
 
 def main(folder: str, work: str) -> None:
@@ -43,7 +41,7 @@ def main(folder: str, work: str) -> None:
     settings = {"max_new_tokens": request["max_new_tokens"], "do_sample": False, "num_beams": 1}
     settings["begin_suppress_tokens"] = request["begin_suppress_tokens"]
     stop = {"stop_strings": [request["stop"]], "tokenizer": tokenizer} if request["stop"] else {}
-    texts: list[_Answer] = []
+    texts: list[str] = []
     for start in range(0, len(asked), ROWS):
         texts += _answers(model, processor, asked[start : start + ROWS], **settings, **stop)
     talks = [_answers(model, processor, [talk], **settings, **stop)[0] for talk in request["talks"]]
@@ -63,11 +61,13 @@ def main(folder: str, work: str) -> None:
         },
         "prompts": [_encoded(processor, prompt) for prompt in request["prompts"]],
         "strings": strings,
-        "decoded": [tokenizer.decode(row, skip_special_tokens=True) for row in strings],
+        "decoded": [
+            tokenizer.decode(row, skip_special_tokens=True) for whole in strings for row in (whole, whole[:-1])
+        ],
         "texts": texts,
         "talks": talks,
         "padded": padded,
-        "pipeline": piped,
+        "pipeline": [piped],
     }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(work, "reply.safetensors"))
     Path(work, "reply.json").write_text(json.dumps(reply), encoding="utf-8")
@@ -89,7 +89,7 @@ def _encoded(processor: Any, prompt: list[dict[str, Any]]) -> list[int]:
     return ids
 
 
-def _answers(model: Any, processor: Any, prompts: list[Any], **settings: Any) -> list[_Answer]:
+def _answers(model: Any, processor: Any, prompts: list[Any], **settings: Any) -> list[str]:
     inputs = processor.apply_chat_template(
         prompts,
         tokenize=True,
@@ -99,8 +99,8 @@ def _answers(model: Any, processor: Any, prompts: list[Any], **settings: Any) ->
         processor_kwargs={"padding": True},
     ).to(model.device, dtype=model.dtype)
     generated = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
-    texts = processor.batch_decode(generated, skip_special_tokens=True)
-    return list(zip(texts, generated.tolist(), strict=True))
+    texts: list[str] = processor.batch_decode(generated, skip_special_tokens=True)
+    return texts
 
 
 if __name__ == "__main__":

@@ -25,9 +25,7 @@ from minigpt4.common.schema import DESCRIBE, GenerationConfig
 from minigpt4.common.types import IMAGE_POSITION, IMAGE_TOKEN
 from minigpt4.conversation.dialogue import Dialogue, Turn
 from minigpt4.conversation.template import IMAGE_TAG, with_image_tag
-from minigpt4.conversation.tokenizer import Tokenizer
 from minigpt4.export.tokenizer import AWKWARD
-from minigpt4.models.generation import INCOMPLETE_CHARACTER
 from minigpt4.processors.image import ChannelStatistics, is_plain, normalize, open_image
 
 if TYPE_CHECKING:
@@ -73,7 +71,7 @@ class Computed:
     Attributes:
         prompts: token ids of each prompt.
         strings: token ids of each text.
-        decoded: the texts of these ids.
+        decoded: the texts of these ids, and of those without the last, which may end within a character.
         texts: greedy answers about each image, resized before.
         talks: greedy answers of conversations with several images or turns.
         padded: greedy answers to prompts of different lengths in one batch.
@@ -211,7 +209,7 @@ def compute(
     return Computed(
         prompts=[as_token(talk.ids(loaded)) for talk in asked],
         strings=strings,
-        decoded=[encoder.tokenizer.decode(row) for row in strings],
+        decoded=[encoder.tokenizer.decode(row) for whole in strings for row in (whole, whole[:-1])],
         texts=texts,
         talks=[_answer(loaded, talk, settings) for talk in shown],
         padded=[str(text) for text in loaded.describe([exact[0]] * 2, [question, longer], **given)],
@@ -286,28 +284,21 @@ def run_fresh(folder: Path, work: Path) -> None:
         raise ExportError(f"verification: stock transformers fails with the export: {said[-1]}")
 
 
-def read_reply(work: Path, tokenizer: Tokenizer, end: str) -> tuple[Computed, dict[str, list[str]]]:
+def read_reply(work: Path, end: str) -> tuple[Computed, dict[str, list[str]]]:
     """What the other side computed, and what is wrong by name: weights, and settings that are not in force.
 
     Args:
         work: folder of the reply.
-        tokenizer: the language model's.
         end: text that ends an answer; empty: none.
     """
 
     def until_end(text: str) -> str:
         return (text.split(end, 1)[0] if end else text).strip()
 
-    def answer(text: str, ids: Sequence[int]) -> str:
-        # Bytes that are no UTF-8, which random weights generate, are shown otherwise by transformers' decoder.
-        return until_end(tokenizer.decode(ids) if INCOMPLETE_CHARACTER in text else text)
-
     reply = json.loads((work / "reply.json").read_text(encoding="utf-8"))
     faults = reply.pop("faults")
-    piped, generated = until_end(reply["pipeline"]), until_end(reply["texts"][0][0])
-    for name in ("texts", "talks", "padded"):
-        reply[name] = [answer(*each) for each in reply[name]]
-    reply["pipeline"] = reply["texts"][:1] if piped == generated else [piped]
+    for name in ("texts", "talks", "padded", "pipeline"):
+        reply[name] = [until_end(text) for text in reply[name]]
     tensors: dict[str, Any] = load_file(work / "reply.safetensors")
     return Computed(**reply, **tensors), faults
 
@@ -346,7 +337,7 @@ def compare(
         ),
         _equal("token ids of prompts", ours.prompts, theirs.prompts),
         _equal("token ids of awkward texts", ours.strings, theirs.strings),
-        _equal("these ids decoded", [text.strip() for text in ours.decoded], [text.strip() for text in theirs.decoded]),
+        _equal("these ids decoded, whole and cut", [text.strip() for text in ours.decoded], [text.strip() for text in theirs.decoded]),
         _close("image embeddings", ours.embeds, theirs.embeds, share),
         _close("logits", ours.logits, theirs.logits[..., :vocabulary], share),
     ]
@@ -407,5 +398,5 @@ def verify(load: Callable[[], LoadedModel], folder: Path, images: Sequence[Path]
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         run_fresh(folder, work)
-        theirs, faults = read_reply(work, encoder.tokenizer, encoder.template.end)
+        theirs, faults = read_reply(work, encoder.template.end)
     return compare(ours, theirs, faults, dtype, statistics)

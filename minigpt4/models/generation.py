@@ -21,14 +21,12 @@ from transformers import (
 )
 
 from minigpt4.common.schema import GenerationConfig
-from minigpt4.conversation.tokenizer import Tokenizer
+from minigpt4.conversation.tokenizer import REPLACEMENT_CHARACTER, Tokenizer
 from minigpt4.models.attention import packable
 from minigpt4.models.continuous_batching import generate_batch
 
 STOP_CONTEXT_TOKENS = 2
 """Tokens decoded in front of a possible stop string, because decoding strips a leading space."""
-INCOMPLETE_CHARACTER = "\ufffd"
-"""What the first tokens of a character decode to until its last one is generated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +260,7 @@ class StopStrings(StoppingCriteria):
         """The part of a growing answer that later tokens cannot change: no incomplete stop string or character."""
         begun = (n for stop in self.texts for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n]))
         text = text[: len(text) - max(begun, default=0)]
-        return text.rstrip(INCOMPLETE_CHARACTER).rstrip()
+        return text.rstrip(REPLACEMENT_CHARACTER).rstrip()
 
     def __call__(self, input_ids: LongTensor, scores: Any, **kwargs: Any) -> Tensor:
         """Which rows of generated ids (B, T) are done, (B,) bool."""

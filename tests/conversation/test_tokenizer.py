@@ -42,6 +42,11 @@ def test_nothing_is_added_and_special_tokens_are_not_decoded(tokenizer: Sentence
     assert tokenizer.decode([tokenizer.bos_id or 0, *ids, tokenizer.eos_id or 0]) == "a dog"
 
 
+def test_broken_bytes_are_one_sign_and_lose_nothing_beside_them(tokenizer: SentencePieceTokenizer) -> None:
+    ids = [tokenizer.pieces.piece_to_id(f"<0x{value:02X}>") for value in "a🙂🙂".encode()]
+    assert [tokenizer.decode(ids[: 5 + more]) for more in range(5)] == ["a🙂", "a🙂�", "a🙂�", "a🙂�", "a🙂🙂"]
+
+
 def test_added_tokens_have_ids_of_their_own(tmp_path: Path, tokenizer: SentencePieceTokenizer) -> None:
     shutil.copytree(LLAMA, tmp_path / "llama")
     (tmp_path / "llama" / "added_tokens.json").write_text(json.dumps({"<pad>": tokenizer.vocab_size}))

@@ -42,6 +42,26 @@ def test_ids_and_texts_are_those_of_sentencepiece(folder: Path, tmp_path: Path) 
     assert theirs.image_token_id == ours.vocab_size
 
 
+@pytest.mark.parametrize("folder", FOLDERS, ids=["user-defined pieces", "plain"])
+def test_bytes_that_are_no_characters_are_decoded_as_here(folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    ours = load_tokenizer(folder)
+    assert isinstance(ours, SentencePieceTokenizer)
+    fast_tokenizer(folder, ours).save_pretrained(tmp_path)
+    theirs: Any = AutoTokenizer.from_pretrained(tmp_path)
+    number = ours.pieces.piece_to_id
+    byte = [number(f"<0x{value:02X}>") for value in range(256)]
+    cut = [byte[value] for value in "🙂é▁🙂".encode()[:-1]]
+    assert theirs.decode(cut) == ours.decode(cut) == "🙂é▁�"
+    draw = random.Random("bytes")
+    for _ in range(2000):
+        whole = "".join(draw.choices("é🙂€Āńaz 北\n<0x41>�▁", k=6)).encode()
+        ids = [byte[value] for value in whole[: draw.randint(1, len(whole))]]
+        ids = [each if draw.random() < 0.9 else draw.randrange(ours.pieces.get_piece_size()) for each in ids]
+        assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids), ids
+
+
 def test_added_tokens_keep_their_ids_and_swallow_spaces(tmp_path: Path) -> None:
     shutil.copy(FOLDERS[1] / "tokenizer.model", tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')

@@ -42,7 +42,7 @@ def compared(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
     def compare(folder: Path) -> dict[str, Check]:
         reload.main(str(folder), str(work))
-        theirs, faults = verify.read_reply(work, loaded.model.encoder.tokenizer, "###")
+        theirs, faults = verify.read_reply(work, "###")
         checks = verify.compare(ours, theirs, faults, torch.float32, CLIP)
         return {each.what: each for each in checks}
 
