@@ -18,7 +18,7 @@ from minigpt4.common.files import read_json
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 """Files that most language models' tokenizers are read from, one of them or both."""
 REPLACEMENT_CHARACTER = "\ufffd"
-"""What bytes that are no UTF-8 are decoded to, such as the first ones of a character whose last is not yet generated."""
+"""What bytes that are no UTF-8 are decoded to, such as the first ones of a character that is not yet complete."""
 _BROKEN_BYTES = re.compile(f"{REPLACEMENT_CHARACTER}+")
 PROBE = "a dog and two cats on the grass"
 """Text that every tokenizer of a language model gives back after encoding it."""
