@@ -178,6 +178,14 @@ class TestResume:
         assert not (tmp_path / "answers[1].jsonl.part0").exists()
         assert (tmp_path / "answers1.jsonl.part0").exists()
 
+    def test_a_name_with_wildcards_removes_its_own_temporary_files(self, tmp_path: Path) -> None:
+        own, other = tmp_path / ".answers[1].jsonl.x1y2.tmp", tmp_path / ".answers1.jsonl.x1y2.tmp"
+        for file in (own, other):
+            file.touch()
+        with ExitStack() as held:
+            AnswerFile(tmp_path / "answers[1].jsonl", []).begin({}, held)
+        assert not own.exists() and other.exists()
+
     def test_text_that_utf8_cannot_encode_is_written_and_recognised(
         self, folder: Path, tmp_path: Path, asked: list[int]
     ) -> None:

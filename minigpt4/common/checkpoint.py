@@ -44,10 +44,30 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Save tensors atomically as .safetensors, with metadata and a digest that `read_checkpoint` compares."""
+    """Save tensors atomically as .safetensors, with metadata and a digest that `read_checkpoint` compares.
+
+    Files with the same content are equal, byte for byte.
+    """
     state = {name: tensor.contiguous() for name, tensor in tensors.items()}
     content = {**metadata, DIGEST: _digest(state, metadata)}
-    write_atomically(path, lambda temporary: save_file(state, temporary, metadata=content))
+
+    def write(temporary: Path) -> None:
+        save_file(state, temporary, metadata=content)
+        _sort_metadata(temporary)
+
+    write_atomically(path, write)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Sort the metadata of a .safetensors file, which the library writes in an order of its own at each call."""
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # else it was written in a shorter form, and stays as it is
+            opened.seek(8)
+            opened.write(text.ljust(size))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -69,6 +89,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: a mapping of names to tensors is expected, found {type(content).__name__}")
+    for name, tensor in model_state(content).items():
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            raise CheckpointError(f"{file}: {name} is sparse or has no values; save it again as a dense tensor")
     return content
 
 
@@ -132,12 +155,14 @@ def _read_torch(file: Path) -> Any:
 
 
 def model_state(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of a checkpoint: those of its "model" or "state_dict" if it has one, without wrappers' `module.`."""
+    """The tensors that have a name in a checkpoint, or in its "model" or "state_dict", without wrappers' `module.`."""
     for key in ("model", "state_dict"):
         if isinstance(content.get(key), dict):
             content = content[key]
             break
-    state = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    state = {
+        name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }
     while state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state

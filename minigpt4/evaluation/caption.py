@@ -16,8 +16,8 @@ from pathlib import Path
 from rich.console import Console
 
 from minigpt4.common.cli import exit_on_error
-from minigpt4.common.errors import DataError, MetricError, did_you_mean, first_few
-from minigpt4.common.files import read_json, write_json, writing
+from minigpt4.common.errors import MetricError, did_you_mean, first_few
+from minigpt4.common.files import write_json, writing
 from minigpt4.evaluation.java import check_tokenizer, tokenize
 from minigpt4.evaluation.predictions import (
     PREFIX,
@@ -28,6 +28,7 @@ from minigpt4.evaluation.predictions import (
     read_references,
     references_of,
 )
+from minigpt4.evaluation.scores_file import check_replaceable
 from minigpt4.evaluation.statistics import PerImage, Scores, bootstrap_intervals, intervals_note, swap_images
 from minigpt4.evaluation.table import ScoreTable
 
@@ -37,6 +38,8 @@ JAVA_METRICS = ("meteor", "spice")
 DEFAULT_METRICS = ("bleu", "rouge", "cider")
 """The metrics that need only the tokenizer's Java."""
 
+CONTROLS = {"cider": "CIDEr", "rouge": "ROUGE_L", "bleu": "Bleu_4", "meteor": "METEOR", "spice": "SPICE"}
+"""Scorer -> its metric that is also measured with shuffled images; the first that was asked for."""
 SWAP_SEED = 42
 """Seed of the shuffled images where none is given."""
 Captions = dict[str, list[str]]
@@ -146,17 +149,21 @@ def score_checkpoints(
     for label in captions:
         results = {key: next(tokens) for key in gold}
         corpus: dict[str, float] = {}
+        counts: dict[str, dict[str, tuple[float, ...]]] = {}
         per_image: PerImage = {key: {} for key in gold}
         for name in names:
-            for metric, (score, values) in _compute(name, gold, results, timeout).items():
+            computed, counted = _compute(name, gold, results, timeout)
+            if counted:
+                counts[name] = counted
+            for metric, (score, values) in computed.items():
                 corpus[metric] = score
                 for key, value in values.items():
                     per_image[key][metric] = value
         controls = {}
-        if "cider" in names and len(gold) > 1:
-            shuffled = swap_images(results, seed)
-            controls["CIDEr_shuffled"] = _compute("cider", gold, shuffled, timeout)["CIDEr"][0]
-        counts = _bleu_counts(gold, results) if "bleu" in names else {}
+        if len(gold) > 1:
+            name, metric = next((name, metric) for name, metric in CONTROLS.items() if name in names)
+            shuffled, _ = _compute(name, gold, swap_images(results, seed), timeout)
+            controls[f"{metric}_shuffled"] = shuffled[metric][0]
         scores[label] = Scores(corpus, per_image, controls, counts)
     return scores
 
@@ -214,18 +221,24 @@ def _check_predictions(references: Captions, predictions: Mapping[str, str], lab
 
 def _compute(
     name: str, gold: Captions, results: Mapping[str, str], timeout: float | None
-) -> dict[str, tuple[float, dict[str, float]]]:
-    """One of `METRICS` of tokenized captions: metric -> (score of the corpus, score of every image)."""
+) -> tuple[dict[str, tuple[float, dict[str, float]]], dict[str, tuple[float, ...]]]:
+    """One of `METRICS` of tokenized captions: metric -> (score of the corpus, score of every image), and its counts.
+
+    Those are image id -> counts, as `Scores.counts` has them; empty where the corpus score is a mean.
+    """
     if name in JAVA_METRICS:
         from minigpt4.evaluation.meteor_spice import score_with_java
 
-        return {name.upper(): score_with_java(name, gold, results, timeout)}
+        score, values, counts = score_with_java(name, gold, results, timeout)
+        return {name.upper(): (score, values)}, counts
+    counts = {}
     listed = {key: [caption] for key, caption in results.items()}
     if name == "bleu":
         from pycocoevalcap.bleu.bleu import Bleu
 
         orders, values = Bleu(4).compute_score(gold, listed, verbose=0)
         scored = {f"Bleu_{n}": pair for n, pair in enumerate(zip(orders, values, strict=True), 1)}
+        counts = _bleu_counts(gold, results)
     elif name == "rouge":
         from pycocoevalcap.rouge.rouge import Rouge
 
@@ -236,14 +249,15 @@ def _compute(
         scored = {"CIDEr": Cider().compute_score(gold, listed)}
     else:
         raise AssertionError(f"{name} is in METRICS and is not computed")
-    return {
+    computed = {
         metric: (float(score), dict(zip(gold, map(float, values), strict=True)))
         for metric, (score, values) in scored.items()
     }
+    return computed, counts
 
 
-def _bleu_counts(gold: Captions, results: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """`Scores.bleu_counts` of tokenized captions."""
+def _bleu_counts(gold: Captions, results: Mapping[str, str]) -> dict[str, tuple[float, ...]]:
+    """What `corpus_bleu` sums, of every image's tokenized caption."""
     from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 
     counts = {}
@@ -259,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if args.out:
-        _check_out(Path(args.out))
+        check_replaceable(args.out, ("rows", "per_image"))
     metrics = check_metrics(args.metrics)
     predictions, file = read_predictions(args.preds)
     if args.refs:
@@ -295,23 +309,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(ScoreTable([row], caption=protocol.summary()))
     if args.out:
         console.print(f"scores: {args.out}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _check_out(path: Path) -> None:
-    """Make sure that nothing but the scores of an earlier call is overwritten.
-
-    Raises:
-        MetricError: the file holds the results of an evaluation, or something else, such as the predictions.
-    """
-    if not path.exists():
-        return
-    try:
-        content = read_json(path)
-    except DataError:
-        content = None
-    if not isinstance(content, dict) or not {"rows", "per_image"} <= content.keys():
-        what = "the results of an evaluation" if isinstance(content, dict) and "rows" in content else "something else"
-        raise MetricError(f"{path} holds {what}: name another file by --out")
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

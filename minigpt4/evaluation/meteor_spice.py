@@ -82,6 +82,10 @@ SCORERS = {
         ),
     ),
 }
+_STAGES = (1.0, 0.6, 0.8, 0.6)
+"""METEOR's weights of words matched exactly, by stem, by synonym and by paraphrase (Denkowski and Lavie, 2014)."""
+_CONTENT = 0.75
+"""METEOR's weight of a content word; the rest is that of a function word."""
 _URL_SAFE = re.compile(r"[\w./\\:~-]+", re.ASCII)
 """METEOR reads its data through a file: URL made of its own path, without decoding it; it does not find the data where
 the path has a space or any other character that a URL escapes."""
@@ -131,7 +135,7 @@ def score_with_java(
     references: Mapping[str, Sequence[str]],
     results: Mapping[str, str],
     timeout: float | None = None,
-) -> tuple[float, dict[str, float]]:
+) -> tuple[float, dict[str, float], dict[str, tuple[float, ...]]]:
     """METEOR or SPICE of tokenized captions.
 
     Args:
@@ -141,7 +145,8 @@ def score_with_java(
         timeout: seconds after which the metric is stopped; the default grows with the number of images.
 
     Returns:
-        (score of the corpus, score of every image).
+        Score of the corpus, score of every image, and every image's counts for `statistics.corpus_meteor`, which SPICE
+        has none of.
 
     Raises:
         MetricError: the metric cannot be computed here, failed, or took too long.
@@ -159,7 +164,27 @@ def score_with_java(
         (folder / "input.json").write_text(json.dumps(captions), encoding="utf-8")
         stderr = _run_child(metric, folder, timeout)
         answer = _read_answer(metric, folder / "output.json", stderr)
-    return float(answer["score"]), {key: float(value) for key, value in answer["per_image"].items()}
+    counts = {key: _meteor_counts(line) for key, line in answer["counts"].items()}
+    return float(answer["score"]), {key: float(value) for key, value in answer["per_image"].items()}, counts
+
+
+def _meteor_counts(line: str) -> tuple[float, ...]:
+    """What `corpus_meteor` sums, from METEOR's line about a caption.
+
+    It has the numbers of words and of function words (caption and reference, each), then for each of four stages the
+    matched content words and function words (again both), chunks, and all matched words of both.
+    """
+    numbers = [float(word) for word in line.split()]
+    sizes, stages, (chunks, *matched) = numbers[:4], numbers[4:20], numbers[20:]
+    sums: list[float] = []
+    for side in (0, 1):
+        content, function = stages[side::4], stages[side + 2 :: 4]
+        pairs = zip(_STAGES, content, function, strict=True)
+        sums.append(sum(weight * (_CONTENT * c + (1 - _CONTENT) * f) for weight, c, f in pairs))
+        words, of_function = sizes[side], sizes[side + 2]
+        sums.append(_CONTENT * (words - of_function) + (1 - _CONTENT) * of_function)
+    perfect = chunks == 1 and all(sum(stages[side::2]) == sizes[side] for side in (0, 1))
+    return (*sums, 0 if perfect else chunks, sum(matched))  # METEOR counts no chunk where all words match in order
 
 
 def _without_bars(text: str) -> str:
@@ -272,6 +297,15 @@ def _score(metric: str, references: dict[str, list[str]], results: dict[str, lis
         # Java would block on a full pipe that is never read.
         reader = threading.Thread(target=lambda: java_lines.extend(process.stderr), daemon=True)
         reader.start()
+    lines: list[str] = []
+    if metric == "meteor":
+        ask = scorer._stat
+
+        def ask_and_keep(caption: str, texts: list[str]) -> str:
+            lines.append(ask(caption, texts))
+            return lines[-1]
+
+        scorer._stat = ask_and_keep
     try:
         score, scores = scorer.compute_score(references, results)
     except BaseException as error:
@@ -285,7 +319,12 @@ def _score(metric: str, references: dict[str, list[str]], results: dict[str, lis
         per_image = {key: item["All"]["f"] for key, item in zip(sorted(references), scores, strict=True)}
     else:
         per_image = dict(zip(references, scores, strict=True))
-    return {"score": float(score), "per_image": {key: float(value) for key, value in per_image.items()}}
+    counts = dict(zip(references, lines, strict=True)) if lines else {}
+    return {
+        "score": float(score),
+        "per_image": {key: float(value) for key, value in per_image.items()},
+        "counts": counts,
+    }
 
 
 if __name__ == "__main__":

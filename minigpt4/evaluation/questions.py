@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from minigpt4.common.errors import MetricError, shown
 from minigpt4.common.files import write_json, writing
 from minigpt4.evaluation.detection import average_precision
 from minigpt4.evaluation.predictions import PREFIX, Prediction, load_predictions
+from minigpt4.evaluation.scores_file import check_replaceable
 from minigpt4.evaluation.statistics import Scores, bootstrap_intervals, intervals_note
 from minigpt4.evaluation.structured import MIN_IOU, detected_boxes, matched_boxes
 from minigpt4.evaluation.table import HEADLINES, ScoreTable, is_number, kind_table
@@ -243,8 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scorer", choices=list(SCORERS), help="how to score (default: as the file says)")
     parser.add_argument("--out", help="JSON file of the scores (default: they are only printed)")
     args = parser.parse_args(arguments)
-    if args.out and os.path.realpath(args.out) == os.path.realpath(args.preds):
-        raise MetricError(f"--out: {args.out} is the predictions file, which would be lost; name another file")
+    if args.out:
+        check_replaceable(args.out, ("rows", "per_question"))
     file = load_predictions(args.preds)
     scorer = args.scorer or next((name for name in SCORERS if [name] == file.protocol.get("metrics")), None)
     if scorer is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -13,7 +13,7 @@ from minigpt4.evaluation.table import KNOWN, SHOWN, column
 
 AVERAGED = tuple(item.key for item in KNOWN if item.averaged)
 """Metrics whose corpus score is the mean of the images' scores. BLEU and METEOR are not: the mean of their images'
-scores is another number, and an interval around it would mislead."""
+scores is another number, and an interval around it would mislead; it is computed from counts (`COUNTED`)."""
 
 PerImage = dict[str, dict[str, float]]
 """Image or question id -> metric -> score."""
@@ -35,14 +35,13 @@ class Scores:
         corpus: metric -> score of the corpus, by the keys of `table.KNOWN`.
         per_image: image or question id -> metric -> score of that prediction.
         controls: name -> score of the corpus where each prediction is another image's: CIDEr_shuffled.
-        bleu_counts: image id -> what BLEU sums over the images: matches of 1- to 4-grams, 1- to 4-grams, words, and
-            words of the reference closest in length; empty where BLEU was not computed.
+        counts: name of `COUNTED` -> image id -> what that scorer sums over the images, for those that were computed.
     """
 
     corpus: dict[str, float]
     per_image: PerImage
     controls: dict[str, float] = field(default_factory=dict)
-    bleu_counts: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    counts: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
 
 
 def bootstrap_intervals(
@@ -105,7 +104,6 @@ RANDOMISATIONS = 9999
 """Random exchanges of captions of a p value, which is at least 1 / (1 + this)."""
 _CHUNK = 500_000
 """Random numbers drawn at a time, so that a large test set needs little memory."""
-_BLEU = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
 _DIGITS = 6
 
 
@@ -189,18 +187,23 @@ def compare(scores: Mapping[str, Scores], seed: int = 0, unit: str = "images") -
     """
     labels = list(scores)
     ids = list(scores[labels[0]].per_image) if labels else []
-    metrics = [metric for metric in (*_BLEU, *AVERAGED) if _has(scores.values(), metric, ids)]
+    counted = [
+        name for name in COUNTED if all(item.counts.get(name, {}).keys() == set(ids) for item in scores.values())
+    ]
+    averaged = [
+        name for name in AVERAGED if all(name in item.per_image[key] for item in scores.values() for key in ids)
+    ]
+    metrics = [metric for name in counted for metric in COUNTED[name].metrics] + averaged
     if len(labels) < 2 or len(ids) < 2 or not metrics:
         return None
-    averaged = [metric for metric in metrics if metric not in _BLEU]
-    with_bleu = len(averaged) < len(metrics)
     # (images, quantities) of each checkpoint: a corpus score is a function of their sums over the images.
-    values = [_values(scores[label], ids, averaged, with_bleu) for label in labels]
+    values = [_values(scores[label], ids, counted, averaged) for label in labels]
 
     def corpus(sums: Array) -> Array:
         """(..., quantities) -> (..., metrics)."""
-        means = sums[..., : len(averaged)] / len(ids)
-        return np.concatenate([corpus_bleu(sums[..., len(averaged) :]), means], axis=-1) if with_bleu else means
+        *parts, totals = np.split(sums, np.cumsum([COUNTED[name].quantities for name in counted]), axis=-1)
+        found = [COUNTED[name].corpus(part) for name, part in zip(counted, parts, strict=True)]
+        return np.concatenate([*found, totals / len(ids)], axis=-1)
 
     lows, highs = _intervals(values, corpus, seed)
     p_values = _p_values(values, corpus, seed)
@@ -231,7 +234,8 @@ def corpus_bleu(sums: Array) -> Array:
     """BLEU-1 to BLEU-4 of a corpus, as pycocoevalcap's BleuScorer computes them.
 
     Args:
-        sums: sums of `Scores.bleu_counts` over the images, (..., 10).
+        sums: matches of 1- to 4-grams, 1- to 4-grams, words, and words of the references closest in length, summed
+            over the images, (..., 10).
 
     Returns:
         (..., 4).
@@ -242,6 +246,50 @@ def corpus_bleu(sums: Array) -> Array:
     ratio = (words + tiny) / (reference + small)
     bleu: Array = precision * np.exp(np.minimum(0, 1 - 1 / ratio))
     return bleu
+
+
+def corpus_meteor(sums: Array) -> Array:
+    """METEOR 1.5 of a corpus, with its parameters for English (Denkowski and Lavie, 2014).
+
+    Args:
+        sums: weighted matches and weighted words of the captions, the same of the references, chunks of matches that
+            stand together, and matched words of both, summed over the images, (..., 6).
+
+    Returns:
+        (..., 1); 0 where nothing matches.
+    """
+    alpha, beta, gamma = 0.85, 0.2, 0.6
+    matches, words, reference_matches, reference_words, chunks, matched = np.moveaxis(sums, -1, 0)
+    some = np.minimum(matches, reference_matches) > 0
+
+    def ratio(above: Array, below: Array) -> Array:
+        return np.divide(above, below, out=np.zeros_like(above), where=some)
+
+    mean = ratio(
+        np.ones_like(matches), (1 - alpha) * ratio(words, matches) + alpha * ratio(reference_words, reference_matches)
+    )
+    return (mean * (1 - gamma * ratio(chunks, matched / 2) ** beta))[..., None]
+
+
+@dataclass(frozen=True)
+class CountedScorer:
+    """A scorer whose corpus score is a function of counts summed over the images.
+
+    Attributes:
+        metrics: what it measures.
+        quantities: number of counts of an image.
+        corpus: sums of counts (..., quantities) -> corpus scores (..., metrics).
+    """
+
+    metrics: tuple[str, ...]
+    quantities: int
+    corpus: Callable[[Array], Array]
+
+
+COUNTED = {
+    "bleu": CountedScorer(("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"), 10, corpus_bleu),
+    "meteor": CountedScorer(("METEOR",), 6, corpus_meteor),
+}
 
 
 def holm(p_values: Array) -> Array:
@@ -291,24 +339,14 @@ def _chunks(draws: int, images: int) -> Iterator[int]:
         yield min(size, draws - start)
 
 
-def _has(scores: Iterable[Scores], metric: str, ids: Sequence[str]) -> bool:
-    """Whether all checkpoints have what a metric's corpus score is made of, for every image."""
-    return all(
-        metric in item.corpus
-        and (
-            item.bleu_counts.keys() == set(ids)
-            if metric in _BLEU
-            else all(metric in item.per_image.get(key, {}) for key in ids)
-        )
-        for item in scores
-    )
-
-
-def _values(scores: Scores, ids: Sequence[str], averaged: Sequence[str], with_bleu: bool) -> Array:
-    """What the corpus scores are made of, for every image: scores to average, then counts of n-grams."""
+def _values(scores: Scores, ids: Sequence[str], counted: Sequence[str], averaged: Sequence[str]) -> Array:
+    """What the corpus scores are made of, for every image: counts, then scores to average."""
     return np.array(
         [
-            [*(scores.per_image[key][metric] for metric in averaged), *(scores.bleu_counts[key] if with_bleu else ())]
+            [
+                *(count for name in counted for count in scores.counts[name][key]),
+                *(scores.per_image[key][metric] for metric in averaged),
+            ]
             for key in ids
         ],
         dtype=float,

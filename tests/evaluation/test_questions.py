@@ -79,6 +79,25 @@ TRUE = Box(0.2, 0.2, 0.6, 0.6, "dog")
 
 
 @pytest.mark.parametrize(
+    ("scorer", "metric", "text", "other", "reference"),
+    [
+        ("soft", "accuracy", "red", "blue", "red"),
+        ("choice", "accuracy", "red", "blue", "red"),
+        ("yes_no", "accuracy", "yes", "no", "yes"),
+        ("yes_no", "F1", "yes", "no", "yes"),
+        ("refer", "IoU_50", "{<20><20><60><60>}", "{<0><0><9><9>}", box_text(TRUE)),
+        ("detection", "AP50", "<p>dog</p> {<20><20><60><60>}", "<p>dog</p> {<0><0><9><9>}", box_text(TRUE)),
+    ],
+)
+def test_every_scorer_has_a_control(scorer: str, metric: str, text: str, other: str, reference: str) -> None:
+    items = [answer(key, text, reference, kind="a", shuffled=other) for key in range(2)]
+    scores = score_answers(scorer, items)
+    assert (scores.corpus[metric], scores.controls[f"{metric}_shuffled"]) == (pytest.approx(1), 0)
+    kinds = score_by_kind(scorer, items)["a"]
+    assert (kinds[metric], kinds[f"{metric}_shuffled"]) == (pytest.approx(1), 0)
+
+
+@pytest.mark.parametrize(
     ("text", "overlap"),
     [
         ("{<20><20><60><60>}", 1),

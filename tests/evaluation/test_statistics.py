@@ -16,6 +16,7 @@ from minigpt4.evaluation.statistics import (
     bootstrap_intervals,
     compare,
     corpus_bleu,
+    corpus_meteor,
     holm,
     swap_images,
 )
@@ -53,7 +54,7 @@ def scored(cider: np.ndarray, counts: np.ndarray | None = None) -> Scores:
     if counts is None:
         return Scores(corpus, per_image)
     corpus |= dict(zip(("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"), corpus_bleu(counts.sum(axis=0)), strict=True))
-    return Scores(corpus, per_image, bleu_counts={str(i): tuple(row) for i, row in enumerate(counts)})
+    return Scores(corpus, per_image, counts={"bleu": {str(i): tuple(row) for i, row in enumerate(counts)}})
 
 
 @pytest.mark.parametrize("words", [0, 3, 30])
@@ -118,6 +119,31 @@ def compared(cider: list[np.ndarray], counts: list[np.ndarray], seed: int = 0) -
     return tuple(found.differences)
 
 
+def test_meteor_is_compared_by_its_counts() -> None:
+    draw = np.random.default_rng(0)
+    words = draw.integers(4, 12, 30)
+    matched = {label: np.minimum(words, draw.integers(0, 6, 30) + more) for label, more in (("a", 0), ("b", 3))}
+    scores = {}
+    for label, matches in matched.items():
+        counts = np.stack([matches, words, matches, words, np.minimum(matches, 2), 2 * matches], axis=1).astype(float)
+        per_image = {str(i): {"METEOR": 0.3} for i in range(30)}
+        corpus = {"METEOR": float(corpus_meteor(counts.sum(axis=0))[0])}
+        scores[label] = Scores(
+            corpus, per_image, counts={"meteor": {str(i): tuple(row) for i, row in enumerate(counts)}}
+        )
+    found = compare(scores)
+    assert found is not None and "left out" not in found.note
+    (difference,) = found.differences
+    assert difference.metric == "METEOR"
+    assert difference.difference == pytest.approx(scores["b"].corpus["METEOR"] - scores["a"].corpus["METEOR"], abs=1e-6)
+    assert 0 < difference.low < difference.difference < difference.high and difference.p_holm < 0.01
+
+
+@pytest.mark.parametrize("counts", [(0, 5, 0, 5, 0, 0), (0, 0, 0, 5, 0, 0)])
+def test_meteor_of_a_corpus_without_matches(counts: tuple[float, ...]) -> None:
+    assert corpus_meteor(np.array(counts, dtype=float)) == [0]
+
+
 def test_what_cannot_be_resampled_is_left_out_with_a_note() -> None:
     scores = scored(np.arange(5.0))
     scores.corpus["METEOR"] = 0.3
@@ -125,6 +151,18 @@ def test_what_cannot_be_resampled_is_left_out_with_a_note() -> None:
     assert found is not None
     assert [item.metric for item in found.differences] == ["CIDEr"]
     assert "METEOR is left out" in found.note and "over all 1 comparisons" in found.note
+
+
+def test_spice_is_compared_where_it_was_measured() -> None:
+    def measured(gain: float) -> Scores:
+        spice = np.linspace(0.1, 0.3, 40) + gain
+        return Scores({"SPICE": float(spice.mean())}, {str(i): {"SPICE": float(each)} for i, each in enumerate(spice)})
+
+    found = compare({"a": measured(0), "b": measured(0.05)})
+    assert found is not None and "left out" not in found.note
+    (difference,) = found.differences
+    assert (difference.metric, difference.difference) == ("SPICE", pytest.approx(0.05))
+    assert difference.low - 1e-9 <= 0.05 <= difference.high + 1e-9 and difference.p_holm < 0.001
 
 
 def test_nothing_to_compare() -> None:

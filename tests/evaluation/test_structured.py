@@ -119,7 +119,7 @@ def test_the_command_scores_a_predictions_file(tmp_path: Path, capsys: pytest.Ca
     main(["boxes", "--preds", str(tmp_path / "p.json"), "--out", str(tmp_path / "s.json")])
     assert "f1 1" in capsys.readouterr().out
     assert json.loads((tmp_path / "s.json").read_text())["mean_iou"] == pytest.approx(1)
-    for out, message in (("p.json", "is the predictions file"), ("s.json/t.json", "cannot be written")):
+    for out, message in (("p.json", "holds something else"), ("s.json/t.json", "cannot be written")):
         with pytest.raises(SystemExit):
             main(["boxes", "--preds", str(tmp_path / "p.json"), "--out", str(tmp_path / out)])
         assert message in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,25 @@ def test_a_projection_that_is_not_finite(parity_a: Case, fresh: Any, tmp_path: P
     state = projection(parity_a)
     state[name].view(-1)[-1] = value
     assert_refused(fresh, tmp_path / "c.pth", {"model": state}, name, "NaN, infinity")
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("change", [Tensor.to_sparse, Tensor.to_sparse_csr, lambda tensor: tensor.to("meta")])
+def test_a_projection_without_dense_values(
+    parity_a: Case, fresh: Any, tmp_path: Path, change: Callable[[Tensor], Tensor]
+) -> None:
+    state = projection(parity_a)
+    state["llama_proj.weight"] = change(state["llama_proj.weight"])
+    assert_refused(fresh, tmp_path / "c.pth", {"model": state}, "llama_proj.weight is sparse or has no values")
+
+
+@pytest.mark.parametrize("key", [1, None, b"a", ("a", 1)])
+def test_keys_that_are_no_names(parity_a: Case, fresh: Any, tmp_path: Path, key: Any) -> None:
+    state: dict[Any, Any] = dict(projection(parity_a))
+    save_projection(tmp_path / "a.pth", {"model": {key: state["llama_proj.bias"], **state}})
+    load_projection(fresh, tmp_path / "a.pth")
+    assert torch.equal(fresh.llama_proj.weight, state["llama_proj.weight"])
+    assert_refused(fresh, tmp_path / "c.pth", {"model": {key: state["llama_proj.bias"]}}, "missing llama_proj")
 
 
 def test_a_projection_of_integers(parity_a: Case, fresh: Any, tmp_path: Path) -> None:

@@ -85,6 +85,21 @@ def test_broken_checkpoints_are_named(complete: Path, tmp_path: Path, caplog: py
         latest_valid_checkpoint(tmp_path)
 
 
+def test_a_checkpoint_with_a_damaged_middle_is_named_and_the_one_before_is_taken(
+    complete: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("checkpoint_0.pth", "checkpoint_1.pth"):
+        shutil.copy(complete / name, tmp_path)
+    path = tmp_path / "checkpoint_1.pth"
+    weight = read_checkpoint(path)["model"]["llama_proj.weight"]
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(weight.numpy().tobytes())] ^= 1  # torch itself reads it without a word
+    path.write_bytes(damaged)
+    with caplog.at_level(logging.WARNING):
+        assert latest_valid_checkpoint(tmp_path) == tmp_path / "checkpoint_0.pth"
+    assert "checkpoint_1.pth is damaged (wrong checksum of" in caplog.text
+
+
 def test_a_finished_run_says_so(complete: Path, train_here: Train) -> None:
     before = (complete / "checkpoint_1.pth").stat().st_mtime_ns
     train_here(*SHORT, "run.run_dir=complete", "run.resume_ckpt_path=auto")

@@ -39,6 +39,8 @@ def share(project: Project, run: str, processes: int, *options: str) -> Path:
 def assert_same_files(folder: Path, expected: Path, *names: str) -> None:
     for name in names:
         assert_same_run(folder / name, expected / name)
+        weights = Path(name).with_suffix(".safetensors")  # a .pth file also names its run's folder
+        assert (folder / weights).read_bytes() == (expected / weights).read_bytes()
     assert untimed_epochs(folder) == untimed_epochs(expected)
 
 

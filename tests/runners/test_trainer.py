@@ -106,6 +106,20 @@ def test_weights_that_overflow_end_the_run_and_are_never_saved(
     assert not list((project.folder / run).glob("checkpoint_*"))
 
 
+def test_weights_that_overflow_between_two_lines_of_the_log_are_not_saved(train_here: Train, project: Project) -> None:
+    with pytest.raises(TrainingError, match=r"step 1: the trained weights .* are not saved; lower run\.init_lr"):
+        train_here(
+            "run.run_dir=overflowed_later",
+            "run.init_lr=1e39",
+            "run.warmup_lr=0",
+            "run.warmup_steps=1",  # the first step, which is logged, changes nothing
+            "run.iters_per_epoch=4",
+            "run.log_freq=100",
+            "run.save_freq=2",
+        )
+    assert not list((project.folder / "overflowed_later").glob("checkpoint_*"))
+
+
 def test_one_bad_step_is_skipped_and_counted(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, range(1, 3))
     folder = train_here("run.run_dir=one_bad", "run.max_epoch=1", "run.log_freq=4")

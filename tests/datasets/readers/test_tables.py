@@ -141,6 +141,12 @@ class TestJsonl:
 
 
 class TestCsv:
+    def test_lone_surrogates_are_no_part_of_a_text(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text('image,captions\n1.jpg,"[""\\ud800 a"", ""\\ud83d\\ude00""]"\n')
+        (record,) = records_of(read("csv", path))
+        assert record.answers == ("\ufffd a", "😀")
+
     def test_five_rows(self, tmp_path: Path) -> None:
         path = tmp_path / "a.csv"
         path.write_text(
