@@ -191,7 +191,9 @@ def compare(scores: Mapping[str, Scores], seed: int = 0, unit: str = "images") -
         name for name in COUNTED if all(item.counts.get(name, {}).keys() == set(ids) for item in scores.values())
     ]
     averaged = [
-        name for name in AVERAGED if all(name in item.per_image[key] for item in scores.values() for key in ids)
+        name
+        for name in AVERAGED
+        if all(name in item.corpus and name in item.per_image.get(key, {}) for item in scores.values() for key in ids)
     ]
     metrics = [metric for name in counted for metric in COUNTED[name].metrics] + averaged
     if len(labels) < 2 or len(ids) < 2 or not metrics:
