@@ -59,7 +59,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata:
 
 
 def _sort_metadata(file: Path) -> None:
-    """Sort the metadata of a .safetensors file, which the library writes in an order of its own at each call."""
+    """Sort the metadata of a .safetensors file, which the library writes in random order."""
     with file.open("r+b") as opened:
         size = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(size))

@@ -18,7 +18,7 @@ from minigpt4.common.files import read_json
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 """Files that most language models' tokenizers are read from, one of them or both."""
 REPLACEMENT_CHARACTER = "\ufffd"
-"""What bytes that are no UTF-8 are decoded to, such as the first ones of a character that is not yet complete."""
+"""What bytes that are not valid UTF-8 are decoded to, such as those of an incomplete character."""
 _BROKEN_BYTES = re.compile(f"{REPLACEMENT_CHARACTER}+")
 PROBE = "a dog and two cats on the grass"
 """Text that every tokenizer of a language model gives back after encoding it."""
@@ -118,8 +118,8 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, without special tokens and those that a language model embeds beyond its tokenizer's.
 
-        Bytes that are no UTF-8 are one � together, of which sentencepiece writes one for each: no other tool counts as
-        it does, and a growing answer becomes stable all the same.
+        A run of bytes that are not valid UTF-8 becomes one �; sentencepiece writes one for each byte, which the
+        decoders of a `tokenizer.json` cannot reproduce.
         """
         text: str = self.pieces.decode([i for i in ids if i < self._num_pieces and i not in self._special_ids])
         return _BROKEN_BYTES.sub(REPLACEMENT_CHARACTER, text)

@@ -39,7 +39,7 @@ DEFAULT_METRICS = ("bleu", "rouge", "cider")
 """The metrics that need only the tokenizer's Java."""
 
 CONTROLS = {"cider": "CIDEr", "rouge": "ROUGE_L", "bleu": "Bleu_4", "meteor": "METEOR", "spice": "SPICE"}
-"""Scorer -> its metric that is also measured with shuffled images; the first that was asked for."""
+"""Scorer -> its metric that is also measured with shuffled images; the first one that is requested."""
 SWAP_SEED = 42
 """Seed of the shuffled images where none is given."""
 Captions = dict[str, list[str]]
@@ -224,7 +224,7 @@ def _compute(
 ) -> tuple[dict[str, tuple[float, dict[str, float]]], dict[str, tuple[float, ...]]]:
     """One of `METRICS` of tokenized captions: metric -> (score of the corpus, score of every image), and its counts.
 
-    Those are image id -> counts, as `Scores.counts` has them; empty where the corpus score is a mean.
+    The counts are image id -> counts, as in `Scores.counts`; empty where the corpus score is a mean.
     """
     if name in JAVA_METRICS:
         from minigpt4.evaluation.meteor_spice import score_with_java

@@ -145,8 +145,8 @@ def score_with_java(
         timeout: seconds after which the metric is stopped; the default grows with the number of images.
 
     Returns:
-        Score of the corpus, score of every image, and every image's counts for `statistics.corpus_meteor`, which SPICE
-        has none of.
+        Score of the corpus, score of every image, and every image's counts for `statistics.corpus_meteor`;
+        SPICE has no counts.
 
     Raises:
         MetricError: the metric cannot be computed here, failed, or took too long.
@@ -184,7 +184,7 @@ def _meteor_counts(line: str) -> tuple[float, ...]:
         words, of_function = sizes[side], sizes[side + 2]
         sums.append(_CONTENT * (words - of_function) + (1 - _CONTENT) * of_function)
     perfect = chunks == 1 and all(sum(stages[side::2]) == sizes[side] for side in (0, 1))
-    return (*sums, 0 if perfect else chunks, sum(matched))  # METEOR counts no chunk where all words match in order
+    return (*sums, 0 if perfect else chunks, sum(matched))  # METEOR counts no chunks in a perfect match
 
 
 def _without_bars(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Which file may be written by --out where a command scores predictions."""
+"""The check that --out overwrites nothing but earlier scores."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def check_replaceable(file: str | Path, keys: Collection[str]) -> None:
     """Make sure that nothing but the scores of an earlier call is overwritten.
 
     Args:
-        file: where the scores go.
-        keys: those of every file of such scores.
+        file: file to write the scores to.
+        keys: keys that every such file has.
 
     Raises:
         MetricError: The file holds the results of an evaluation, or something else, such as the predictions.

@@ -228,7 +228,7 @@ def compare(scores: Mapping[str, Scores], seed: int = 0, unit: str = "images") -
             for row, label in enumerate(labels[1:])
             for number, metric in enumerate(metrics)
         ],
-        _note(p_values.size, left_out, unit),
+        _note(p_values.size, metrics, left_out, unit),
     )
 
 
@@ -359,13 +359,14 @@ def _fixed_weights(unit: str) -> str:
     return "; CIDEr's word weights are kept fixed" if unit == "images" else ""
 
 
-def _note(count: int, left_out: Sequence[str], unit: str) -> str:
+def _note(count: int, metrics: Sequence[str], left_out: Sequence[str], unit: str) -> str:
     missing = "; ".join(
         f"{column(name).label} is left out: its corpus score cannot be computed from scores of {unit}"
         for name in left_out
     )
+    fixed = _fixed_weights(unit) if "CIDEr" in metrics else ""
     return (
         f"checkpoint minus first checkpoint; 95 % percentile bootstrap over the {unit}, paired ({DRAWS:,} draws); "
         f"p by approximate randomisation ({RANDOMISATIONS:,} exchanges), two-sided, shown after Holm's correction over "
-        f"all {count} comparisons (p_holm in metrics.json){_fixed_weights(unit)}" + (f"; {missing}" if missing else "")
+        f"all {count} comparisons (p_holm in metrics.json){fixed}" + (f"; {missing}" if missing else "")
     )

@@ -61,9 +61,7 @@ def main(folder: str, work: str) -> None:
         },
         "prompts": [_encoded(processor, prompt) for prompt in request["prompts"]],
         "strings": strings,
-        "decoded": [
-            tokenizer.decode(row, skip_special_tokens=True) for whole in strings for row in (whole, whole[:-1])
-        ],
+        "decoded": [tokenizer.decode(row, skip_special_tokens=True) for ids in strings for row in (ids, ids[:-1])],
         "texts": texts,
         "talks": talks,
         "padded": padded,

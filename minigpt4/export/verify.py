@@ -209,7 +209,7 @@ def compute(
     return Computed(
         prompts=[as_token(talk.ids(loaded)) for talk in asked],
         strings=strings,
-        decoded=[encoder.tokenizer.decode(row) for whole in strings for row in (whole, whole[:-1])],
+        decoded=[encoder.tokenizer.decode(row) for ids in strings for row in (ids, ids[:-1])],
         texts=texts,
         talks=[_answer(loaded, talk, settings) for talk in shown],
         padded=[str(text) for text in loaded.describe([exact[0]] * 2, [question, longer], **given)],
@@ -337,7 +337,7 @@ def compare(
         ),
         _equal("token ids of prompts", ours.prompts, theirs.prompts),
         _equal("token ids of awkward texts", ours.strings, theirs.strings),
-        _equal("these ids decoded, whole and cut", ours.decoded, theirs.decoded),
+        _equal("these ids decoded, also cut off", ours.decoded, theirs.decoded),
         _close("image embeddings", ours.embeds, theirs.embeds, share),
         _close("logits", ours.logits, theirs.logits[..., :vocabulary], share),
     ]
